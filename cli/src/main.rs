@@ -1,0 +1,2 @@
+//! orch: stacks of containers on one host or many, in one binary.
+fn main() {}

@@ -1,0 +1,6 @@
+//! One host's containers, images, volumes and logs.
+//!
+//! Knows no service and no network plan: the agent lowers a task to a [`config::ContainerConfig`] and hands over a network namespace.
+//! Synchronous throughout (no async runtime): callers move blocking calls to threads of theirs.
+
+pub mod config;

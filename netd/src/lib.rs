@@ -1,0 +1,1 @@
+//! Bridges, overlay, nftables, addresses and DNS of one host.

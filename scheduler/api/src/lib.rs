@@ -1,0 +1,1 @@
+//! Request and response types, and the client that the CLI and the agent use.

@@ -1,0 +1,1 @@
+//! The replicated state machine, its reconcilers and placement. Pure.

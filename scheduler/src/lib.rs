@@ -1,0 +1,1 @@
+//! The control plane: raft driver, log store, API server, dispatcher.

@@ -1,0 +1,1 @@
+//! Harness, scenarios, fault injection and tidy checks.
