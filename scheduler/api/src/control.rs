@@ -26,8 +26,7 @@
 //! | `DELETE /v1/volumes/{name}` | | [`IndexResponse`] |
 //! | `GET /v1/nodes` | | `[`[`NodeView`]`]` |
 //!
-//! An error is an [`ErrorBody`] with a status that fits: 400 the request is wrong, 404 it names something that is not there, 409 it
-//! clashes with what is, 413 too large, 503 try again (no space, no leader), 507 the disk is full.
+//! An error is an [`ErrorBody`](crate::error::ErrorBody) whose `code` decides the status.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -643,26 +642,4 @@ pub struct NodeView {
     pub memory: u64,
     /// Tasks placed on it that are not gone.
     pub tasks: u32,
-}
-
-/// The body of every answer that is not a success.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ErrorBody {
-    /// The error.
-    pub error: ErrorInfo,
-}
-
-/// What went wrong.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ErrorInfo {
-    /// For programs: `image_missing`, `no_such_service`, `address_pool_clash` … Stays the same over versions.
-    pub code: String,
-    /// For people: what, where, why.
-    pub message: String,
-    /// What to do about it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hint: Option<String>,
-    /// What the message is made of, for programs: `image` → name, one entry for each that is missing, and the like.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub details: Vec<(String, String)>,
 }
