@@ -1,1 +1,12 @@
-//! Request and response types, and the client that the CLI and the agent use.
+//! Request and response types of the API, and the client that the CLI and the agents use.
+//!
+//! [`control`] is the control plane (stacks, tasks, networks, events), [`node`] one node (containers, images, volumes), [`stream`] the
+//! framing of attached terminals, [`client`] the HTTP client. Servers live elsewhere: routes of `control` in `orch-scheduler`, those of
+//! `node` in `orch-agent`.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod control;
+pub mod error;
+pub mod node;
+pub mod stream;

@@ -1,0 +1,1201 @@
+//! What can be typed: the grammar of the command line, nothing else. What was meant is worked out in [`crate::settings`] and the commands.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Stacks of containers, on one host or many, from one file.
+#[derive(Debug, Parser)]
+#[command(
+    name = "orch",
+    version,
+    disable_help_subcommand = false,
+    propagate_version = true,
+    infer_long_args = false,
+    after_help = "Start with `orch up -d --wait` beside a stack.yaml or compose.yaml; `orch plan` says what it would do.\n\
+                  Exit codes: 0 done, 1 failed, 2 wrong usage or stack file, 10 `plan` found changes, 124 deadline passed,\n\
+                  125/126/127 container not started / command not executable / not found, 128+N died of signal N."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Stack file; repeat to merge several; `-` reads standard input
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    pub files: Vec<String>,
+    /// Name of the stack; default: the file's `name`, else its folder's
+    #[arg(short = 'p', long, value_name = "NAME")]
+    pub project_name: Option<String>,
+    /// Folder that relative paths start from; default: that of the first file
+    #[arg(long, global = true, value_name = "DIR")]
+    pub project_directory: Option<PathBuf>,
+    /// Turn on a profile; repeatable, `*` for all
+    #[arg(long = "profile", global = true, value_name = "NAME")]
+    pub profiles: Vec<String>,
+    /// File of variables for interpolation, instead of `.env`; repeatable
+    #[arg(long = "env-file", global = true, value_name = "FILE")]
+    pub env_files: Vec<String>,
+    /// How many things to do at once
+    #[arg(long, global = true, value_name = "N")]
+    pub parallel: Option<i32>,
+    /// The agent to talk to: unix://PATH
+    #[arg(long, global = true, value_name = "URL", env = "ORCH_HOST")]
+    pub host: Option<String>,
+    /// How to show progress
+    #[arg(long, global = true, value_enum, default_value_t = ProgressMode::Auto, env = "ORCH_PROGRESS")]
+    pub progress: ProgressMode,
+    /// When to use colour
+    #[arg(long, global = true, value_enum, default_value_t = ColorMode::Auto)]
+    pub color: ColorMode,
+    /// Say only what is asked for: names and ids
+    #[arg(short = 'q', long, global = true)]
+    pub quiet: bool,
+    /// Show what would be done and do nothing
+    #[arg(long, global = true)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProgressMode {
+    Auto,
+    Tty,
+    Plain,
+    Json,
+    Quiet,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ColorMode {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make the host match the stack file and show the logs
+    Up(Up),
+    /// Stop and remove what `up` made
+    Down(Down),
+    /// Say what `up` would do, and why; exit code 10 when there is something to do
+    Plan(Plan),
+    /// Check the stack file and print the merged, canonical model
+    Config(Config),
+    /// List the stack's containers
+    Ps(Ps),
+    /// Show the logs of services
+    Logs(Logs),
+    /// Run a command in a running container of a service
+    Exec(Exec),
+    /// Run a one-off container of a service
+    Run(Run),
+    /// Make the containers without starting them
+    Create(Create),
+    /// Start containers that exist
+    Start(Start),
+    /// Stop containers without removing them
+    Stop(Stop),
+    /// Stop and start containers
+    Restart(Restart),
+    /// Send a signal to the containers of services
+    Kill(Kill),
+    /// Freeze the containers of services
+    Pause(Services),
+    /// Thaw them
+    Unpause(Services),
+    /// Remove stopped containers of services
+    Rm(Rm),
+    /// Attach to a service's running container
+    Attach(Attach),
+    /// Print the host's address of a published port
+    Port(Port),
+    /// Show the processes of the stack's containers
+    Top(Services),
+    /// Show what the stack's containers use
+    Stats(Stats),
+    /// Show what happens, as it happens
+    Events(Events),
+    /// Copy files between a container and here
+    Cp(Cp),
+    /// Wait until services' containers have exited
+    Wait(Wait),
+    /// Set the number of replicas
+    Scale(Scale),
+    /// List stacks
+    Ls(Ls),
+    /// List the images that the stack's containers use
+    Images(ListFormat),
+    /// Draw the stack's dependency graph
+    Graph(Graph),
+    /// Containers, one by one
+    #[command(subcommand)]
+    Container(Box<ContainerCommand>),
+    /// Images
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Volumes
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Networks
+    #[command(subcommand)]
+    Network(NetworkCommand),
+    /// This machine
+    #[command(subcommand)]
+    System(SystemCommand),
+    /// Run the node agent in the foreground
+    Agent(Agent),
+    /// Print a completion script
+    Completion {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write one page a command into a folder
+    Man {
+        /// Folder to write into
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+    /// Print the version
+    Version {
+        /// Only the number
+        #[arg(long)]
+        short: bool,
+        /// `json` for programs
+        #[arg(long, value_name = "FORMAT")]
+        format: Option<String>,
+    },
+}
+
+#[derive(Debug, Default, Args)]
+pub struct UpCommon {
+    /// Make all containers anew
+    #[arg(long)]
+    pub force_recreate: bool,
+    /// Keep containers even when their configuration changed
+    #[arg(long, conflicts_with = "force_recreate")]
+    pub no_recreate: bool,
+    /// Make containers of dependencies anew too
+    #[arg(long, conflicts_with = "no_recreate")]
+    pub always_recreate_deps: bool,
+    /// Start anonymous volumes empty
+    #[arg(short = 'V', long)]
+    pub renew_anon_volumes: bool,
+    /// Leave the services alone that the named ones depend on
+    #[arg(long)]
+    pub no_deps: bool,
+    /// Remove containers of services that the file no longer has
+    #[arg(long)]
+    pub remove_orphans: bool,
+    /// Replicas of a service, SERVICE=N; repeatable
+    #[arg(long, value_name = "SERVICE=N")]
+    pub scale: Vec<String>,
+    /// Seconds before a container that must go is killed
+    #[arg(short = 't', long, value_name = "SECONDS", allow_negative_numbers = true)]
+    pub timeout: Option<i64>,
+    /// When to look for images elsewhere: only `missing` and `never` have a meaning while there is no registry client
+    #[arg(long, value_name = "POLICY")]
+    pub pull: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Up {
+    #[command(flatten)]
+    pub common: UpCommon,
+    /// Go on in the background
+    #[arg(short = 'd', long)]
+    pub detach: bool,
+    /// Wait until everything runs and is healthy, or has done its one-shot work; implies -d
+    #[arg(long)]
+    pub wait: bool,
+    /// Give up waiting after so many seconds (exit code 124)
+    #[arg(long, value_name = "SECONDS")]
+    pub wait_timeout: Option<u64>,
+    /// Make everything, start nothing
+    #[arg(long)]
+    pub no_start: bool,
+    /// Stop everything when one container has exited
+    #[arg(long, conflicts_with = "detach")]
+    pub abort_on_container_exit: bool,
+    /// Stop everything when one container has failed
+    #[arg(long, conflicts_with = "detach")]
+    pub abort_on_container_failure: bool,
+    /// Exit with the code of this service's container; implies --abort-on-container-exit
+    #[arg(long, value_name = "SERVICE", conflicts_with = "detach")]
+    pub exit_code_from: Option<String>,
+    /// Show logs of these services only; repeatable
+    #[arg(long, value_name = "SERVICE")]
+    pub attach: Vec<String>,
+    /// Show no logs of these services; repeatable
+    #[arg(long, value_name = "SERVICE")]
+    pub no_attach: Vec<String>,
+    /// Show logs of the dependencies too
+    #[arg(long)]
+    pub attach_dependencies: bool,
+    #[command(flatten)]
+    pub style: LogStyle,
+    /// Build images first (not carried out yet: a named error)
+    #[arg(long)]
+    pub build: bool,
+    /// Do not build images
+    #[arg(long, conflicts_with = "build")]
+    pub no_build: bool,
+    /// Only these services and what they depend on
+    pub services: Vec<String>,
+}
+
+#[derive(Debug, Default, Args)]
+pub struct LogStyle {
+    /// No `service-1 |` in front of lines
+    #[arg(long)]
+    pub no_log_prefix: bool,
+    /// No colour in prefixes
+    #[arg(long)]
+    pub no_color: bool,
+    /// Time in front of lines
+    #[arg(long)]
+    pub timestamps: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Down {
+    /// Remove the stack's volumes too, except external ones
+    #[arg(short = 'v', long)]
+    pub volumes: bool,
+    /// Remove images: `all`, or `local` for those without a name of their own
+    #[arg(long, value_name = "WHICH")]
+    pub rmi: Option<String>,
+    /// Remove containers of services that the file no longer has
+    #[arg(long)]
+    pub remove_orphans: bool,
+    /// Seconds before a container is killed
+    #[arg(short = 't', long, value_name = "SECONDS", allow_negative_numbers = true)]
+    pub timeout: Option<i64>,
+    /// Only these services
+    pub services: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Plan {
+    #[command(flatten)]
+    pub common: UpCommon,
+    /// `text` or `json`
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub format: String,
+    /// Only these services and what they depend on
+    pub services: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Config {
+    /// `yaml` or `json`
+    #[arg(long, value_name = "FORMAT", default_value = "yaml")]
+    pub format: String,
+    /// Only the names of the services
+    #[arg(long)]
+    pub services: bool,
+    /// Only the names of the images
+    #[arg(long)]
+    pub images: bool,
+    /// Only the names of the volumes
+    #[arg(long)]
+    pub volumes: bool,
+    /// Only the names of the networks
+    #[arg(long)]
+    pub networks: bool,
+    /// Only the names of the profiles
+    #[arg(long)]
+    pub profiles: bool,
+    /// Print each service's hash: `*` or a list with commas
+    #[arg(long, value_name = "SERVICES")]
+    pub hash: Option<String>,
+    /// Write into this file
+    #[arg(short = 'o', long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Leave variables as they are
+    #[arg(long)]
+    pub no_interpolate: bool,
+    /// Only these services
+    pub only: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ListFormat {
+    /// `table`, `json`, or a template such as `{{.Name}}`
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub format: String,
+    /// Full ids
+    #[arg(long)]
+    pub no_trunc: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Ps {
+    /// Those that do not run, too
+    #[arg(short = 'a', long)]
+    pub all: bool,
+    /// Only names of services
+    #[arg(long = "services")]
+    pub only_services: bool,
+    /// Only containers in this state; repeatable
+    #[arg(long, value_name = "STATE")]
+    pub status: Vec<String>,
+    #[command(flatten)]
+    pub list: ListFormat,
+    /// Only these services
+    pub services: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct LogSelection {
+    /// Go on as lines come
+    #[arg(short = 'f', long)]
+    pub follow: bool,
+    /// Only the last N lines of each container, or `all`
+    #[arg(short = 'n', long, value_name = "N", default_value = "all")]
+    pub tail: String,
+    /// Not before: a time, or how long ago (10m)
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Not after
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Logs {
+    /// Go on as lines come (after this verb `-f` means this; the stack file is `--file`)
+    #[arg(short = 'f', long)]
+    pub follow: bool,
+    /// Only the last N lines of each container, or `all`
+    #[arg(short = 'n', long, value_name = "N", default_value = "all")]
+    pub tail: String,
+    /// Not before: a time, or how long ago (10m)
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Not after
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+    /// Time in front of lines
+    #[arg(short = 't', long)]
+    pub timestamps: bool,
+    /// No `service-1 |` in front of lines
+    #[arg(long)]
+    pub no_log_prefix: bool,
+    /// No colour in prefixes
+    #[arg(long)]
+    pub no_color: bool,
+    /// Only this replica
+    #[arg(long, value_name = "N")]
+    pub index: Option<u32>,
+    /// Only these services
+    pub services: Vec<String>,
+}
+
+#[derive(Debug, Default, Args)]
+pub struct ExecOptions {
+    /// Do not wait for it
+    #[arg(short = 'd', long)]
+    pub detach: bool,
+    /// Set a variable; repeatable
+    #[arg(short = 'e', long, value_name = "KEY=VALUE")]
+    pub env: Vec<String>,
+    /// Run as this user
+    #[arg(short = 'u', long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// In this folder
+    #[arg(short = 'w', long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// With all capabilities and no filter
+    #[arg(long)]
+    pub privileged: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Exec {
+    #[command(flatten)]
+    pub options: ExecOptions,
+    /// In this replica
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub index: u32,
+    /// Without a terminal
+    #[arg(short = 'T', long)]
+    pub no_tty: bool,
+    /// Keep standard input open (it is unless you say `--interactive=false`)
+    #[arg(short = 'i', long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub interactive: bool,
+    /// The service
+    pub service: String,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Remove it once it has exited
+    #[arg(long)]
+    pub rm: bool,
+    /// In the background
+    #[arg(short = 'd', long)]
+    pub detach: bool,
+    /// Set a variable; repeatable
+    #[arg(short = 'e', long, value_name = "KEY=VALUE")]
+    pub env: Vec<String>,
+    /// Instead of the image's entry point
+    #[arg(long, value_name = "COMMAND")]
+    pub entrypoint: Option<String>,
+    /// Set a label; repeatable
+    #[arg(short = 'l', long, value_name = "KEY=VALUE")]
+    pub label: Vec<String>,
+    /// Its name
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Do not start what the service depends on
+    #[arg(long)]
+    pub no_deps: bool,
+    /// Publish a port; repeatable
+    #[arg(short = 'p', long, value_name = "PORT")]
+    pub publish: Vec<String>,
+    /// Publish the service's ports
+    #[arg(short = 'P', long)]
+    pub service_ports: bool,
+    /// Answer to the service's names too
+    #[arg(long)]
+    pub use_aliases: bool,
+    /// Run as this user
+    #[arg(short = 'u', long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Mount a volume; repeatable
+    #[arg(short = 'v', long, value_name = "VOLUME")]
+    pub volume: Vec<String>,
+    /// In this folder
+    #[arg(short = 'w', long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// Without a terminal
+    #[arg(short = 'T', long)]
+    pub no_tty: bool,
+    /// Keep standard input open
+    #[arg(short = 'i', long)]
+    pub interactive: bool,
+    /// The service
+    pub service: String,
+    /// Instead of the service's command
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Create {
+    #[command(flatten)]
+    pub common: UpCommon,
+    /// Only these services and what they depend on
+    pub services: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Services {
+    /// Only these services
+    pub services: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Start {
+    /// Wait until everything runs and is healthy
+    #[arg(long)]
+    pub wait: bool,
+    /// Give up waiting after so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    pub wait_timeout: Option<u64>,
+    /// Only these services
+    pub services: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Stop {
+    /// Seconds before a container is killed
+    #[arg(short = 't', long, value_name = "SECONDS", allow_negative_numbers = true)]
+    pub timeout: Option<i64>,
+    /// Only these services
+    pub services: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Restart {
+    /// Seconds before a container is killed
+    #[arg(short = 't', long, value_name = "SECONDS", allow_negative_numbers = true)]
+    pub timeout: Option<i64>,
+    /// Leave the services alone that depend on these
+    #[arg(long)]
+    pub no_deps: bool,
+    /// Only these services
+    pub services: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Kill {
+    /// The signal, by name or number
+    #[arg(short = 's', long, default_value = "SIGKILL")]
+    pub signal: String,
+    /// Only these services
+    pub services: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Rm {
+    /// Do not ask
+    #[arg(short = 'f', long)]
+    pub force: bool,
+    /// Stop them first
+    #[arg(short = 's', long)]
+    pub stop: bool,
+    /// Remove their anonymous volumes too
+    #[arg(short = 'v', long)]
+    pub volumes: bool,
+    /// Only these services
+    pub services: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// This replica
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub index: u32,
+    #[command(flatten)]
+    pub options: AttachOptions,
+    /// The service
+    pub service: String,
+}
+
+#[derive(Debug, Default, Args)]
+pub struct AttachOptions {
+    /// Without standard input
+    #[arg(long)]
+    pub no_stdin: bool,
+    /// Pass signals on to the container
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub sig_proxy: bool,
+    /// Keys that detach
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    pub detach_keys: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Port {
+    /// `tcp` or `udp`
+    #[arg(long, default_value = "tcp")]
+    pub protocol: String,
+    /// Of this replica
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub index: u32,
+    /// The service
+    pub service: String,
+    /// The port inside
+    pub port: u16,
+}
+
+#[derive(Debug, Args)]
+pub struct Stats {
+    /// Once, instead of again and again
+    #[arg(long)]
+    pub no_stream: bool,
+    #[command(flatten)]
+    pub list: ListFormat,
+    /// Only these services
+    pub services: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Events {
+    /// `text` or `json`
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub format: String,
+    /// The same as `--format json`
+    #[arg(long)]
+    pub json: bool,
+    /// Start after this index
+    #[arg(long, value_name = "INDEX")]
+    pub since_index: Option<u64>,
+    /// End with what there is
+    #[arg(long)]
+    pub no_follow: bool,
+    /// Only these services
+    pub services: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Cp {
+    /// Of this replica
+    #[arg(long, value_name = "N")]
+    pub index: Option<u32>,
+    /// Keep owners
+    #[arg(short = 'a', long)]
+    pub archive: bool,
+    /// Follow links in the source
+    #[arg(short = 'L', long)]
+    pub follow_link: bool,
+    /// SERVICE:PATH or a path here; `-` is a tar stream
+    pub source: String,
+    /// SERVICE:PATH or a path here; `-` is a tar stream
+    pub destination: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Wait {
+    /// Take the stack down when they have exited
+    #[arg(long)]
+    pub down_project: bool,
+    /// These services
+    #[arg(required = true)]
+    pub services: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Scale {
+    /// Leave the services alone that these depend on
+    #[arg(long)]
+    pub no_deps: bool,
+    /// Wait until they run and are healthy
+    #[arg(long)]
+    pub wait: bool,
+    /// SERVICE=N
+    #[arg(required = true, value_name = "SERVICE=N")]
+    pub scale: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Ls {
+    /// Those without a running container, too
+    #[arg(short = 'a', long)]
+    pub all: bool,
+    #[command(flatten)]
+    pub list: ListFormat,
+}
+
+#[derive(Debug, Args)]
+pub struct Graph {
+    /// `dot`, `mermaid` or `svg`
+    #[arg(short = 'o', long, value_name = "FORMAT", default_value = "dot")]
+    pub output: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ContainerCommand {
+    /// Make and start a container
+    Run(ContainerRun),
+    /// List containers
+    #[command(alias = "list", alias = "ps")]
+    Ls(ContainerLs),
+    /// Show everything about containers
+    Inspect {
+        /// Names or ids
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Show the log
+    Logs(ContainerLogs),
+    /// Run a command in it
+    Exec(ContainerExec),
+    /// Attach to it
+    Attach {
+        #[command(flatten)]
+        options: AttachOptions,
+        /// Name or id
+        container: String,
+    },
+    /// Start containers
+    Start {
+        /// Names or ids
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Stop containers
+    Stop(ContainerStop),
+    /// Stop and start containers
+    Restart(ContainerStop),
+    /// Send a signal
+    Kill {
+        /// The signal, by name or number
+        #[arg(short = 's', long, default_value = "SIGKILL")]
+        signal: String,
+        /// Names or ids
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Freeze containers
+    Pause {
+        /// Names or ids
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Thaw containers
+    Unpause {
+        /// Names or ids
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Remove containers
+    Rm(ContainerRm),
+    /// Copy files between a container and here
+    Cp {
+        /// Keep owners
+        #[arg(short = 'a', long)]
+        archive: bool,
+        /// CONTAINER:PATH or a path here; `-` is a tar stream
+        source: String,
+        /// CONTAINER:PATH or a path here; `-` is a tar stream
+        destination: String,
+    },
+    /// Show what containers use
+    Stats {
+        /// Once, instead of again and again
+        #[arg(long)]
+        no_stream: bool,
+        #[command(flatten)]
+        list: ListFormat,
+        /// Names or ids; default: all that run
+        containers: Vec<String>,
+    },
+    /// Show its processes
+    Top {
+        /// Name or id
+        container: String,
+    },
+    /// Wait until containers have exited and print their codes
+    Wait {
+        /// Names or ids
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Remove all stopped containers that belong to no stack
+    Prune {
+        /// Do not ask
+        #[arg(short = 'f', long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ContainerRun {
+    /// In the background; prints the id
+    #[arg(short = 'd', long)]
+    pub detach: bool,
+    /// Keep standard input open
+    #[arg(short = 'i', long)]
+    pub interactive: bool,
+    /// Give it a terminal
+    #[arg(short = 't', long)]
+    pub tty: bool,
+    /// Remove it once it has exited
+    #[arg(long)]
+    pub rm: bool,
+    /// Its name
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Set a variable, or pass one on; repeatable
+    #[arg(short = 'e', long, value_name = "KEY[=VALUE]")]
+    pub env: Vec<String>,
+    /// Mount: [SOURCE:]TARGET[:OPTIONS]; repeatable
+    #[arg(short = 'v', long, value_name = "VOLUME")]
+    pub volume: Vec<String>,
+    /// Mount a tmpfs; repeatable
+    #[arg(long, value_name = "PATH[:OPTIONS]")]
+    pub tmpfs: Vec<String>,
+    /// Publish: [[HOST_IP:]HOST_PORT:]PORT[/PROTOCOL]; repeatable
+    #[arg(short = 'p', long, value_name = "PORT")]
+    pub publish: Vec<String>,
+    /// `bridge`, `none`, `host`, `container:NAME`, or a network; repeatable for networks
+    #[arg(long, value_name = "NETWORK")]
+    pub network: Vec<String>,
+    /// Further name on its networks; repeatable
+    #[arg(long, value_name = "NAME")]
+    pub network_alias: Vec<String>,
+    /// Host name inside
+    #[arg(long)]
+    pub hostname: Option<String>,
+    /// Run as this user
+    #[arg(short = 'u', long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Supplementary group; repeatable
+    #[arg(long, value_name = "GROUP")]
+    pub group_add: Vec<String>,
+    /// In this folder
+    #[arg(short = 'w', long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// Instead of the image's entry point
+    #[arg(long, value_name = "COMMAND")]
+    pub entrypoint: Option<String>,
+    /// Processors
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<String>,
+    /// Which processors: 0-1,3
+    #[arg(long, value_name = "LIST")]
+    pub cpuset_cpus: Option<String>,
+    /// Relative processor weight
+    #[arg(long, value_name = "N")]
+    pub cpu_shares: Option<u64>,
+    /// Memory: 512m
+    #[arg(short = 'm', long, value_name = "BYTES")]
+    pub memory: Option<String>,
+    /// Memory plus swap; -1 for no limit
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
+    pub memory_swap: Option<String>,
+    /// Processes
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub pids_limit: Option<i64>,
+    /// Size of /dev/shm
+    #[arg(long, value_name = "BYTES")]
+    pub shm_size: Option<String>,
+    /// Root file system read-only
+    #[arg(long)]
+    pub read_only: bool,
+    /// Add a capability; repeatable
+    #[arg(long, value_name = "CAP")]
+    pub cap_add: Vec<String>,
+    /// Drop a capability; repeatable
+    #[arg(long, value_name = "CAP")]
+    pub cap_drop: Vec<String>,
+    /// no-new-privileges, seccomp=…, systempaths=unconfined; repeatable
+    #[arg(long, value_name = "OPTION")]
+    pub security_opt: Vec<String>,
+    /// Everything allowed
+    #[arg(long)]
+    pub privileged: bool,
+    /// Device HOST[:INSIDE[:rwm]]; repeatable
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Vec<String>,
+    /// A small init as PID 1
+    #[arg(long)]
+    pub init: bool,
+    /// no, always, on-failure[:N], unless-stopped
+    #[arg(long, value_name = "POLICY")]
+    pub restart: Option<String>,
+    /// Limit NAME=SOFT[:HARD]; repeatable
+    #[arg(long, value_name = "LIMIT")]
+    pub ulimit: Vec<String>,
+    /// Kernel parameter KEY=VALUE; repeatable
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub sysctl: Vec<String>,
+    /// Label KEY=VALUE; repeatable
+    #[arg(short = 'l', long, value_name = "KEY=VALUE")]
+    pub label: Vec<String>,
+    /// Host entry HOST:IP; repeatable
+    #[arg(long, value_name = "HOST:IP")]
+    pub add_host: Vec<String>,
+    /// Name server; repeatable
+    #[arg(long, value_name = "IP")]
+    pub dns: Vec<String>,
+    /// PID namespace: host or container:NAME
+    #[arg(long, value_name = "MODE")]
+    pub pid: Option<String>,
+    /// IPC namespace: private, host, none or container:NAME
+    #[arg(long, value_name = "MODE")]
+    pub ipc: Option<String>,
+    /// UTS namespace: host
+    #[arg(long, value_name = "MODE")]
+    pub uts: Option<String>,
+    /// Signal that stops it
+    #[arg(long, value_name = "SIGNAL")]
+    pub stop_signal: Option<String>,
+    /// Seconds before it is killed
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    pub stop_timeout: Option<i64>,
+    /// Log option KEY=VALUE; repeatable
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub log_opt: Vec<String>,
+    /// -1000..1000
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub oom_score_adj: Option<i64>,
+    /// Health probe run by a shell
+    #[arg(long, value_name = "COMMAND")]
+    pub health_cmd: Option<String>,
+    /// Time between probes
+    #[arg(long, value_name = "DURATION")]
+    pub health_interval: Option<String>,
+    /// Failures in a row that make it unhealthy
+    #[arg(long, value_name = "N")]
+    pub health_retries: Option<u32>,
+    /// Keys that detach
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    pub detach_keys: String,
+    /// The image
+    pub image: String,
+    /// The command and its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ContainerLs {
+    /// Those that do not run, too
+    #[arg(short = 'a', long)]
+    pub all: bool,
+    #[command(flatten)]
+    pub list: ListFormat,
+}
+
+#[derive(Debug, Args)]
+pub struct ContainerLogs {
+    #[command(flatten)]
+    pub select: LogSelection,
+    /// Time in front of lines
+    #[arg(short = 't', long)]
+    pub timestamps: bool,
+    /// Name or id
+    pub container: String,
+}
+
+#[derive(Debug, Args)]
+pub struct ContainerExec {
+    #[command(flatten)]
+    pub options: ExecOptions,
+    /// Keep standard input open
+    #[arg(short = 'i', long)]
+    pub interactive: bool,
+    /// Give it a terminal
+    #[arg(short = 't', long)]
+    pub tty: bool,
+    /// Name or id
+    pub container: String,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ContainerStop {
+    /// Seconds before it is killed
+    #[arg(short = 't', long, value_name = "SECONDS", allow_negative_numbers = true)]
+    pub timeout: Option<i64>,
+    /// Signal instead of its own
+    #[arg(short = 's', long, value_name = "SIGNAL")]
+    pub signal: Option<String>,
+    /// Names or ids
+    #[arg(required = true)]
+    pub containers: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ContainerRm {
+    /// Kill it first
+    #[arg(short = 'f', long)]
+    pub force: bool,
+    /// Remove its anonymous volumes too
+    #[arg(short = 'v', long)]
+    pub volumes: bool,
+    /// Names or ids
+    #[arg(required = true)]
+    pub containers: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// List images
+    #[command(alias = "list")]
+    Ls(ListFormat),
+    /// Make an image of a tar of a root file system
+    Import {
+        /// Apply a Dockerfile instruction: CMD, ENTRYPOINT, ENV, WORKDIR, USER, EXPOSE, LABEL, VOLUME, STOPSIGNAL; repeatable
+        #[arg(short = 'c', long, value_name = "INSTRUCTION")]
+        change: Vec<String>,
+        /// A line for the history
+        #[arg(short = 'm', long, value_name = "TEXT")]
+        message: Option<String>,
+        /// The tar; `-` reads standard input
+        file: String,
+        /// Name of the image
+        reference: String,
+    },
+    /// Load images from an archive (docker save, OCI layout)
+    Load {
+        /// The archive; standard input when absent
+        #[arg(short = 'i', long, value_name = "FILE")]
+        input: Option<PathBuf>,
+    },
+    /// Write images into an archive
+    Save {
+        /// The archive; standard output when absent
+        #[arg(short = 'o', long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Names or ids
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Remove images
+    Rm {
+        /// Even when a container uses it
+        #[arg(short = 'f', long)]
+        force: bool,
+        /// Names or ids
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Show everything about images
+    Inspect {
+        /// Names or ids
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Give an image a further name
+    Tag {
+        /// Name or id
+        source: String,
+        /// The further name
+        target: String,
+    },
+    /// Show how an image was made
+    History {
+        #[command(flatten)]
+        list: ListFormat,
+        /// Name or id
+        image: String,
+    },
+    /// Remove images that nothing uses
+    Prune {
+        /// Named ones too
+        #[arg(short = 'a', long)]
+        all: bool,
+        /// Do not ask
+        #[arg(short = 'f', long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// List volumes
+    #[command(alias = "list")]
+    Ls(ListFormat),
+    /// Make a volume
+    Create {
+        /// Label KEY=VALUE; repeatable
+        #[arg(long, value_name = "KEY=VALUE")]
+        label: Vec<String>,
+        /// Its name
+        name: String,
+    },
+    /// Show everything about volumes
+    Inspect {
+        /// Names
+        #[arg(required = true)]
+        volumes: Vec<String>,
+    },
+    /// Remove volumes and what is in them
+    Rm {
+        /// No error for one that is not there
+        #[arg(short = 'f', long)]
+        force: bool,
+        /// Names
+        #[arg(required = true)]
+        volumes: Vec<String>,
+    },
+    /// Remove anonymous volumes that nothing uses
+    Prune {
+        /// Named ones too
+        #[arg(short = 'a', long)]
+        all: bool,
+        /// Do not ask
+        #[arg(short = 'f', long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NetworkCommand {
+    /// List networks
+    #[command(alias = "list")]
+    Ls(ListFormat),
+    /// Make a network
+    Create {
+        /// Subnet, 10.9.0.0/24
+        #[arg(long, value_name = "CIDR")]
+        subnet: Option<String>,
+        /// The bridge's address
+        #[arg(long, value_name = "IP")]
+        gateway: Option<String>,
+        /// No way out
+        #[arg(long)]
+        internal: bool,
+        /// With IPv6
+        #[arg(long)]
+        ipv6: bool,
+        /// Label KEY=VALUE; repeatable
+        #[arg(long, value_name = "KEY=VALUE")]
+        label: Vec<String>,
+        /// Its name
+        name: String,
+    },
+    /// Show everything about networks
+    Inspect {
+        /// Names
+        #[arg(required = true)]
+        networks: Vec<String>,
+    },
+    /// Remove networks
+    Rm {
+        /// Names
+        #[arg(required = true)]
+        networks: Vec<String>,
+    },
+    /// Remove networks that no stack has and nothing uses
+    Prune {
+        /// Do not ask
+        #[arg(short = 'f', long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SystemCommand {
+    /// What the machine and the agent are
+    Info {
+        /// `text` or `json`
+        #[arg(long, value_name = "FORMAT", default_value = "text")]
+        format: String,
+    },
+    /// Disk use
+    Df {
+        /// `text` or `json`
+        #[arg(long, value_name = "FORMAT", default_value = "text")]
+        format: String,
+    },
+    /// Remove what nothing uses
+    Prune {
+        /// Named images too
+        #[arg(short = 'a', long)]
+        all: bool,
+        /// Volumes too
+        #[arg(long)]
+        volumes: bool,
+        /// Do not ask
+        #[arg(short = 'f', long)]
+        force: bool,
+    },
+    /// Check whether this machine has what orch needs
+    Doctor {
+        /// `text` or `json`
+        #[arg(long, value_name = "FORMAT", default_value = "text")]
+        format: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Agent {
+    /// Where state is kept
+    #[arg(long, value_name = "DIR", env = "ORCH_DATA_DIR", default_value = "/var/lib/orch")]
+    pub data_dir: PathBuf,
+    /// Where sockets and namespaces are
+    #[arg(long, value_name = "DIR", env = "ORCH_RUN_DIR", default_value = "/run/orch")]
+    pub run_dir: PathBuf,
+    /// Name of this agent among several on one kernel
+    #[arg(long, value_name = "NAME", env = "ORCH_INSTANCE", default_value = "")]
+    pub instance: String,
+    /// Go away when nothing has run for so many seconds; 0 = stay
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub idle_exit: u64,
+}

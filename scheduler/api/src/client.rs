@@ -1,0 +1,289 @@
+//! The HTTP client: one connection a request over the agent's unix socket, made for short-lived commands.
+//!
+//! Absent on purpose: a connection pool, retries and redirects. A command makes one to three requests, and whether to try again is its
+//! decision.
+
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::Stream;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::body::{Frame, Incoming};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use crate::error::{ErrorBody, ErrorDetail};
+use crate::stream::PROTOCOL;
+
+/// Longest line of a newline-delimited stream that is accepted.
+const MAX_LINE: usize = 16 << 20;
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("cannot reach the orch agent at {path}")]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What connecting said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The agent refused or failed.
+    #[error(transparent)]
+    Refused(#[from] ErrorDetail),
+    /// The connection broke, or what came is no HTTP.
+    #[error("the connection to the orch agent broke while {doing}")]
+    Broken {
+        /// The request.
+        doing: String,
+        /// What the transport said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// What came is not what this version understands.
+    #[error("the agent's answer to {doing} is not understood; are agent and command of the same version?")]
+    Answer {
+        /// The request.
+        doing: String,
+        /// What decoding said.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// The body of a request.
+pub type Body = BoxBody<Bytes, std::io::Error>;
+
+/// An upgraded connection, framed by [`crate::stream`].
+pub type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
+
+/// A client of one agent.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client of the agent that listens at this unix socket.
+    pub fn unix(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into() }
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// `GET`, decoded.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.exchange(Method::GET, path, empty()).await
+    }
+
+    /// `POST` of a JSON body, decoded.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        self.exchange(Method::POST, path, json(path, body)?).await
+    }
+
+    /// `DELETE`, decoded.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.exchange(Method::DELETE, path, empty()).await
+    }
+
+    /// `POST` or `PUT` of a stream of bytes (a tar), decoded.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn upload<T, S>(&self, method: Method, path: &str, content: S) -> Result<T, ClientError>
+    where
+        T: DeserializeOwned,
+        S: Stream<Item = std::io::Result<Bytes>> + Send + Sync + 'static,
+    {
+        use futures_util::StreamExt;
+        let body = BodyExt::boxed(StreamBody::new(content.map(|chunk| chunk.map(Frame::data))));
+        self.exchange(method, path, body).await
+    }
+
+    /// `GET` of a stream of bytes (a tar).
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn download(&self, path: &str) -> Result<ByteStream, ClientError> {
+        let response = self.send(Method::GET, path, empty(), false).await?;
+        Ok(ByteStream { body: response.into_body(), doing: path.to_owned() })
+    }
+
+    /// `GET` of newline-delimited JSON.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn lines<T: DeserializeOwned>(&self, path: &str) -> Result<Lines<T>, ClientError> {
+        let bytes = self.download(path).await?;
+        Ok(Lines { bytes, buffer: BytesMut::new(), ended: false, item: std::marker::PhantomData })
+    }
+
+    /// `POST` that upgrades the connection.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn upgrade(&self, path: &str, body: &impl Serialize) -> Result<Upgraded, ClientError> {
+        let response = self.send(Method::POST, path, json(path, body)?, true).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let detail = ErrorDetail::new("failed", format!("the agent did not upgrade the connection for {path}"));
+            return Err(ClientError::Refused(detail));
+        }
+        let upgraded = hyper::upgrade::on(response).await.map_err(|e| broken(path, e))?;
+        Ok(TokioIo::new(upgraded))
+    }
+
+    async fn exchange<T: DeserializeOwned>(&self, method: Method, path: &str, body: Body) -> Result<T, ClientError> {
+        let response = self.send(method, path, body, false).await?;
+        let bytes = response.into_body().collect().await.map_err(|e| broken(path, e))?.to_bytes();
+        // An empty answer stands for "done": `()` and `Option` decode from null.
+        let text: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
+        serde_json::from_slice(text).map_err(|source| ClientError::Answer { doing: path.to_owned(), source })
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+        upgrade: bool,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let connect = |source| ClientError::Connect { path: self.socket.clone(), source };
+        let stream = UnixStream::connect(&self.socket).await.map_err(connect)?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(path, e))?;
+        tokio::spawn(connection.with_upgrades());
+        let mut request =
+            Request::builder().method(method).uri(path).header(HOST, "orch").header(CONTENT_TYPE, "application/json");
+        if upgrade {
+            request = request.header(CONNECTION, "Upgrade").header(UPGRADE, PROTOCOL);
+        }
+        let request = request.body(body).map_err(|e| broken(path, e))?;
+        let response = sender.send_request(request).await.map_err(|e| broken(path, e))?;
+        let status = response.status();
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(response);
+        }
+        let bytes = response.into_body().collect().await.map_err(|e| broken(path, e))?.to_bytes();
+        let detail = serde_json::from_slice::<ErrorBody>(&bytes).map(|b| b.error).unwrap_or_else(|_| {
+            let text = String::from_utf8_lossy(&bytes);
+            ErrorDetail::new("failed", format!("{path}: {status} {}", text.trim()))
+        });
+        Err(ClientError::Refused(detail))
+    }
+}
+
+fn empty() -> Body {
+    Full::new(Bytes::new()).map_err(|never| match never {}).boxed()
+}
+
+fn json(path: &str, body: &impl Serialize) -> Result<Body, ClientError> {
+    let bytes = serde_json::to_vec(body).map_err(|source| ClientError::Answer { doing: path.to_owned(), source })?;
+    Ok(Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed())
+}
+
+fn broken(path: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
+    ClientError::Broken { doing: path.to_owned(), source: source.into() }
+}
+
+/// A streamed answer.
+#[derive(Debug)]
+pub struct ByteStream {
+    body: Incoming,
+    doing: String,
+}
+
+impl ByteStream {
+    /// The next bytes; `None` at the end.
+    ///
+    /// # Errors
+    /// When the connection breaks before the end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        loop {
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+                Some(Err(e)) => return Err(broken(&self.doing, e)),
+            }
+        }
+    }
+}
+
+/// Newline-delimited JSON as it comes.
+#[derive(Debug)]
+pub struct Lines<T> {
+    bytes: ByteStream,
+    buffer: BytesMut,
+    ended: bool,
+    item: std::marker::PhantomData<fn() -> T>,
+}
+
+impl<T: DeserializeOwned> Lines<T> {
+    /// The next object; `None` at the end.
+    ///
+    /// # Errors
+    /// When the connection breaks, a line is no `T`, or a line is longer than 16 MiB.
+    pub async fn next(&mut self) -> Result<Option<T>, ClientError> {
+        let mut searched = 0;
+        loop {
+            if let Some(at) = self.buffer[searched..].iter().position(|b| *b == b'\n') {
+                let line = self.buffer.split_to(searched + at + 1);
+                searched = 0;
+                if line.iter().all(u8::is_ascii_whitespace) {
+                    continue;
+                }
+                return self.decode(&line).map(Some);
+            }
+            searched = self.buffer.len();
+            if self.ended || searched > MAX_LINE {
+                let rest = std::mem::take(&mut self.buffer);
+                return if rest.is_empty() { Ok(None) } else { self.decode(&rest).map(Some) };
+            }
+            match self.bytes.next().await? {
+                Some(bytes) => self.buffer.extend_from_slice(&bytes),
+                None => self.ended = true,
+            }
+        }
+    }
+
+    fn decode(&self, line: &[u8]) -> Result<T, ClientError> {
+        serde_json::from_slice(line).map_err(|source| ClientError::Answer { doing: self.bytes.doing.clone(), source })
+    }
+
+    /// The same as a stream.
+    pub fn into_stream(self) -> Pin<Box<dyn Stream<Item = Result<T, ClientError>> + Send>>
+    where
+        T: Send + 'static,
+    {
+        Box::pin(futures_util::stream::unfold(Some(self), |lines| async move {
+            let mut lines = lines?;
+            match lines.next().await {
+                Ok(Some(item)) => Some((Ok(item), Some(lines))),
+                Ok(None) => None,
+                Err(e) => Some((Err(e), None)),
+            }
+        }))
+    }
+}
