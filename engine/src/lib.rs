@@ -4,3 +4,6 @@
 //! Synchronous throughout (no async runtime): callers move blocking calls to threads of theirs.
 
 pub mod config;
+pub mod logs;
+pub mod shim;
+mod sys_descriptor;
