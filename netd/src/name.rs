@@ -1,0 +1,98 @@
+//! Names of kernel objects. They follow from the instance and the caller's id alone, so that an agent finds its own again
+//! without having remembered anything.
+
+use crate::config::{NetworkId, SandboxId};
+
+/// What every bridge's name begins with, whatever the instance: one pattern lets a foreign firewall know all of them.
+pub(crate) const BRIDGE_PREFIX: &str = "orb-";
+/// What the name of every host end of a veth pair begins with.
+const VETH_PREFIX: &str = "orv-";
+/// Digits without the letters that people confuse.
+const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+
+/// The names of one instance.
+#[derive(Debug, Clone)]
+pub(crate) struct Names {
+    instance: String,
+    /// Three digits that stand for the instance.
+    mark: String,
+}
+
+impl Names {
+    pub(crate) fn new(instance: &str) -> Names {
+        Names { instance: instance.to_owned(), mark: digits(hash(&[instance]), 3) }
+    }
+
+    /// The nftables table. Other instances of the same network namespace have their own.
+    pub(crate) fn table(&self) -> String {
+        if self.instance == "orch" { "orch".to_owned() } else { format!("orch-{}", self.instance) }
+    }
+
+    /// The bridge of a network: 15 characters, the most that Linux allows.
+    pub(crate) fn bridge(&self, network: &NetworkId) -> String {
+        format!("{}{}", self.bridge_prefix(), digits(hash(&[&self.instance, &network.0]), 8))
+    }
+
+    /// The host's end of an endpoint.
+    pub(crate) fn veth(&self, sandbox: &SandboxId, network: &NetworkId) -> String {
+        format!("{}{}", self.veth_prefix(), digits(hash(&[&self.instance, &sandbox.0, &network.0]), 8))
+    }
+
+    /// What this instance's bridges begin with.
+    pub(crate) fn bridge_prefix(&self) -> String {
+        format!("{BRIDGE_PREFIX}{}", self.mark)
+    }
+
+    /// What this instance's veth ends begin with.
+    pub(crate) fn veth_prefix(&self) -> String {
+        format!("{VETH_PREFIX}{}", self.mark)
+    }
+}
+
+/// FNV-1a with a final mix (of MurmurHash3). The standard library's hasher may change between compilers, and then an upgraded
+/// agent would not find its own links.
+fn hash(parts: &[&str]) -> u64 {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for part in parts {
+        // The separator keeps ("ab", "c") and ("a", "bc") apart.
+        for byte in part.bytes().chain([0xff]) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+    hash ^= hash >> 33;
+    hash = hash.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash ^= hash >> 33;
+    hash = hash.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ hash >> 33
+}
+
+fn digits(mut number: u64, count: usize) -> String {
+    let mut text = String::with_capacity(count);
+    for _ in 0..count {
+        text.push(char::from(DIGITS[(number & 31) as usize]));
+        number >>= 5;
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_linux_and_never_change() {
+        let names = Names::new("orch");
+        assert_eq!(names.table(), "orch");
+        assert_eq!(Names::new("t1").table(), "orch-t1");
+        // Literal on purpose: a new build that computes others would lose what an older one made.
+        assert_eq!(names.bridge(&"demo_default".into()), "orb-b8stcxykpgw");
+        assert_eq!(names.veth(&"a".into(), &"demo_default".into()).len(), 15);
+    }
+
+    #[test]
+    fn instances_do_not_share_names() {
+        let (one, two) = (Names::new("orch"), Names::new("other"));
+        assert_ne!(one.bridge_prefix(), two.bridge_prefix());
+        assert_ne!(one.veth(&"ab".into(), &"c".into()), one.veth(&"a".into(), &"bc".into()));
+    }
+}

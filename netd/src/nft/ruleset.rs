@@ -1,0 +1,293 @@
+//! The one table of an instance. Its rules are constant; whatever varies (bridges, subnets, published ports) is an element
+//! of a set or map, so that a change never touches a rule and costs the same at one port and at ten thousand.
+//!
+//! As `nft list` would show it, for IPv4 (the IPv6 twins stand beside):
+//!
+//! ```text
+//! chain raw-pre  { type filter hook prerouting priority raw
+//!   iifname "lo" accept
+//!   ip daddr 127.0.0.0/8 drop                     # nobody outside reaches what is published on loopback alone
+//!   ip daddr @sub4 iifname != @br drop }          # nor a container's address itself
+//! chain do-dnat  {
+//!   ip6 daddr ::1 return                          # the kernel routes ::1 nowhere else: the relay serves it
+//!   dnat ip to ip daddr . meta l4proto . th dport map @pub4
+//!   dnat ip to meta l4proto . th dport map @pub4any }
+//! chain nat-pre  { type nat hook prerouting priority -100; fib daddr type local jump do-dnat }
+//! chain nat-out  { type nat hook output     priority -100; fib daddr type local jump do-dnat }
+//! chain nat-post { type nat hook postrouting priority 100
+//!   oifname @br ct status dnat fib saddr type local masquerade   # the host itself, also from 127.0.0.1
+//!   ct status dnat ip saddr . ip daddr @hair4 masquerade         # a container that reaches its own network this way
+//!   iifname @masq4 oifname != @br masquerade }                   # the way out
+//! chain forward  { type filter hook forward priority 0
+//!   iifname @internal iifname . oifname != @same ct state new drop
+//!   oifname @br goto fwd-in
+//!   iifname @br goto fwd-out }
+//! chain fwd-in   { ct state established,related accept; ct status dnat accept; iifname . oifname @same accept; counter drop }
+//! chain fwd-out  { iifname @internal drop; ct state invalid drop; accept }
+//! ```
+//!
+//! Hairpin is matched by the pair of subnets and not by interface, because with br_netfilter on `iifname` is empty in
+//! postrouting for a frame that is bridged after its destination was rewritten. The `internal` rule stands before
+//! everything else, or a container of an internal network would reach other networks' published ports through the host.
+//!
+//! Room for service addresses: their rule belongs at the head of `nat-pre` and `nat-out`, before the test for local
+//! addresses, over a map `be4 { ipv4_addr . inet_proto . inet_service . slot : ipv4_addr . inet_service }`.
+
+use std::net::IpAddr;
+
+use super::expression::{Fib, Meta, Verdict, state};
+use super::{Element, Family, Field, Hook, Rule, SetLayout, Transaction};
+use crate::address::Prefix;
+use crate::config::Protocol;
+
+/// The sets and maps of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Set {
+    /// All our bridges.
+    Bridges,
+    /// Bridges of internal networks.
+    Internal,
+    /// Pairs of the same bridge, where its containers may reach each other.
+    Same,
+    /// Bridges whose IPv4 leaves with the host's address.
+    Masquerade4,
+    /// Bridges whose IPv6 leaves with the host's address.
+    Masquerade6,
+    /// All our subnets.
+    Subnets4,
+    /// All our subnets.
+    Subnets6,
+    /// Pairs of the same subnet.
+    Hairpin4,
+    /// Pairs of the same subnet.
+    Hairpin6,
+    /// Ports published on one address of the host.
+    Published4,
+    /// Ports published on one address of the host.
+    Published6,
+    /// Ports published on every address of the host.
+    PublishedAny4,
+    /// Ports published on every address of the host.
+    PublishedAny6,
+}
+
+use Field::{Interface, Ipv4, Ipv6, Service};
+
+impl Set {
+    /// All of them, in the order in which they are made.
+    pub(crate) const ALL: [Set; 13] = [
+        Set::Bridges,
+        Set::Internal,
+        Set::Same,
+        Set::Masquerade4,
+        Set::Masquerade6,
+        Set::Subnets4,
+        Set::Subnets6,
+        Set::Hairpin4,
+        Set::Hairpin6,
+        Set::Published4,
+        Set::Published6,
+        Set::PublishedAny4,
+        Set::PublishedAny6,
+    ];
+
+    /// What it looks like in the kernel.
+    pub(crate) fn layout(self) -> SetLayout {
+        let set = |name, key, interval| SetLayout { name, key, value: &[], interval };
+        let map = |name, key, value| SetLayout { name, key, value, interval: false };
+        match self {
+            Set::Bridges => set("br", &[Interface], false),
+            Set::Internal => set("internal", &[Interface], false),
+            Set::Same => set("same", &[Interface, Interface], false),
+            Set::Masquerade4 => set("masq4", &[Interface], false),
+            Set::Masquerade6 => set("masq6", &[Interface], false),
+            Set::Subnets4 => set("sub4", &[Ipv4], true),
+            Set::Subnets6 => set("sub6", &[Ipv6], true),
+            Set::Hairpin4 => set("hair4", &[Ipv4, Ipv4], true),
+            Set::Hairpin6 => set("hair6", &[Ipv6, Ipv6], true),
+            Set::Published4 => map("pub4", &[Ipv4, Field::Protocol, Service], &[Ipv4, Service]),
+            Set::Published6 => map("pub6", &[Ipv6, Field::Protocol, Service], &[Ipv6, Service]),
+            Set::PublishedAny4 => map("pub4any", &[Field::Protocol, Service], &[Ipv4, Service]),
+            Set::PublishedAny6 => map("pub6any", &[Field::Protocol, Service], &[Ipv6, Service]),
+        }
+    }
+}
+
+/// An interface name as the kernel compares it.
+fn interface_key(name: &str) -> [u8; 16] {
+    let mut key = [0; 16];
+    let length = name.len().min(15);
+    key[..length].copy_from_slice(&name.as_bytes()[..length]);
+    key
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+/// The element for one interface.
+pub(crate) fn interface(name: &str) -> Element {
+    Element { key: interface_key(name).to_vec(), last: None, value: None }
+}
+
+/// The element for a pair of the same interface.
+pub(crate) fn interface_pair(name: &str) -> Element {
+    Element { key: [interface_key(name), interface_key(name)].concat(), last: None, value: None }
+}
+
+/// The element for a subnet.
+pub(crate) fn subnet(prefix: &Prefix) -> Element {
+    Element { key: octets(prefix.first()), last: Some(octets(prefix.last())), value: None }
+}
+
+/// The element for a pair of the same subnet.
+pub(crate) fn subnet_pair(prefix: &Prefix) -> Element {
+    let (first, last) = (octets(prefix.first()), octets(prefix.last()));
+    Element { key: [first.clone(), first].concat(), last: Some([last.clone(), last].concat()), value: None }
+}
+
+/// Map and element for a published port: `host` (`None`: every address) leads to `target`.
+pub(crate) fn published(host: Option<IpAddr>, port: u16, protocol: Protocol, target: (IpAddr, u16)) -> (Set, Element) {
+    let set = match (host.is_some(), target.0.is_ipv4()) {
+        (true, true) => Set::Published4,
+        (true, false) => Set::Published6,
+        (false, true) => Set::PublishedAny4,
+        (false, false) => Set::PublishedAny6,
+    };
+    // Fields narrower than a register are padded behind.
+    let padded = |port: u16| [port.to_be_bytes(), [0, 0]].concat();
+    let mut key = host.map(octets).unwrap_or_default();
+    key.extend_from_slice(&[protocol.number(), 0, 0, 0]);
+    key.extend_from_slice(&padded(port));
+    let mut value = octets(target.0);
+    value.extend_from_slice(&padded(target.1));
+    (set, Element { key, last: None, value: Some(value) })
+}
+
+/// Writes chains, sets and rules of the table, which must exist and be empty.
+pub(crate) fn write(transaction: &mut Transaction, table: &str) {
+    const PREROUTING: u32 = 0;
+    const FORWARD: u32 = 2;
+    const OUTPUT: u32 = 3;
+    const POSTROUTING: u32 = 4;
+    let hook = |kind, number, priority| Some(Hook { kind, number, priority });
+    for (id, set) in Set::ALL.iter().enumerate() {
+        transaction.set(Family::Inet, table, &set.layout(), id as u32 + 1);
+    }
+    let chains = [
+        ("raw-pre", hook("filter", PREROUTING, -300), raw_prerouting()),
+        ("do-dnat", None, destinations()),
+        ("nat-pre", hook("nat", PREROUTING, -100), local_destinations()),
+        ("nat-out", hook("nat", OUTPUT, -100), local_destinations()),
+        ("nat-post", hook("nat", POSTROUTING, 100), sources()),
+        ("fwd-in", None, into_bridges()),
+        ("fwd-out", None, out_of_bridges()),
+        ("forward", hook("filter", FORWARD, 0), forward()),
+    ];
+    // All chains before any rule: rules jump to chains.
+    for (name, hook, _) in &chains {
+        transaction.chain(Family::Inet, table, name, *hook);
+    }
+    for (name, _, rules) in &chains {
+        for rule in rules {
+            transaction.rule(Family::Inet, table, name, rule);
+        }
+    }
+}
+
+fn raw_prerouting() -> Vec<Rule> {
+    let from_outside = |rule: Rule| rule.meta(Meta::InputName, 0).lookup("br", 0, true).verdict(Verdict::Drop);
+    vec![
+        Rule::new().meta(Meta::InputName, 0).equal(0, &interface_key("lo")).verdict(Verdict::Accept),
+        // The first byte decides: 127.0.0.0/8.
+        Rule::new().family(Family::Ipv4).destination4(0).first_byte(0, 127).verdict(Verdict::Drop),
+        from_outside(Rule::new().family(Family::Ipv4).destination4(0).lookup("sub4", 0, false)),
+        from_outside(Rule::new().family(Family::Ipv6).destination6(0).lookup("sub6", 0, false)),
+    ]
+}
+
+fn destinations() -> Vec<Rule> {
+    let loopback = std::net::Ipv6Addr::LOCALHOST.octets();
+    let one = |family: Family, map: &str| {
+        let rule = Rule::new().family(family);
+        let (rule, next) = match family {
+            Family::Ipv6 => (rule.destination6(0), 4),
+            _ => (rule.destination4(0), 1),
+        };
+        let port = if family == Family::Ipv6 { 4 } else { 1 };
+        rule.meta(Meta::Transport, next).destination_port(next + 1).map(map, 0, 0).dnat(family, 0, port)
+    };
+    let any = |family: Family, map: &str| {
+        let port = if family == Family::Ipv6 { 4 } else { 1 };
+        Rule::new().family(family).meta(Meta::Transport, 0).destination_port(1).map(map, 0, 0).dnat(family, 0, port)
+    };
+    vec![
+        Rule::new().family(Family::Ipv6).destination6(0).equal(0, &loopback).verdict(Verdict::Return),
+        one(Family::Ipv4, "pub4"),
+        any(Family::Ipv4, "pub4any"),
+        one(Family::Ipv6, "pub6"),
+        any(Family::Ipv6, "pub6any"),
+    ]
+}
+
+fn local_destinations() -> Vec<Rule> {
+    vec![Rule::new().is_local(Fib::Destination).verdict(Verdict::Jump("do-dnat"))]
+}
+
+fn sources() -> Vec<Rule> {
+    let outward = |family: Family, set: &str| {
+        Rule::new()
+            .family(family)
+            .meta(Meta::InputName, 0)
+            .lookup(set, 0, false)
+            .meta(Meta::OutputName, 0)
+            .lookup("br", 0, true)
+            .masquerade()
+    };
+    vec![
+        Rule::new().meta(Meta::OutputName, 0).lookup("br", 0, false).is_dnat().is_local(Fib::Source).masquerade(),
+        Rule::new().family(Family::Ipv4).is_dnat().source4(0).destination4(1).lookup("hair4", 0, false).masquerade(),
+        Rule::new().family(Family::Ipv6).is_dnat().source6(0).destination6(4).lookup("hair6", 0, false).masquerade(),
+        outward(Family::Ipv4, "masq4"),
+        outward(Family::Ipv6, "masq6"),
+    ]
+}
+
+fn forward() -> Vec<Rule> {
+    let to = |meta, chain| Rule::new().meta(meta, 0).lookup("br", 0, false).verdict(Verdict::Goto(chain));
+    vec![
+        Rule::new()
+            .meta(Meta::InputName, 0)
+            .lookup("internal", 0, false)
+            .meta(Meta::OutputName, 4)
+            .lookup("same", 0, true)
+            .state(state::NEW)
+            .verdict(Verdict::Drop),
+        to(Meta::OutputName, "fwd-in"),
+        to(Meta::InputName, "fwd-out"),
+    ]
+}
+
+fn into_bridges() -> Vec<Rule> {
+    vec![
+        Rule::new().state(state::ESTABLISHED | state::RELATED).verdict(Verdict::Accept),
+        Rule::new().is_dnat().verdict(Verdict::Accept),
+        Rule::new()
+            .meta(Meta::InputName, 0)
+            .meta(Meta::OutputName, 4)
+            .lookup("same", 0, false)
+            .verdict(Verdict::Accept),
+        Rule::new().counter().verdict(Verdict::Drop),
+    ]
+}
+
+fn out_of_bridges() -> Vec<Rule> {
+    vec![
+        Rule::new().meta(Meta::InputName, 0).lookup("internal", 0, false).verdict(Verdict::Drop),
+        Rule::new().state(state::INVALID).verdict(Verdict::Drop),
+        Rule::new().verdict(Verdict::Accept),
+    ]
+}
