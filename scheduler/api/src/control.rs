@@ -217,26 +217,38 @@ pub struct ScaleRequest {
     pub timeout: Option<i64>,
 }
 
-/// `run`: a one-off task beside a service's replicas. Its dependencies must have been brought up before (`apply` with `services`).
+/// `run`: a one-off task beside a service's replicas. What it depends on is brought up in the same change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunRequest {
+    /// The stack as its file says; `None` = as it was applied last.
+    #[serde(default)]
+    pub stack: Option<Arc<StackSpec>>,
+    /// Absolute paths of the files it was read from.
+    #[serde(default)]
+    pub files: Vec<String>,
     /// The service it is made from.
     pub service: String,
-    /// The service as the file says it, with the overrides of the command line in it (no ports unless asked for).
+    /// The service with the overrides of the command line in it (no ports unless asked for).
     pub spec: Arc<ServiceSpec>,
     /// Name of the container; `None` = `<stack>-<service>-run-<digits>`.
     #[serde(default)]
     pub container_name: Option<String>,
-    /// Start at once; `false` = create only, so that the caller can attach and then ask for `running`.
+    /// Start as soon as what it depends on allows; `false` = create only, so that the caller can attach and then ask for `running`.
     #[serde(default)]
     pub start: bool,
+    /// Neither bring up nor wait for what it depends on.
+    #[serde(default)]
+    pub no_deps: bool,
     /// It answers to the service's names in DNS.
     #[serde(default)]
     pub use_aliases: bool,
+    /// Remove tasks of services that the file does not have any more.
+    #[serde(default)]
+    pub remove_orphans: bool,
 }
 
 /// The task that `run` made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunResponse {
     /// Index of the state that has it.
     pub index: u64,
@@ -244,6 +256,10 @@ pub struct RunResponse {
     pub task: String,
     /// Its container's name.
     pub container_name: String,
+    /// What else was done for it.
+    pub plan: PlanView,
+    /// See [`ApplyResponse::warnings`].
+    pub warnings: Vec<String>,
 }
 
 /// Sets what one task shall be.
@@ -389,7 +405,7 @@ pub struct TaskView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaitView {
     /// `dependency` (to start, become healthy, complete), `former` (the slot's old container to be gone), `dependent` (a dependent to
-    /// be down first), `namespace` (the task whose namespace it joins), `node` (a node to run on).
+    /// be down first), `namespace` (the task whose namespace it joins), `network` (to be made anew), `node` (a node to run on).
     pub kind: String,
     /// The task, container, service or node it waits for.
     pub on: String,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::ServiceSpec;
+use crate::model::{ContentBytes, ServiceSpec};
 
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -63,13 +63,20 @@ text_id!(
 /// Everything one node shall be running, complete.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Assignment {
-    /// Index of the state it was derived from; grows. The agent ignores an older one.
+    /// Index of the state it was derived from; grows within one connection. The first one after a connect always counts.
     pub version: u64,
+    /// The cluster that speaks. A container that carries another cluster's id is never touched, also when no task of this
+    /// assignment is it: a manager that lost its log comes back with a new id, and must not kill what it has forgotten.
+    #[serde(default)]
+    pub cluster: String,
     /// Networks that must exist here (those with a task here, and those created by hand).
     pub networks: Vec<NetworkAssignment>,
+    /// Networks to delete here; the agent answers [`NodeReport::NetworksRemoved`] for each, also for one it never had.
+    #[serde(default)]
+    pub removed_networks: Vec<NetworkName>,
     /// Named volumes that must exist here.
     pub volumes: Vec<VolumeAssignment>,
-    /// Volumes to delete here once no task uses them.
+    /// Volumes to delete here once no task uses them; answered by [`NodeReport::VolumesRemoved`], also for one it never had.
     pub removed_volumes: Vec<String>,
     /// Tasks, in the order in which they were made.
     pub tasks: Vec<TaskAssignment>,
@@ -140,7 +147,7 @@ pub enum DesiredTask {
     Paused,
     /// Exist, stopped by request; its restart policy rests.
     Stopped,
-    /// Be gone, stopped with grace first.
+    /// Be gone, stopped with grace first. Answered by the state [`TaskState::Removed`], also for a task the node never had.
     Removed,
 }
 
@@ -247,8 +254,7 @@ pub struct FileAssignment {
     /// Absolute path inside.
     pub target: String,
     /// The bytes.
-    #[serde(with = "crate::model::base64_bytes")]
-    pub content: Arc<[u8]>,
+    pub content: Arc<ContentBytes>,
     /// sha256 of them in hex.
     pub digest: String,
     /// Owner, group and permission bits.
