@@ -4,6 +4,7 @@
 //! Synchronous throughout (no async runtime): callers move blocking calls to threads of theirs.
 
 pub mod config;
+pub mod image;
 pub mod logs;
 pub mod shim;
 mod sys_descriptor;
