@@ -144,6 +144,19 @@ impl Rule {
         self.payload(2, 2, 2, register)
     }
 
+    /// The transport's source port.
+    pub(crate) fn source_port(self, register: u32) -> Rule {
+        self.payload(2, 0, 2, register)
+    }
+
+    /// Puts a value into a register.
+    pub(crate) fn load(self, register: u32, value: &[u8]) -> Rule {
+        self.expression("immediate", |b| {
+            number(b, 1, register + FIRST_REGISTER);
+            nest(b, 2, |b| attribute(b, 1, value));
+        })
+    }
+
     fn compare(self, operation: u32, register: u32, value: &[u8]) -> Rule {
         self.expression("cmp", |b| {
             number(b, 1, register + FIRST_REGISTER);
@@ -225,6 +238,16 @@ impl Rule {
     pub(crate) fn dnat(self, family: super::Family, address: u32, port: u32) -> Rule {
         self.expression("nat", |b| {
             number(b, 1, 1);
+            number(b, 2, family as u32);
+            number(b, 3, address + FIRST_REGISTER);
+            number(b, 5, port + FIRST_REGISTER);
+        })
+    }
+
+    /// Gives the flow the source address and port in these registers.
+    pub(crate) fn snat(self, family: super::Family, address: u32, port: u32) -> Rule {
+        self.expression("nat", |b| {
+            number(b, 1, 0);
             number(b, 2, family as u32);
             number(b, 3, address + FIRST_REGISTER);
             number(b, 5, port + FIRST_REGISTER);
