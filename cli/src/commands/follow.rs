@@ -1,0 +1,127 @@
+//! Follows a stack until a goal is reached, and says what went wrong when it cannot be.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::Result;
+use orch_api::client::Client;
+use orch_api::control::StackChange;
+use orch_api::node::LogLine;
+
+use super::escape;
+use crate::exit::{Exit, Failure};
+use crate::printer;
+use crate::progress::{Board, Goal, Painter, Trouble, Verdict, verdict};
+use crate::settings::Settings;
+
+/// How many of the last lines of a container that failed are shown.
+const LAST_LINES: u64 = 20;
+
+/// What to follow.
+pub struct Follow<'a> {
+    /// The stack.
+    pub stack: &'a str,
+    /// Only these services; `None` = all.
+    pub services: Option<BTreeSet<String>>,
+    /// Until when.
+    pub goal: Goal,
+    /// Give up after so long.
+    pub timeout: Option<Duration>,
+    /// Show the last lines of the log of what failed.
+    pub show_logs: bool,
+}
+
+/// Follows until the goal is reached.
+///
+/// # Errors
+/// A [`Failure`] with everything that went wrong, after it has been said; with [`Exit::Deadline`] when the time is up.
+pub async fn follow(client: &Client, settings: &Settings, what: &Follow<'_>) -> Result<Board> {
+    let mut painter = Painter::new(settings.progress, settings.color_stderr);
+    let deadline = what.timeout.map(|t| tokio::time::Instant::now() + t);
+    let mut board = Board::default();
+    let mut changes = client.lines::<StackChange>(&format!("/v1/stacks/{}/watch", escape(what.stack))).await?;
+    let mut missing = Vec::new();
+    loop {
+        let next = match deadline {
+            Some(at) => match tokio::time::timeout_at(at, changes.next()).await {
+                Ok(next) => next?,
+                Err(_) => {
+                    painter.finish();
+                    return Err(too_late(what, missing).into());
+                }
+            },
+            None => changes.next().await?,
+        };
+        let Some(change) = next else {
+            // The agent went away in the middle (an upgrade, a crash): what it was told to do stands in its log, and it goes on by
+            // itself. Watch again.
+            painter.finish();
+            changes = rewatch(client, what.stack, deadline).await?;
+            continue;
+        };
+        for step in board.fold(change) {
+            painter.show(&step);
+        }
+        match verdict(&board, what.services.as_ref(), what.goal) {
+            Verdict::Waiting(list) => missing = list,
+            Verdict::Reached => {
+                painter.finish();
+                return Ok(board);
+            }
+            Verdict::Failed(troubles) => {
+                painter.finish();
+                return Err(say_troubles(client, &board, troubles, what.show_logs).await.into());
+            }
+        }
+    }
+}
+
+async fn rewatch(
+    client: &Client,
+    stack: &str,
+    deadline: Option<tokio::time::Instant>,
+) -> Result<orch_api::client::Lines<StackChange>> {
+    // An agent that is restarted by its supervisor is back within this time; one that is not will not come.
+    let until = tokio::time::Instant::now() + Duration::from_secs(30);
+    let until = deadline.map_or(until, |d| d.min(until));
+    loop {
+        match client.lines(&format!("/v1/stacks/{}/watch", escape(stack))).await {
+            Ok(changes) => return Ok(changes),
+            Err(e) if tokio::time::Instant::now() >= until => return Err(e.into()),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+fn too_late(what: &Follow<'_>, missing: Vec<String>) -> Failure {
+    let seconds = what.timeout.map(|t| t.as_secs()).unwrap_or(0);
+    Failure::new(Exit::Deadline, format!("stack {} is not as wanted after {seconds} s", what.stack)).details(missing)
+}
+
+async fn say_troubles(client: &Client, board: &Board, troubles: Vec<Trouble>, show_logs: bool) -> Failure {
+    let exit = troubles.iter().find_map(|t| t.exit_code).map_or(Exit::Failed, Exit::Code);
+    for trouble in &troubles {
+        let Some(task) = board.tasks.get(&trouble.task) else { continue };
+        let probe = task.status.health_output.trim();
+        if !probe.is_empty() && trouble.text.contains("unhealthy") {
+            printer::say(&format!("--- last health probe of {}", trouble.container));
+            printer::say(probe);
+        }
+        if show_logs && !task.status.container.is_empty() {
+            let path = format!("/v1/containers/{}/logs?tail={LAST_LINES}", task.status.container);
+            let mut lines = Vec::new();
+            if let Ok(mut log) = client.lines::<LogLine>(&path).await {
+                while let Ok(Some(line)) = log.next().await {
+                    lines.push(line.log);
+                }
+            }
+            if !lines.is_empty() {
+                printer::say(&format!("--- last lines of {}", trouble.container));
+                lines.iter().for_each(|l| printer::say(l.trim_end_matches('\n')));
+            }
+        }
+    }
+    let mut texts = troubles.into_iter().map(|t| t.text);
+    let first = texts.next().unwrap_or_default();
+    Failure::new(exit, first).details(texts.collect())
+}

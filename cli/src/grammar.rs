@@ -1,0 +1,107 @@
+//! Builds clap's command of [`crate::args`] and reads what was typed.
+//!
+//! `-f` and `-p` mean the stack's file and name before and after a stack verb (`orch -f a.yaml up`, `orch up -f a.yaml`), except after
+//! verbs that have used the letter for something else as long as there have been containers (`logs -f`, `rm -f`, `run -p`). clap's own
+//! global arguments cannot give way like that, so the two are added here to every verb that leaves the letter free.
+
+use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches};
+
+use crate::args::Cli;
+
+/// Verbs that work on a stack file.
+const STACK_VERBS: [&str; 27] = [
+    "up", "down", "plan", "config", "ps", "logs", "exec", "run", "create", "start", "stop", "restart", "kill", "pause",
+    "unpause", "rm", "attach", "port", "top", "stats", "events", "cp", "wait", "scale", "images", "graph", "ls",
+];
+
+const FILE: &str = "file-after-verb";
+const PROJECT: &str = "project-name-after-verb";
+
+/// The whole grammar.
+pub fn command() -> clap::Command {
+    let mut command = Cli::command();
+    for verb in STACK_VERBS {
+        command = command.mut_subcommand(verb, |sub| {
+            let taken = |letter: char| sub.get_arguments().any(|a| a.get_short() == Some(letter));
+            let mut file = clap::Arg::new(FILE)
+                .long("file")
+                .action(ArgAction::Append)
+                .value_name("FILE")
+                .help("Stack file; repeat to merge several; `-` reads standard input");
+            let mut project =
+                clap::Arg::new(PROJECT).long("project-name").value_name("NAME").help("Name of the stack");
+            if !taken('f') {
+                file = file.short('f');
+            }
+            if !taken('p') {
+                project = project.short('p');
+            }
+            sub.arg(file).arg(project)
+        });
+    }
+    command
+}
+
+/// Reads the command line.
+///
+/// # Errors
+/// clap's, which know how to print themselves: usage errors, and `--help` and `--version`.
+pub fn parse<I, T>(arguments: I) -> Result<Cli, clap::Error>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<std::ffi::OsString> + Clone,
+{
+    let matches = command().try_get_matches_from(arguments)?;
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    if let Some((verb, sub)) = matches.subcommand()
+        && STACK_VERBS.contains(&verb)
+    {
+        after_verb(&mut cli, sub);
+    }
+    Ok(cli)
+}
+
+fn after_verb(cli: &mut Cli, sub: &ArgMatches) {
+    if let Some(files) = sub.get_many::<String>(FILE) {
+        cli.global.files.extend(files.cloned());
+    }
+    if let Some(name) = sub.get_one::<String>(PROJECT) {
+        cli.global.project_name = Some(name.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Command;
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn the_file_may_stand_before_and_after_the_verb() {
+        let before = parse(["orch", "-f", "a.yaml", "up", "-d"]).unwrap();
+        let after = parse(["orch", "up", "-d", "-f", "a.yaml"]).unwrap();
+        assert_eq!(before.global.files, ["a.yaml"]);
+        assert_eq!(after.global.files, ["a.yaml"]);
+    }
+
+    #[test]
+    fn f_after_logs_means_follow() {
+        let cli = parse(["orch", "-f", "a.yaml", "logs", "-f", "web"]).unwrap();
+        let Command::Logs(logs) = cli.command else { panic!("not logs") };
+        assert!(logs.follow);
+        assert_eq!(logs.services, ["web"]);
+        assert_eq!(cli.global.files, ["a.yaml"]);
+    }
+
+    #[test]
+    fn what_follows_the_service_of_exec_belongs_to_its_command() {
+        let cli = parse(["orch", "exec", "-T", "db", "psql", "-U", "app", "-f", "x.sql"]).unwrap();
+        let Command::Exec(exec) = cli.command else { panic!("not exec") };
+        assert_eq!(exec.command, ["psql", "-U", "app", "-f", "x.sql"]);
+        assert!(cli.global.files.is_empty());
+    }
+}
