@@ -8,3 +8,7 @@ pub mod image;
 pub mod logs;
 pub mod shim;
 mod sys_descriptor;
+pub mod cgroup;
+pub mod runtime;
+pub mod seccomp;
+mod sys;

@@ -47,17 +47,6 @@ pub(crate) fn list(fd: impl AsFd) -> io::Result<Vec<std::ffi::CString>> {
     }
 }
 
-/// `fremovexattr(2)`; a missing attribute is no error.
-pub(crate) fn remove(fd: impl AsFd, name: &CStr) -> io::Result<()> {
-    // SAFETY: `name` ends in NUL by its type and is only read during the call; the descriptor is open while `fd` is borrowed.
-    let result = unsafe { libc::fremovexattr(fd.as_fd().as_raw_fd(), name.as_ptr()) };
-    if result == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    if matches!(error.raw_os_error(), Some(libc::ENODATA | libc::ENOTSUP)) { Ok(()) } else { Err(error) }
-}
-
 /// Calls with a growing buffer: the kernel's limit for a value and for a list of names is 64 KiB (XATTR_SIZE_MAX, XATTR_LIST_MAX).
 fn read(call: impl Fn(&mut [u8]) -> isize) -> io::Result<Vec<u8>> {
     for size in [256, 64 << 10] {

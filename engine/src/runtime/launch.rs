@@ -1,0 +1,351 @@
+//! Carrying out a plan: everything is opened and compiled here, in the shim; the child only walks it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+use super::compile::{Compiled, Compiler};
+use super::plan::{ExecPlan, Identity, LaunchPlan};
+use super::stdio::Stdio;
+use crate::cgroup::{Cgroup, CgroupError};
+use crate::sys::child::{self, Failure, Record, Step};
+use crate::sys::seal;
+
+/// A child that has neither executed nor failed by now hangs in the kernel, on a dead network file system for instance.
+const PATIENCE_MS: u16 = 60_000;
+
+/// Why a process was not started.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The control group.
+    #[error("cannot set up the control group")]
+    Cgroup(#[from] CgroupError),
+    /// Something that the plan names.
+    #[error("cannot {action} {}", path.display())]
+    Open {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The layers could not be put together.
+    #[error("cannot mount the layers as a root file system ({what})")]
+    Overlay {
+        /// The option that was refused.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A container whose namespaces are to be joined is gone.
+    #[error("the container's process {pid} is not running any more")]
+    Gone {
+        /// Its first process's number.
+        pid: i32,
+    },
+    /// A plan that cannot be expressed to the kernel.
+    #[error("{what} holds a NUL byte")]
+    Nul {
+        /// Which part.
+        what: String,
+    },
+    /// No process could be made.
+    #[error("cannot make a process")]
+    Clone {
+        /// Why.
+        source: io::Error,
+    },
+    /// The new process failed before it executed.
+    #[error("{doing}")]
+    Child {
+        /// What it was doing, on what.
+        doing: String,
+        /// What the caller's client exits with: 127 not found, 126 not executable, else 125.
+        exit_code: i32,
+        /// Why.
+        source: io::Error,
+    },
+    /// The new process fell silent.
+    #[error("the new process neither started nor said why")]
+    Silent,
+    /// This program's own executable could be overwritten from a container.
+    #[error("this program does not run from a sealed copy of its executable; start it through `sealed_executable`")]
+    Unsealed,
+    /// A host facility the launcher itself needs.
+    #[error("cannot open {what}")]
+    Host {
+        /// Which.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl LaunchError {
+    /// What Docker's client exits with: 127 when there is no such command, 126 when it cannot be executed, else 125.
+    #[must_use]
+    pub fn exit_code(&self) -> i32 {
+        if let Self::Child { exit_code, .. } = self { *exit_code } else { 125 }
+    }
+}
+
+/// A process that executes the user's program.
+#[derive(Debug)]
+pub struct Launched {
+    /// Number in the launcher's process namespace. It is the launcher's child and must be waited for.
+    pub pid: i32,
+    /// Its pidfd, closed on exec.
+    pub pidfd: OwnedFd,
+    /// Start time in clock ticks since boot.
+    pub start_time: u64,
+    /// The terminal's master, with [`Stdio::Terminal`].
+    pub terminal: Option<OwnedFd>,
+    /// Its control group.
+    pub cgroup: Cgroup,
+}
+
+impl Launched {
+    /// The pair that names the process for ever.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        Identity { pid: self.pid, start_time: self.start_time }
+    }
+}
+
+/// Starts processes. One a shim; keeps what all launches share.
+#[derive(Debug)]
+pub struct Launcher {
+    pub(super) null: OwnedFd,
+    pub(super) executable: OwnedFd,
+    own_processes: OwnedFd,
+    pub(super) last_capability: u32,
+    time: Time,
+}
+
+/// How a new time namespace is had.
+#[derive(Debug)]
+enum Time {
+    /// As a flag of clone3 (since 6.4 or so).
+    Clone,
+    /// By unsharing in the launcher, whose own is kept to return to.
+    Unshare(OwnedFd),
+    /// The kernel has none.
+    None,
+}
+
+impl Launcher {
+    /// A launcher for a process that runs from a sealed executable ([`sealed_executable`](super::sealed_executable)): a container
+    /// that executes `/proc/self/exe` or opens `/proc/1/exe` reaches this program's file, and must not be able to write to it
+    /// (CVE-2019-5736).
+    ///
+    /// # Errors
+    /// [`LaunchError::Unsealed`], or when /proc or /dev/null cannot be opened.
+    pub fn new() -> Result<Self, LaunchError> {
+        if seal::is_sealed() { Self::unsealed() } else { Err(LaunchError::Unsealed) }
+    }
+
+    /// As [`Self::new`] without the check: for tests and measurements, whose executable is worth nothing.
+    ///
+    /// # Errors
+    /// When /proc or /dev/null cannot be opened.
+    pub fn unsealed() -> Result<Self, LaunchError> {
+        let open = |what: &'static str| File::open(what).map(OwnedFd::from).map_err(|source| LaunchError::Host { what, source });
+        let null = File::options().read(true).write(true).open("/dev/null");
+        let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok().and_then(|text| text.trim().parse().ok());
+        Ok(Self {
+            null: null.map_err(|source| LaunchError::Host { what: "/dev/null", source })?.into(),
+            executable: open("/proc/self/exe")?,
+            own_processes: open("/proc/thread-self/ns/pid")?,
+            // 40 is CAP_CHECKPOINT_RESTORE, the last since 5.9.
+            last_capability: last.unwrap_or(40).min(63),
+            time: if std::path::Path::new("/proc/self/ns/time").exists() { Time::Clone } else { Time::None },
+        })
+    }
+
+    /// Starts a container. The control group is made and limited first; on any failure nothing of it is left.
+    ///
+    /// # Errors
+    /// [`LaunchError`]; [`LaunchError::exit_code`] is what the client should exit with.
+    pub fn launch(&mut self, plan: &LaunchPlan, stdio: Stdio) -> Result<Launched, LaunchError> {
+        let cgroup = Cgroup::create(&plan.cgroup)?;
+        match self.start(&cgroup, |launcher| Compiler::new(launcher).container(plan, &cgroup, stdio)) {
+            Ok((pid, pidfd, start_time, terminal)) => Ok(Launched { pid, pidfd, start_time, terminal, cgroup }),
+            Err(error) => {
+                if let Err(leftover) = cgroup.remove() {
+                    tracing::warn!(error = %leftover, "control group of a failed start stays behind");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts a process in a running container.
+    ///
+    /// # Errors
+    /// As [`Self::launch`]; [`LaunchError::Gone`] when the container's first process is not that of the plan any more.
+    pub fn launch_exec(&mut self, plan: &ExecPlan, stdio: Stdio) -> Result<Launched, LaunchError> {
+        let cgroup = Cgroup::open(&plan.cgroup.layout, &plan.cgroup.path)?;
+        let (pid, pidfd, start_time, terminal) =
+            self.start(&cgroup, |launcher| Compiler::new(launcher).exec(plan, &cgroup, stdio))?;
+        Ok(Launched { pid, pidfd, start_time, terminal, cgroup })
+    }
+
+    fn start(
+        &mut self,
+        cgroup: &Cgroup,
+        compile: impl FnOnce(&Self) -> Result<Compiled, LaunchError>,
+    ) -> Result<(i32, OwnedFd, u64, Option<OwnedFd>), LaunchError> {
+        let mut compiled = compile(self)?;
+        let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
+        let (ours, theirs) = pair.map_err(|errno| LaunchError::Clone { source: errno.into() })?;
+        compiled.program.status = theirs.as_raw_fd();
+        let clone = self.clone(cgroup, &mut compiled);
+        // The child holds copies; ours must go, or the end of the status socket would never be seen.
+        drop(theirs);
+        let (pid, pidfd) = clone.map_err(|errno| LaunchError::Clone { source: errno.into() })?;
+        let start_time = super::identity::start_time(pid).unwrap_or(0);
+        match await_exec(&ours) {
+            Ok(terminal) => Ok((pid, pidfd, start_time, terminal)),
+            Err(silence) => {
+                // Dead already, or hanging. It is our child, so its number is its own until it is waited for.
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+                let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
+                Err(silence.map_or(LaunchError::Silent, |failure| compiled.explain(failure)))
+            }
+        }
+    }
+
+    /// One clone3; the namespaces that apply to children only are entered around it.
+    fn clone(&mut self, cgroup: &Cgroup, compiled: &mut Compiled) -> Result<(i32, OwnedFd), Errno> {
+        use crate::sys::raw;
+        if let Some(target) = &compiled.process_namespace {
+            raw::setns(target.as_raw_fd(), libc::CLONE_NEWPID)?;
+        }
+        let result = self.clone_with_time(cgroup, compiled);
+        if compiled.process_namespace.is_some() {
+            // Cannot fail: returning to one's own namespace is always allowed. If it did, the next launch would say so.
+            raw::setns(self.own_processes.as_raw_fd(), libc::CLONE_NEWPID)?;
+        }
+        result
+    }
+
+    fn clone_with_time(&mut self, cgroup: &Cgroup, compiled: &mut Compiled) -> Result<(i32, OwnedFd), Errno> {
+        use crate::sys::raw;
+        if !compiled.new_time_namespace {
+            return clone_into(cgroup, compiled, 0);
+        }
+        if matches!(self.time, Time::Clone) {
+            match clone_into(cgroup, compiled, libc::CLONE_NEWTIME as u64) {
+                // Kernels before 6.4 take the bit for part of the exit signal.
+                Err(Errno::EINVAL) => self.time = File::open("/proc/thread-self/ns/time").map_or(Time::None, |own| Time::Unshare(own.into())),
+                other => return other,
+            }
+        }
+        if let Time::Unshare(own) = &self.time
+            && raw::unshare(libc::CLONE_NEWTIME).is_ok()
+        {
+            let result = clone_into(cgroup, compiled, 0);
+            // Only refused with several threads (tests): their later children then share that namespace, which has no offsets.
+            let _ = raw::setns(own.as_raw_fd(), libc::CLONE_NEWTIME);
+            return result;
+        }
+        clone_into(cgroup, compiled, 0)
+    }
+}
+
+/// Places the child at birth where cgroup v2 allows, else lets it write itself there.
+fn clone_into(cgroup: &Cgroup, compiled: &mut Compiled, flags: u64) -> Result<(i32, OwnedFd), Errno> {
+    let flags = compiled.flags | flags;
+    if let Some(directory) = cgroup.v2_directory() {
+        match child::spawn(&compiled.program, flags, Some(directory.as_raw_fd())) {
+            // Frozen, threaded, or not allowed by that way.
+            Err(Errno::EBUSY | Errno::EOPNOTSUPP | Errno::EACCES | Errno::EPERM) => {
+                if let Ok(procs) = cgroup.v2_procs() {
+                    compiled.program.cgroup_procs.push(procs.as_raw_fd());
+                    compiled.keep.push(procs);
+                }
+            }
+            other => return other,
+        }
+    }
+    child::spawn(&compiled.program, flags, None)
+}
+
+/// Waits until the socket closes (executed) or speaks. `Err(None)`: neither in time, or nonsense.
+fn await_exec(socket: &OwnedFd) -> Result<Option<OwnedFd>, Option<Failure>> {
+    let mut terminal = None;
+    loop {
+        let mut poll = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        match nix::poll::poll(&mut poll, PollTimeout::from(PATIENCE_MS)) {
+            Ok(0) => return Err(None),
+            Err(Errno::EINTR) => continue,
+            Ok(_) => {}
+            Err(_) => return Err(None),
+        }
+        let mut bytes = [0; child::RECORD];
+        let (length, descriptor) = crate::sys::receive_record(socket.as_fd(), &mut bytes).map_err(|_| None)?;
+        match (length, Record::decode(&bytes)) {
+            (0, _) => return Ok(terminal),
+            (child::RECORD, Some(Record::Terminal)) => terminal = descriptor,
+            (child::RECORD, Some(Record::Failed(failure))) => return Err(Some(failure)),
+            _ => return Err(None),
+        }
+    }
+}
+
+impl Compiled {
+    /// The child's record as a sentence.
+    fn explain(&self, failure: Failure) -> LaunchError {
+        let index = failure.argument as usize;
+        let named = |list: &[String]| list.get(index).cloned().unwrap_or_default();
+        let argv0 = self.command.as_str();
+        let doing = match failure.step {
+            Step::Prepare => "cannot detach from the launcher".to_owned(),
+            Step::Cgroup => "cannot enter the control group".to_owned(),
+            Step::Join => "cannot enter a namespace".to_owned(),
+            Step::Host => "cannot set the host name".to_owned(),
+            Step::Loopback => "cannot raise the loopback device".to_owned(),
+            Step::Propagation => "cannot separate the mounts from the host's".to_owned(),
+            Step::Root => "cannot attach the root file system".to_owned(),
+            Step::Mount => match failure.errno {
+                Errno::ELOOP | Errno::ENOTDIR => {
+                    format!("cannot mount {}: it must be mounted on an ordinary directory, without links on the way", named(&self.op_names))
+                }
+                Errno::EPERM => format!("cannot mount {}: not allowed there (nothing may be mounted inside /proc)", named(&self.op_names)),
+                _ => format!("cannot mount {}", named(&self.op_names)),
+            },
+            Step::Sysctl => format!("cannot set the kernel parameter {}", named(&self.sysctl_names)),
+            Step::OomScore => "cannot set oom_score_adj".to_owned(),
+            Step::Limit => format!("cannot set the resource limit {}", named(&self.limit_names)),
+            Step::Terminal => "cannot make a terminal: /dev/pts or /dev/console is not what it should be".to_owned(),
+            Step::Streams => "cannot connect the standard streams".to_owned(),
+            Step::Pivot => "cannot make the root file system the root".to_owned(),
+            Step::Directory => format!("cannot enter the working directory {:?}", self.directory),
+            Step::DirectoryOutside => format!("the working directory {:?} lies outside of the container's root", self.directory),
+            Step::Descriptors => "cannot close the launcher's descriptors".to_owned(),
+            Step::Capabilities => "cannot set the capabilities".to_owned(),
+            Step::User => "cannot change the user".to_owned(),
+            Step::Filter => "cannot install the system-call filter".to_owned(),
+            Step::Exec => match failure.errno {
+                Errno::ENOENT if self.candidates == 0 => format!("cannot execute {argv0:?}: not found in PATH"),
+                Errno::ENOENT => format!("cannot execute {argv0:?}: no such file in the container, or its interpreter is missing"),
+                Errno::ENOEXEC => format!("cannot execute {argv0:?}: exec format error (built for another processor, or a script without #!)"),
+                _ => format!("cannot execute {argv0:?}"),
+            },
+        };
+        let exit_code = match (failure.step, failure.errno) {
+            (Step::Exec, Errno::ENOENT | Errno::ENOTDIR) => 127,
+            (Step::Exec, _) => 126,
+            // A working directory that cannot be entered is Docker's "cannot be invoked".
+            (Step::Directory, Errno::EACCES | Errno::ENOTDIR) => 126,
+            _ => 125,
+        };
+        LaunchError::Child { doing, exit_code, source: failure.errno.into() }
+    }
+}
