@@ -151,6 +151,12 @@ impl LinkBatch {
         self.push(&RouteNetlinkMessage::SetLink(message.build()), 0);
     }
 
+    /// Makes a link a port of a bridge, and sets it up.
+    pub(crate) fn set_controller(&mut self, name: &str, bridge: u32) {
+        let message = LinkMessageBuilder::<LinkUnspec>::new().name(name).controller(bridge).up().build();
+        self.push(&RouteNetlinkMessage::SetLink(message), 0);
+    }
+
     /// Puts a link into a group, which can be deleted as one.
     pub(crate) fn set_group(&mut self, name: &str, group: u32) {
         let message = LinkMessageBuilder::<LinkUnspec>::new().name(name).link_group(group).build();

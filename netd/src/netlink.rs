@@ -4,10 +4,11 @@
 //! asks: a batch of a hundred costs one `sendmsg` and, when all went well, one `recvmsg`.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 use rtnetlink::sys::{Socket, SocketAddr};
@@ -168,16 +169,19 @@ pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
 #[derive(Debug)]
 pub(crate) struct NetlinkSocket {
     socket: Socket,
+    port: u32,
     sequence: u32,
     answer: Vec<u8>,
 }
 
 /// One message from the kernel.
-struct Message<'a> {
-    kind: u16,
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
     flags: u16,
     sequence: u32,
-    body: &'a [u8],
+    /// Port of the socket whose request this is about.
+    pub(crate) port: u32,
+    pub(crate) body: &'a [u8],
 }
 
 fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
@@ -185,7 +189,13 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
         let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
         let half = |at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
         let length = word(0)? as usize;
-        let message = Message { kind: half(4)?, flags: half(6)?, sequence: word(8)?, body: bytes.get(HEADER..length)? };
+        let message = Message {
+            kind: half(4)?,
+            flags: half(6)?,
+            sequence: word(8)?,
+            port: word(12)?,
+            body: bytes.get(HEADER..length)?,
+        };
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
         Some(message)
     })
@@ -207,9 +217,9 @@ impl NetlinkSocket {
         }
         let answer = TimeVal::new(ANSWER.as_secs() as i64, 0);
         setsockopt(&socket, sockopt::ReceiveTimeout, &answer).map_err(io::Error::from)?;
-        socket.bind_auto()?;
+        let port = socket.bind_auto()?.port_number();
         socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(NetlinkSocket { socket, sequence: 1, answer: Vec::with_capacity(64 << 10) })
+        Ok(NetlinkSocket { socket, port, sequence: 1, answer: Vec::with_capacity(64 << 10) })
     }
 
     /// Subscribes to a multicast group.
@@ -277,20 +287,26 @@ impl NetlinkSocket {
         }
     }
 
-    /// Waits at most the given time for something to read and hands the types of the messages to `each`; says whether
-    /// anything came. Lost messages count as one of type 0.
-    pub(crate) fn listen(&mut self, timeout: Duration, mut each: impl FnMut(u16, &[u8])) -> io::Result<bool> {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
-        match poll(&mut fds, timeout) {
-            Ok(0) | Err(Errno::EINTR) => return Ok(false),
-            Ok(_) => {}
+    /// The number by which the kernel tells this socket's requests from others'.
+    pub(crate) fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// Waits for notices and hands them to `each`; `Ok(false)` when `stop` can be read or was closed instead. Lost notices
+    /// count as one without type and body.
+    pub(crate) fn listen(&mut self, stop: BorrowedFd<'_>, mut each: impl FnMut(&Message<'_>)) -> io::Result<bool> {
+        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN), PollFd::new(stop, PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Err(Errno::EINTR) => return Ok(true),
             Err(errno) => return Err(errno.into()),
+            Ok(_) if fds[1].any() == Some(true) => return Ok(false),
+            Ok(_) => {}
         }
         match self.receive() {
-            Ok(()) => messages(&self.answer).for_each(|m| each(m.kind, m.body)),
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => each(0, &[]),
+            Ok(()) => messages(&self.answer).for_each(|message| each(&message)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                each(&Message { kind: 0, flags: 0, sequence: 0, port: 0, body: &[] });
+            }
             Err(error) => return Err(error),
         }
         Ok(true)

@@ -29,6 +29,11 @@ fn path(name: &str) -> PathBuf {
     PathBuf::from("/proc/sys").join(relative)
 }
 
+/// An interface's name as a part of a setting's name.
+pub(crate) fn interface(name: &str) -> String {
+    name.replace('.', "/")
+}
+
 /// Reads a setting; `None` when this kernel does not have it.
 pub(crate) fn read(name: &str) -> Option<String> {
     fs::read_to_string(path(name)).ok().map(|text| text.trim_end().to_owned())

@@ -259,6 +259,15 @@ impl Rule {
         self.expression("masq", |_| {})
     }
 
+    /// A match of the old xtables, by name, revision and its binary description.
+    pub(crate) fn xt_match(self, name: &str, revision: u32, info: &[u8]) -> Rule {
+        self.expression("match", |b| {
+            text(b, 1, name);
+            number(b, 2, revision);
+            attribute(b, 3, info);
+        })
+    }
+
     pub(crate) fn counter(self) -> Rule {
         self.expression("counter", |_| {})
     }

@@ -38,7 +38,7 @@ pub enum TableError {
 }
 
 /// A change of content: elements that go and elements that come, in one transaction.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Change {
     pub(crate) remove: Vec<(Set, Element)>,
     pub(crate) add: Vec<(Set, Element)>,
