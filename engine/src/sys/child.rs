@@ -277,12 +277,13 @@ impl Child<'_> {
         self.enter_cgroups()?;
         self.enter_namespaces()?;
         self.open_proc()?;
+        // While that procfs is bare: later it is attached and partly covered.
+        self.kernel_settings()?;
         if let Some(root) = &self.program.root {
             self.build_root(root)?;
         } else {
             self.root = raw::openat(libc::AT_FDCWD, c"/", libc::O_PATH | libc::O_DIRECTORY).at(Step::Root)?;
         }
-        self.kernel_settings()?;
         self.standard_streams()?;
         if self.program.root.is_some() {
             self.enter_root()?;

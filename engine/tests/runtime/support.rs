@@ -1,0 +1,332 @@
+//! Containers for the tests: a root file system of busybox in a temporary directory, started by a real launcher, and gone afterwards
+//! whatever happened.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use orch_engine::cgroup::{Cgroup, Layout};
+use orch_engine::config::{ContainerConfig, ContainerId, Namespaces, NetworkNs, ProcessConfig, Resources, Share};
+use orch_engine::runtime::{
+    ExecConfig, Identity, LaunchPlan, Launched, Launcher, PrepareContext, RunningContainer, Stdio, cgroup_path, prepare, prepare_exec,
+};
+
+/// How long anything may take before a test says that it hangs.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Ends a test early, saying why, where it cannot run.
+#[macro_export]
+macro_rules! needs_root {
+    () => {
+        if !nix::unistd::geteuid().is_root() || !std::path::Path::new("/bin/busybox").exists() {
+            println!("skipped: needs root and /bin/busybox (busybox-static)");
+            return;
+        }
+    };
+}
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// One container's directories and configuration.
+pub struct Fixture {
+    pub root: tempfile::TempDir,
+    pub config: ContainerConfig,
+    pub context: PrepareContext,
+    pub launcher: Launcher,
+}
+
+impl Fixture {
+    /// A container that runs `args` in an image of busybox.
+    pub fn new(args: &[&str]) -> Self {
+        let root = tempfile::Builder::new().prefix("orch-runtime-").tempdir().unwrap();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let instance = format!("test-runtime-{}-{number}", std::process::id());
+        for name in ["image", "upper", "work", "mountpoint", "files", "volume"] {
+            fs::create_dir(root.path().join(name)).unwrap();
+        }
+        busybox_image(&root.path().join("image"));
+        fs::write(root.path().join("hosts"), "127.0.0.1 localhost\n").unwrap();
+        fs::write(root.path().join("resolv.conf"), "nameserver 127.0.0.11\n").unwrap();
+        fs::write(root.path().join("hostname"), "box\n").unwrap();
+        let path = |name: &str| root.path().join(name);
+        let context = PrepareContext {
+            instance,
+            lower: vec![path("image")],
+            upper: path("upper"),
+            work: path("work"),
+            mountpoint: path("mountpoint"),
+            hosts: Some(path("hosts")),
+            resolv_conf: Some(path("resolv.conf")),
+            hostname: Some(path("hostname")),
+            files: Some(path("files")),
+            volumes: BTreeMap::from([("data".to_owned(), path("volume"))]),
+            containers: BTreeMap::new(),
+            layout: Layout::detect().unwrap(),
+        };
+        let config = config(&format!("{:08x}{number:056x}", std::process::id()), args);
+        Self { root, config, context, launcher: Launcher::unsealed().unwrap() }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    pub fn image(&self) -> PathBuf {
+        self.path("image")
+    }
+
+    pub fn plan(&self) -> LaunchPlan {
+        let plan = prepare(&self.config, &self.context).unwrap();
+        // As in the engine, where the plan travels to the shim.
+        let bytes = postcard::to_stdvec(&plan).unwrap();
+        let arrived: LaunchPlan = postcard::from_bytes(&bytes).unwrap();
+        assert_eq!(plan, arrived);
+        arrived
+    }
+
+    /// Starts it with pipes; panics with the whole error when it does not start.
+    pub fn start(&mut self) -> Running {
+        self.try_start().unwrap_or_else(|error| panic!("the container does not start: {error}"))
+    }
+
+    /// Starts it with pipes; the error is the whole chain.
+    pub fn try_start(&mut self) -> Result<Running, Refusal> {
+        let plan = prepare(&self.config, &self.context).map_err(|error| Refusal { text: chain(&error), exit_code: 125 })?;
+        let (stdio, ends) = Stdio::pipes(false).unwrap();
+        let launched =
+            self.launcher.launch(&plan, stdio).map_err(|error| Refusal { text: chain(&error), exit_code: error.exit_code() })?;
+        Ok(Running { launched: Some(launched), stdout: Some(ends.stdout), stderr: Some(ends.stderr), owner: true })
+    }
+
+    /// Starts it and waits for its end.
+    pub fn run(&mut self) -> Outcome {
+        self.start().wait()
+    }
+
+    /// What a container shares with another test's process.
+    pub fn running(&self, running: &Running) -> RunningContainer {
+        RunningContainer {
+            init: running.identity(),
+            config: self.config.clone(),
+            instance: self.context.instance.clone(),
+            layout: self.context.layout.clone(),
+        }
+    }
+
+    /// Runs a command in a running container.
+    pub fn exec(&mut self, running: &Running, args: &[&str]) -> Result<Outcome, Refusal> {
+        let process = ProcessConfig { args: strings(args), ..ProcessConfig::default() };
+        self.exec_process(running, ExecConfig { process, privileged: false })
+    }
+
+    pub fn exec_process(&mut self, running: &Running, exec: ExecConfig) -> Result<Outcome, Refusal> {
+        let plan =
+            prepare_exec(&exec, &self.running(running)).map_err(|error| Refusal { text: chain(&error), exit_code: 125 })?;
+        let (stdio, ends) = Stdio::pipes(false).unwrap();
+        let launched =
+            self.launcher.launch_exec(&plan, stdio).map_err(|error| Refusal { text: chain(&error), exit_code: error.exit_code() })?;
+        Ok(Running { launched: Some(launched), stdout: Some(ends.stdout), stderr: Some(ends.stderr), owner: false }.wait())
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let path = cgroup_path(&self.context.instance, &self.config);
+        let group = Cgroup::open(&self.context.layout, &path).unwrap();
+        if group.exists() {
+            let _ = group.kill();
+            let _ = group.remove();
+        }
+    }
+}
+
+/// Why a container did not start.
+#[derive(Debug)]
+pub struct Refusal {
+    pub text: String,
+    pub exit_code: i32,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// A process that was started; killed with its group when dropped.
+pub struct Running {
+    launched: Option<Launched>,
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
+    /// Whether it is the container's first process.
+    owner: bool,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub struct Outcome {
+    pub status: WaitStatus,
+    pub stdout: String,
+    pub stderr: String,
+    pub oom_kills: u64,
+}
+
+impl Outcome {
+    /// The exit code as a shell shows it.
+    pub fn code(&self) -> i32 {
+        match self.status {
+            WaitStatus::Exited(_, code) => code,
+            WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,
+            other => panic!("not an end: {other:?}"),
+        }
+    }
+
+    /// Its output, given that it succeeded.
+    pub fn success(&self) -> &str {
+        assert_eq!(self.code(), 0, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        self.stdout.trim_end()
+    }
+}
+
+impl Running {
+    pub fn adopt(launched: Launched) -> Self {
+        Self { launched: Some(launched), stdout: None, stderr: None, owner: true }
+    }
+
+    pub fn launched(&self) -> &Launched {
+        self.launched.as_ref().unwrap()
+    }
+
+    pub fn identity(&self) -> Identity {
+        self.launched().identity()
+    }
+
+    /// Reads until its output ends and it is gone; the group is removed.
+    pub fn wait(mut self) -> Outcome {
+        let stderr = self.stderr.take().map(|fd| std::thread::spawn(move || drain(fd)));
+        let stdout = self.stdout.take().map(drain).unwrap_or_default();
+        let stderr = stderr.map(|thread| thread.join().unwrap()).unwrap_or_default();
+        let launched = self.launched.take().unwrap();
+        let status = waitpid(Pid::from_raw(launched.pid), None).unwrap();
+        let oom_kills = launched.cgroup.oom_kills();
+        if self.owner {
+            launched.cgroup.kill().unwrap();
+            launched.cgroup.remove().unwrap();
+            assert!(!launched.cgroup.exists());
+        }
+        Outcome { status, stdout, stderr, oom_kills }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(launched) = self.launched.take() {
+            if self.owner {
+                let _ = launched.cgroup.kill();
+            } else {
+                let _ = nix::sys::signal::kill(Pid::from_raw(launched.pid), nix::sys::signal::Signal::SIGKILL);
+            }
+            let _ = waitpid(Pid::from_raw(launched.pid), None);
+            if self.owner {
+                let _ = launched.cgroup.remove();
+            }
+        }
+    }
+}
+
+fn drain(fd: OwnedFd) -> String {
+    let mut bytes = Vec::new();
+    fs::File::from(fd).read_to_end(&mut bytes).unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// An error with its causes.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+pub fn strings(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+/// Waits for a condition, failing loudly when it never comes.
+pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < deadline, "{what} did not come true");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A root file system with busybox and nothing else but users.
+pub fn busybox_image(directory: &Path) {
+    for name in ["bin", "etc", "tmp", "root", "proc", "dev", "sys"] {
+        fs::create_dir_all(directory.join(name)).unwrap();
+    }
+    // A link where possible: the image is only read.
+    if fs::hard_link("/bin/busybox", directory.join("bin/busybox")).is_err() {
+        fs::copy("/bin/busybox", directory.join("bin/busybox")).unwrap();
+    }
+    for applet in [
+        "sh", "true", "false", "cat", "ls", "id", "env", "sleep", "mount", "echo", "stat", "readlink", "mknod", "hostname", "kill", "test",
+        "head", "dd", "pwd", "touch", "mkdir", "ps", "tty", "stty", "grep", "wc", "chmod", "ln", "rm", "ip", "unshare", "seq", "yes",
+    ] {
+        symlink("busybox", directory.join("bin").join(applet)).unwrap();
+    }
+    fs::write(directory.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/home/web:/bin/sh\n").unwrap();
+    fs::write(directory.join("etc/group"), "root:x:0:\nweb:x:1000:\nlogs:x:2000:web,other\n").unwrap();
+}
+
+/// A configuration with nothing but a command.
+pub fn config(id: &str, args: &[&str]) -> ContainerConfig {
+    ContainerConfig {
+        id: ContainerId(id.to_owned()),
+        name: "test".to_owned(),
+        group: "group".to_owned(),
+        image: "busybox".to_owned(),
+        image_id: String::new(),
+        process: ProcessConfig { args: strings(args), ..ProcessConfig::default() },
+        hostname: "box".to_owned(),
+        domainname: String::new(),
+        namespaces: Namespaces {
+            network: NetworkNs::None,
+            pid: Share::Private,
+            ipc: Share::Private,
+            uts: Share::Private,
+            cgroup: Share::Private,
+        },
+        mounts: Vec::new(),
+        files: Vec::new(),
+        etc_hosts: None,
+        etc_resolv_conf: None,
+        resources: Resources::default(),
+        devices: Vec::new(),
+        device_cgroup_rules: Vec::new(),
+        sysctls: BTreeMap::new(),
+        privileged: false,
+        systempaths_unconfined: false,
+        read_only: false,
+        shm_size: 0,
+        init: false,
+        stop_signal: 15,
+        stop_timeout: 10,
+        logging: orch_engine::config::Logging::default(),
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+        auto_remove: false,
+        caller: serde_json::Value::Null,
+    }
+}
