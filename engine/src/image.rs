@@ -32,11 +32,11 @@ mod digest;
 mod disk;
 mod import;
 mod layers;
-// mod load;
+mod load;
 mod reference;
 mod refs;
 mod removal;
-// mod save;
+mod save;
 mod spec;
 mod stream;
 mod unpack;
@@ -44,13 +44,13 @@ mod unpack;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 pub use archive::ArchiveError;
 pub use change::{Change, ChangeError};
 pub use digest::{Digest, DigestError};
 pub use import::ImportOptions;
-// pub use load::{LoadError, Loaded};
+pub use load::{LoadError, Loaded};
 pub use reference::{Reference, ReferenceError};
 pub use removal::{DiskUsage, Pruned, Removed};
 pub use spec::{Empty, Healthcheck, History, ImageConfig, Platform};
@@ -128,6 +128,9 @@ pub enum ImageError {
         /// As computed.
         actual: Digest,
     },
+    /// An archive of images could not be understood.
+    #[error(transparent)]
+    Load(#[from] LoadError),
 }
 
 /// What a user can do about a full disk.
@@ -192,6 +195,8 @@ struct Documents {
     manifest: Manifest,
     config: ImageDocument,
     chains: Vec<Digest>,
+    /// Bytes of all layers, once all are unpacked.
+    size: OnceLock<u64>,
 }
 
 /// What an import or a load wants to make visible, all at once.
@@ -307,7 +312,7 @@ impl ImageStore {
         let id = find(&state.refs, source)?;
         let mut refs = state.refs.clone();
         refs.name(id, &target.canonical(), &target.display());
-        self.save(&mut state, refs)
+        self.write_refs(&mut state, refs)
     }
 
     /// Everything about an image as JSON, with Docker's field names.
@@ -340,7 +345,7 @@ impl ImageStore {
         }))
     }
 
-    fn save(&self, state: &mut State, refs: Refs) -> Result<(), ImageError> {
+    fn write_refs(&self, state: &mut State, refs: Refs) -> Result<(), ImageError> {
         refs.save(&self.root, &self.disk).map_err(|source| store("write the list of images", source))?;
         state.documents.retain(|id, _| refs.images.contains_key(id));
         state.refs = refs;
@@ -364,7 +369,7 @@ impl ImageStore {
         let config: ImageDocument =
             self.blobs.read(id, MAX_DOCUMENT).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?)).map_err(damaged)?;
         let chains = chains(&config.rootfs.diff_ids);
-        Ok(Arc::new(Documents { manifest, config, chains }))
+        Ok(Arc::new(Documents { manifest, config, chains, size: OnceLock::new() }))
     }
 
     fn image(&self, state: &mut State, id: Digest) -> Result<Image, ImageError> {
@@ -379,7 +384,17 @@ impl ImageStore {
             .collect();
         digests.sort();
         digests.dedup();
-        let size = documents.chains.iter().filter_map(|chain| self.layers.record(*chain)).map(|record| record.bytes).sum();
+        let size = match documents.size.get() {
+            Some(size) => *size,
+            None => {
+                let records: Vec<_> = documents.chains.iter().filter_map(|chain| self.layers.record(*chain)).collect();
+                let size = records.iter().map(|record| record.bytes).sum();
+                if records.len() == documents.chains.len() {
+                    documents.size.set(size).ok();
+                }
+                size
+            }
+        };
         Ok(Image {
             id,
             manifest: record.manifest,
@@ -414,7 +429,7 @@ impl ImageStore {
             refs.images.entry(image.id).or_insert_with(record);
             image.names.iter().for_each(|name| refs.name(image.id, &name.canonical(), &name.display()));
         }
-        let result = publish().map_err(failed).and_then(|()| self.save(&mut state, refs));
+        let result = publish().map_err(failed).and_then(|()| self.write_refs(&mut state, refs));
         if result.is_err() {
             // What was renamed into place already would lie there until the store is opened again.
             self.sweep(&mut state).ok();

@@ -87,7 +87,7 @@ impl ImageStore {
                 }
             }
         }
-        self.save(&mut state, refs)?;
+        self.write_refs(&mut state, refs)?;
         if removed.deleted.is_some() {
             removed.bytes = self.sweep(&mut state)?;
         }
@@ -109,7 +109,7 @@ impl ImageStore {
             stays
         });
         if !pruned.deleted.is_empty() {
-            self.save(&mut state, refs)?;
+            self.write_refs(&mut state, refs)?;
         }
         pruned.bytes = self.sweep(&mut state)?;
         Ok(pruned)

@@ -14,7 +14,7 @@
 
 mod tree;
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstat, fstatat, futimens, makedev, mkdirat, mknodat, utimensat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstat, fstatat, futimens, makedev, mknodat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, unlinkat};
 
@@ -127,7 +127,6 @@ pub(crate) fn unpack(
         tree: Tree::new(root_fd, lowers),
         limits,
         totals: Unpacked::default(),
-        default_acls: Vec::new(),
         buffer: vec![0; 256 << 10],
     };
     unpacker.adopt_root()?;
@@ -145,18 +144,13 @@ const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-const OVERLAY_OPAQUE: &std::ffi::CStr = c"trusted.overlay.opaque";
-const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
-
-/// Bytes of default ACLs kept until the end; real layers have none or a handful.
-const MAX_DEFAULT_ACLS: usize = 16 << 20;
+const OVERLAY_OPAQUE: &CStr = c"trusted.overlay.opaque";
+const DEFAULT_ACL: &CStr = c"system.posix_acl_default";
 
 struct Unpacker<'a> {
     tree: Tree,
     limits: &'a UnpackLimits,
     totals: Unpacked,
-    /// Default ACLs wait for the end: children made later would inherit them.
-    default_acls: Vec<(Names, Vec<u8>)>,
     buffer: Vec<u8>,
 }
 
@@ -172,7 +166,10 @@ impl Unpacker<'_> {
         let doing = |source| kernel("prepare", "/", source);
         let root = self.tree.root().map_err(doing)?;
         match self.tree.lower_directory(&[]).map_err(doing)? {
-            Some(lower) => copy_directory(&lower, &root).map_err(doing),
+            Some(lower) => {
+                let acl = copy_directory(&lower, &root).map_err(doing)?;
+                acl.map_or(Ok(()), |acl| self.tree.keep_default_acl(Names::new(), &acl).map_err(doing))
+            }
             None => fchmod(&root, Mode::from_bits_truncate(0o755)).map_err(|errno| doing(errno.into())),
         }
     }
@@ -196,7 +193,7 @@ impl Unpacker<'_> {
                 Kind::Fifo | Kind::CharDevice | Kind::BlockDevice => self.node(&parent, name, entry)?,
             }
             if let (Kind::Directory, Some((_, acl))) =
-                (entry.kind, entry.xattrs.iter().find(|(name, _)| name == DEFAULT_ACL))
+                (entry.kind, entry.xattrs.iter().find(|(name, _)| name == DEFAULT_ACL.to_bytes()))
             {
                 self.keep_default_acl(names.clone(), acl, entry)?;
             }
@@ -268,7 +265,7 @@ impl Unpacker<'_> {
         }
         let root = self.tree.root().map_err(|source| kernel("open", "/", source))?;
         set_metadata(&root, entry)?;
-        if let Some((_, acl)) = entry.xattrs.iter().find(|(name, _)| name == DEFAULT_ACL) {
+        if let Some((_, acl)) = entry.xattrs.iter().find(|(name, _)| name == DEFAULT_ACL.to_bytes()) {
             self.keep_default_acl(Names::new(), acl, entry)?;
         }
         Ok(())
@@ -435,20 +432,14 @@ impl Unpacker<'_> {
     }
 
     fn keep_default_acl(&mut self, names: Names, acl: &[u8], entry: &Entry) -> Result<(), UnpackError> {
-        let kept: usize = self.default_acls.iter().map(|(_, acl)| acl.len()).sum();
-        if kept + acl.len() > MAX_DEFAULT_ACLS {
-            let limit = MAX_DEFAULT_ACLS as u64;
-            return Err(UnpackError::Limit { what: "the size of all default ACLs", limit, entry: shown(&entry.path) });
-        }
-        self.default_acls.push((names, acl.to_vec()));
-        Ok(())
+        self.tree.keep_default_acl(names, acl).map_err(|source| kernel("keep the default ACL of", &shown(&entry.path), source))
     }
 
     fn finish(self) -> Result<Unpacked, UnpackError> {
-        for (names, acl) in &self.default_acls {
+        for (names, acl) in self.tree.default_acls() {
             // The directory may have been replaced since; then its ACL went with it.
             let Ok(Some(fd)) = self.tree.open(names) else { continue };
-            set_xattr(&fd, DEFAULT_ACL, acl).map_err(|source| kernel("set the default ACL of", &shown(&names.join(&b'/')), source))?;
+            set_xattr(&fd, DEFAULT_ACL.to_bytes(), acl).map_err(|source| kernel("set the default ACL of", &shown(&names.join(&b'/')), source))?;
         }
         Ok(self.totals)
     }
@@ -458,7 +449,7 @@ impl Unpacker<'_> {
 fn set_metadata(fd: &impl AsFd, entry: &Entry) -> Result<(), UnpackError> {
     fchown(fd, Some(uid(entry)?), Some(gid(entry)?)).map_err(|errno| failed("set the owner of", entry, errno))?;
     for (name, value) in &entry.xattrs {
-        if name != DEFAULT_ACL && is_kept(name) {
+        if name != DEFAULT_ACL.to_bytes() && is_kept(name) {
             set_xattr(fd, name, value).map_err(|source| kernel("set an extended attribute of", &shown(&entry.path), source))?;
         }
     }
@@ -477,7 +468,7 @@ fn set_owner_and_time(parent: &Parent, name: &OsStr, entry: &Entry) -> Result<()
 /// Attributes that belong to an image: file capabilities, ACLs, the user's own. The rest binds to a host (SELinux labels, IMA, NFS)
 /// or steers overlayfs (`trusted.overlay.*`, `user.overlay.*`), by which an image could redirect names.
 fn is_kept(name: &[u8]) -> bool {
-    matches!(name, b"security.capability" | b"system.posix_acl_access" | DEFAULT_ACL)
+    matches!(name, b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default")
         || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
 }
 
@@ -493,18 +484,20 @@ fn set_xattr(fd: &impl AsFd, name: &[u8], value: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Copies owner, kept attributes, mode and time from one directory to another.
-fn copy_directory(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
+/// Copies owner, kept attributes, mode and time from one directory to another; the default ACL is given back, to be set last.
+fn copy_directory(from: &OwnedFd, to: &OwnedFd) -> io::Result<Option<Vec<u8>>> {
     let stat = fstat(from)?;
     fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
     copy_xattrs(from, to)?;
     fchmod(to, Mode::from_bits_truncate(stat.st_mode))?;
-    Ok(futimens(to, &TimeSpec::UTIME_OMIT, &TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec))?)
+    futimens(to, &TimeSpec::UTIME_OMIT, &TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec))?;
+    xattr::get(from, DEFAULT_ACL)
 }
 
 fn copy_xattrs(from: &impl AsFd, to: &impl AsFd) -> io::Result<()> {
     for name in xattr::list(from)? {
         if is_kept(name.as_bytes())
+            && name.as_c_str() != DEFAULT_ACL
             && let Some(value) = xattr::get(from, &name)?
         {
             set_xattr(to, name.as_bytes(), &value)?;

@@ -27,9 +27,15 @@ pub(super) type Names = Vec<Vec<u8>>;
 /// The kernel's own limit of links followed in one path.
 const MAX_LINKS: usize = 40;
 
+/// Bytes of default ACLs kept until the end; real layers have none or a handful.
+const MAX_DEFAULT_ACLS: usize = 16 << 20;
+
 pub(super) struct Tree {
     top: OwnedFd,
     lowers: Vec<OwnedFd>,
+    /// Default ACLs of directories wait for the end: children made later would inherit them.
+    default_acls: Vec<(Names, Vec<u8>)>,
+    default_acl_bytes: usize,
 }
 
 /// Where a name was found.
@@ -41,7 +47,21 @@ struct Found {
 
 impl Tree {
     pub(super) fn new(top: OwnedFd, lowers: Vec<OwnedFd>) -> Self {
-        Self { top, lowers }
+        Self { top, lowers, default_acls: Vec::new(), default_acl_bytes: 0 }
+    }
+
+    pub(super) fn default_acls(&self) -> &[(Names, Vec<u8>)] {
+        &self.default_acls
+    }
+
+    pub(super) fn keep_default_acl(&mut self, names: Names, acl: &[u8]) -> io::Result<()> {
+        // A name costs its bytes and about as much again for its vector.
+        self.default_acl_bytes += acl.len() + names.iter().map(|name| name.len() + 32).sum::<usize>() + 64;
+        if self.default_acl_bytes > MAX_DEFAULT_ACLS {
+            return Err(io::Error::other(format!("the default ACLs of this layer exceed the limit of {MAX_DEFAULT_ACLS} bytes")));
+        }
+        self.default_acls.push((names, acl.to_vec()));
+        Ok(())
     }
 
     pub(super) fn has_lowers(&self) -> bool {
@@ -110,7 +130,7 @@ impl Tree {
     }
 
     /// Makes a path of directories in the layer being unpacked, each like the one it covers below.
-    pub(super) fn make(&self, names: &[Vec<u8>]) -> io::Result<OwnedFd> {
+    pub(super) fn make(&mut self, names: &[Vec<u8>]) -> io::Result<OwnedFd> {
         let mut directory = self.root()?;
         for depth in 0..names.len() {
             let name = OsStr::from_bytes(&names[depth]);
@@ -123,7 +143,11 @@ impl Tree {
                     let made = self.make_directory(&directory, name)?;
                     // Behind a whiteout there is nothing to look like.
                     match self.lower_directory(&names[..=depth])?.filter(|_| existing.is_none()) {
-                        Some(lower) => copy_directory(&lower, &made)?,
+                        Some(lower) => {
+                            if let Some(acl) = copy_directory(&lower, &made)? {
+                                self.keep_default_acl(names[..=depth].to_vec(), &acl)?;
+                            }
+                        }
                         None => fchmod(&made, Mode::from_bits_truncate(0o755))?,
                     }
                     futimens(&directory, &TimeSpec::UTIME_OMIT, &TimeSpec::new(before.st_mtime, before.st_mtime_nsec))?;
@@ -185,7 +209,7 @@ impl Tree {
     }
 
     /// The directory in this layer of a file at a path, copied up from below when it is there; `None` when it does not exist.
-    pub(super) fn fetch(&self, directory: &[Vec<u8>], name: &OsStr) -> io::Result<Option<OwnedFd>> {
+    pub(super) fn fetch(&mut self, directory: &[Vec<u8>], name: &OsStr) -> io::Result<Option<OwnedFd>> {
         if let Some(fd) = self.open(directory)?
             && let Some(stat) = stat_of(&fd, name)?
         {
