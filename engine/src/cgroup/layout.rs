@@ -80,6 +80,14 @@ pub enum CgroupError {
         /// How long was waited.
         seconds: u64,
     },
+    /// A limit that makes no sense.
+    #[error("{limit}: {problem}")]
+    Limit {
+        /// Which.
+        limit: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
     /// A path that would leave the engine's own tree.
     #[error("the control group path {path:?} is not a plain relative path")]
     Path {
@@ -209,4 +217,43 @@ fn unescape(text: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()
         .fold(text.to_owned(), |text, (code, plain)| text.replace(code, plain))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(layout: &Layout) -> Vec<String> {
+        let line = |version: &str, hierarchy: &Hierarchy| {
+            let controllers: Vec<_> = hierarchy.controllers.iter().map(String::as_str).collect();
+            format!("{version} {} base={:?} {}", hierarchy.mount.display(), hierarchy.base, controllers.join(","))
+        };
+        layout.v2.iter().map(|v2| line("v2", v2)).chain(layout.v1.iter().map(|v1| line("v1", v1))).collect()
+    }
+
+    #[test]
+    fn a_unified_host_has_one_hierarchy_and_our_own_group_as_base() {
+        let mountinfo = "30 23 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n";
+        let layout = Layout::parse(mountinfo, "0::/system.slice/orch.service\n");
+        assert_eq!(shown(&layout), [r#"v2 /sys/fs/cgroup base="system.slice/orch.service" "#]);
+    }
+
+    #[test]
+    fn a_hybrid_host_has_combined_mounts_and_named_hierarchies() {
+        let mountinfo = "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+            33 31 0:30 / /sys/fs/cgroup/memory rw shared:9 - cgroup cgroup rw,memory\n\
+            40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,release_agent=/lib/x,name=systemd\n\
+            41 31 0:38 / /sys/fs/cgroup/uni\\040fied rw - cgroup2 cgroup2 rw\n\
+            42 31 0:30 / /mnt/memory rw - cgroup cgroup rw,memory\n";
+        let layout = Layout::parse(mountinfo, "4:memory:/x\n0::/\n");
+        assert_eq!(
+            shown(&layout),
+            [
+                r#"v2 /sys/fs/cgroup/uni fied base="" "#,
+                r#"v1 /sys/fs/cgroup/cpu,cpuacct base="" cpu,cpuacct"#,
+                r#"v1 /sys/fs/cgroup/memory base="" memory"#,
+                r#"v1 /sys/fs/cgroup/systemd base="" name=systemd"#,
+            ]
+        );
+    }
 }

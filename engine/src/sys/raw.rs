@@ -478,3 +478,55 @@ pub(crate) fn exit(code: c_int) -> ! {
         unsafe { libc::syscall(libc::SYS_exit_group, code) };
     }
 }
+
+/// fork(2) by clone(2), for where a filter refuses clone3.
+///
+/// # Safety
+/// As [`clone3`].
+pub(crate) unsafe fn fork() -> Sys<i32> {
+    // SAFETY: no stack, no pointers; the rest is the caller's promise.
+    check(unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) }).map(|pid| pid as i32)
+}
+
+/// Makes the calling process the leader of a group of its own.
+pub(crate) fn setpgid() -> Sys<()> {
+    // SAFETY: integers only.
+    done(unsafe { libc::syscall(libc::SYS_setpgid, 0, 0) })
+}
+
+/// Makes the calling process's group the foreground of the terminal on descriptor 0, if that is one.
+pub(crate) fn take_foreground() -> Sys<()> {
+    // SAFETY: no arguments.
+    let group = check(unsafe { libc::syscall(libc::SYS_getpid) })? as c_int;
+    // SAFETY: TIOCSPGRP reads one int.
+    done(unsafe { libc::syscall(libc::SYS_ioctl, 0, libc::TIOCSPGRP, &raw const group) })
+}
+
+/// Makes the calling process ignore a signal.
+pub(crate) fn ignore_signal(signal: c_int) {
+    let ignore = [libc::SIG_IGN as u64, 0, 0, 0];
+    // SAFETY: the new action is live and as large as the kernel reads; no old one is asked for.
+    unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, ignore.as_ptr(), std::ptr::null_mut::<c_void>(), 8) };
+}
+
+/// Waits for one of the blocked signals.
+pub(crate) fn wait_signal() -> Sys<c_int> {
+    let all = u64::MAX;
+    let none = std::ptr::null::<c_void>();
+    // SAFETY: the mask is a live 64-bit integer, the kernel's sigset size; null pointers ask for no details and no time limit.
+    check(unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, &raw const all, none, none, 8) }).map(|signal| signal as c_int)
+}
+
+/// Collects one child that has ended, if any: its number and status.
+pub(crate) fn wait_any() -> Sys<Option<(i32, c_int)>> {
+    let mut status: c_int = 0;
+    // SAFETY: the status is a live int; no usage is asked for.
+    let pid = check(unsafe { libc::syscall(libc::SYS_wait4, -1, &raw mut status, libc::WNOHANG, std::ptr::null::<c_void>()) })?;
+    Ok(if pid == 0 { None } else { Some((pid as i32, status)) })
+}
+
+/// kill(2).
+pub(crate) fn kill(pid: i32, signal: c_int) -> Sys<()> {
+    // SAFETY: integers only.
+    done(unsafe { libc::syscall(libc::SYS_kill, pid, signal) })
+}
