@@ -1,0 +1,193 @@
+//! Scalars with a form of their own: each function checks a text and gives its canonical form, or says what is wrong in
+//! words that follow "`key`:".
+
+use crate::model::{ByteSize, Duration, NanoCpus, Ratio};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+type Canonical = Result<String, String>;
+
+pub(crate) fn bytes(text: &str) -> Canonical {
+    text.parse::<ByteSize>().map(|size| size.to_string()).map_err(|error| error.to_string())
+}
+
+pub(crate) fn duration(text: &str) -> Canonical {
+    text.parse::<Duration>().map(|duration| duration.to_string()).map_err(|error| error.to_string())
+}
+
+pub(crate) fn cpus(text: &str) -> Canonical {
+    text.parse::<NanoCpus>().map(|cpus| cpus.to_string()).map_err(|error| error.to_string())
+}
+
+pub(crate) fn ratio(text: &str) -> Canonical {
+    text.parse::<Ratio>().map(|ratio| ratio.as_f64().to_string()).map_err(|error| error.to_string())
+}
+
+/// Whole microseconds, or a duration.
+pub(crate) fn microseconds(text: &str) -> Canonical {
+    if let Ok(micros) = text.trim().parse::<i64>() {
+        return Ok(micros.to_string());
+    }
+    let duration: Duration = text
+        .parse()
+        .map_err(|_| format!("`{text}` is neither a number of microseconds nor a duration such as `50ms`"))?;
+    Ok((duration.as_nanos() / 1000).to_string())
+}
+
+pub(crate) fn ip(text: &str) -> Canonical {
+    text.parse::<IpAddr>().map(|_| text.to_owned()).map_err(|_| format!("invalid ip address: `{text}`"))
+}
+
+pub(crate) fn ipv4(text: &str) -> Canonical {
+    text.parse::<Ipv4Addr>().map(|_| text.to_owned()).map_err(|_| format!("invalid ip address: `{text}` is not IPv4"))
+}
+
+pub(crate) fn ipv6(text: &str) -> Canonical {
+    text.parse::<Ipv6Addr>().map(|_| text.to_owned()).map_err(|_| format!("invalid ip address: `{text}` is not IPv6"))
+}
+
+pub(crate) fn cidr(text: &str) -> Canonical {
+    let parsed = text.split_once('/').and_then(|(address, bits)| {
+        let address: IpAddr = address.parse().ok()?;
+        let bits: u8 = bits.parse().ok()?;
+        (bits <= if address.is_ipv4() { 32 } else { 128 }).then_some(())
+    });
+    parsed.map(|()| text.to_owned()).ok_or_else(|| format!("`{text}` is not a subnet; write for example `10.5.0.0/16`"))
+}
+
+pub(crate) fn id(text: &str) -> Canonical {
+    text.parse::<u32>().map(|id| id.to_string()).map_err(|_| format!("`{text}` is not a numeric user or group id"))
+}
+
+pub(crate) fn protocol(text: &str) -> Canonical {
+    let lower = text.to_ascii_lowercase();
+    match lower.as_str() {
+        "tcp" | "udp" | "sctp" => Ok(lower),
+        _ => Err(format!("invalid proto: `{text}`; there are tcp, udp and sctp")),
+    }
+}
+
+fn port(text: &str) -> Option<u16> {
+    text.parse::<u16>().ok().filter(|port| *port > 0)
+}
+
+/// A port or range of ports as two numbers.
+pub(crate) fn port_range(text: &str) -> Option<(u16, u16)> {
+    let (start, end) = text.split_once('-').unwrap_or((text, text));
+    let (start, end) = (port(start)?, port(end)?);
+    (start <= end).then_some((start, end))
+}
+
+/// A host port or range; empty and 0 leave the choice to the node.
+pub(crate) fn published(text: &str) -> Canonical {
+    if text.is_empty() || text == "0" || port_range(text).is_some() {
+        return Ok(text.to_owned());
+    }
+    Err(format!("invalid hostPort: `{text}` is neither a port (1-65535) nor a range such as `8000-8010`"))
+}
+
+pub(crate) fn exposed(text: &str) -> Canonical {
+    let (ports, proto) = text.split_once('/').unwrap_or((text, "tcp"));
+    protocol(proto)?;
+    port_range(ports)
+        .map(|_| text.to_owned())
+        .ok_or_else(|| format!("invalid containerPort: `{text}`; write for example `3000`, `8000-8010` or `53/udp`"))
+}
+
+pub(crate) fn restart(text: &str) -> Canonical {
+    let known = match text.split_once(':') {
+        Some(("on-failure", attempts)) => attempts.parse::<u32>().is_ok(),
+        Some(_) => false,
+        None => matches!(text, "no" | "always" | "on-failure" | "unless-stopped" | ""),
+    };
+    if known {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "`{text}` is no restart policy; there are `no`, `always`, `on-failure[:ATTEMPTS]` and `unless-stopped`"
+    ))
+}
+
+pub(crate) fn pull_policy(text: &str) -> Canonical {
+    let known = match text.strip_prefix("every_") {
+        Some(interval) => interval.parse::<Duration>().is_ok(),
+        None => {
+            matches!(text, "always" | "never" | "missing" | "if_not_present" | "build" | "daily" | "weekly" | "refresh")
+        }
+    };
+    if known {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "`{text}` is no pull policy; there are `always`, `never`, `missing`, `build`, `daily`, `weekly` and `every_12h`"
+    ))
+}
+
+pub(crate) fn container_name(text: &str) -> Canonical {
+    let mut chars = text.chars();
+    let ok = chars.next().is_some_and(|c| c.is_ascii_alphanumeric())
+        && text.len() > 1
+        && chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
+    if ok {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "`{text}` is no container name: letters, digits, `_`, `.` and `-`, at least two of them, a letter or digit first"
+    ))
+}
+
+pub(crate) fn hostname(text: &str) -> Canonical {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+    };
+    if text.is_empty() || (text.len() <= 253 && text.split('.').all(label)) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("`{text}` is no host name: letters, digits and `-`, at most 63 between two dots"))
+}
+
+pub(crate) fn image(text: &str) -> Canonical {
+    if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err(format!("`{}` is no image reference: it holds a blank", text.escape_default()));
+    }
+    Ok(text.to_owned())
+}
+
+pub(crate) fn signal(text: &str) -> Canonical {
+    let ok = text.parse::<u8>().is_ok_and(|number| (1..=64).contains(&number))
+        || (!text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-')))
+            && text.starts_with(|c: char| c.is_ascii_alphabetic());
+    if ok { Ok(text.to_owned()) } else { Err(format!("`{text}` is no signal; write for example `SIGINT`")) }
+}
+
+pub(crate) fn cpuset(text: &str) -> Canonical {
+    let part = |part: &str| {
+        let (start, end) = part.split_once('-').unwrap_or((part, part));
+        matches!((start.trim().parse::<u32>(), end.trim().parse::<u32>()), (Ok(start), Ok(end)) if start <= end)
+    };
+    if text.is_empty() || text.split(',').all(part) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("`{text}` is no set of processors; write for example `0-3` or `0,2`"))
+}
+
+pub(crate) fn cgroup_mode(text: &str) -> Canonical {
+    match text {
+        "host" | "private" => Ok(text.to_owned()),
+        _ if text.starts_with("service:") || text.starts_with("container:") => Ok(text.to_owned()),
+        _ => Err(format!("`{text}` is no cgroup namespace; there are `host` and `private`")),
+    }
+}
+
+pub(crate) fn constraint(text: &str) -> Canonical {
+    let split = text.split_once("==").or_else(|| text.split_once("!="));
+    match split {
+        Some((key, value)) if !key.trim().is_empty() && !value.trim().is_empty() => Ok(text.to_owned()),
+        _ => Err(format!(
+            "`{text}` is no constraint; write for example `node.role == manager` or `node.labels.disk != hdd`"
+        )),
+    }
+}
