@@ -5,6 +5,7 @@
 pub mod address;
 mod check;
 pub mod config;
+pub mod dns;
 mod conntrack;
 pub mod error;
 mod foreign;
