@@ -23,6 +23,7 @@ mod stdio;
 mod sysctls;
 mod user;
 
+pub(crate) use capabilities::bit as capability_bit;
 pub use launch::{LaunchError, Launched, Launcher};
 pub use plan::{
     ExecPlan, Identity, LaunchPlan, MountSource, NamespacePlan, PlannedDevice, PlannedMount, ProcessPlan, Propagation, RootPlan, Space,
