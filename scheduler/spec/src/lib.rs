@@ -19,6 +19,7 @@ mod environment;
 mod interpolate;
 pub mod load;
 mod merge;
+pub mod assignment;
 pub mod model;
 pub mod node;
 mod normalize;
