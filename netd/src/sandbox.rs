@@ -25,9 +25,6 @@ use crate::publish::{self, Reach, sandbox_elements};
 use crate::record::{self, SandboxRecord};
 use crate::sysctl::{self, SysctlError};
 
-/// Index of the first endpoint inside its namespace. Fixed indices spare asking for them; the first few may be taken by
-/// links that modules put into every namespace (`tunl0`, `sit0`).
-const FIRST_INDEX: u32 = 64;
 /// `lo` in every namespace.
 const LOOPBACK: u32 = 1;
 
@@ -224,8 +221,8 @@ impl Shared {
                     .map_err(NetdError::system(format!("bind a network namespace to {}", path.display())))?;
                 default_settings(record.config.endpoints.iter().any(|endpoint| endpoint.ipv6.is_some()))?;
                 let mut inside = LinkSocket::open().map_err(NetdError::system("open an rtnetlink socket"))?;
-                let indices: Vec<u32> = (FIRST_INDEX..).take(record.endpoints.len()).collect();
-                self.make_pairs(&mut outside, &namespace, record, &record.endpoints, &indices, networks)?;
+                self.make_pairs(&mut outside, &namespace, record, &record.endpoints, networks)?;
+                let indices = indices_of(&mut inside, &record.endpoints)?;
                 let mut batch = LinkBatch::new();
                 batch.set_up(LOOPBACK, None);
                 for (endpoint, index) in record.endpoints.iter().zip(&indices) {
@@ -256,7 +253,6 @@ impl Shared {
         namespace: &Namespace,
         record: &SandboxRecord,
         endpoints: &[Endpoint],
-        indices: &[u32],
         networks: &BTreeMap<NetworkId, NetworkState>,
     ) -> Result<(), NetdError> {
         let mut bridges: BTreeMap<&NetworkId, u32> = networks.iter().map(|(id, network)| (id, network.index)).collect();
@@ -271,7 +267,6 @@ impl Shared {
                     bridge: bridges.get(&endpoint.network).copied().unwrap_or(0),
                     namespace,
                     name: &endpoint.interface,
-                    index: indices[*at],
                     mac: endpoint.mac,
                     mtu: network.record.mtu,
                     isolated: !network.record.config.icc,
@@ -346,8 +341,7 @@ impl Shared {
     ) -> Result<(), NetdError> {
         let namespace = self.open_namespace(record)?;
         let mut outside = self.in_host(LinkSocket::open)?.map_err(NetdError::system("open an rtnetlink socket"))?;
-        // Index 0: the kernel's choice.
-        self.make_pairs(&mut outside, &namespace, record, std::slice::from_ref(endpoint), &[0], networks)?;
+        self.make_pairs(&mut outside, &namespace, record, std::slice::from_ref(endpoint), networks)?;
         let work = || {
             let name = sysctl::interface(&endpoint.interface);
             if endpoint.ipv6.is_some() {
@@ -542,11 +536,21 @@ fn allow_ipv6(interface: &str) -> Result<(), SysctlError> {
     sysctl::write(&format!("net.ipv6.conf.{interface}.disable_ipv6"), "0")
 }
 
+/// Indices inside. They are the kernel's choice: a veth pair's far end gets the one asked for only when the near end asks
+/// for one too.
+fn indices_of(inside: &mut LinkSocket, endpoints: &[Endpoint]) -> Result<Vec<u32>, NetdError> {
+    let links = inside.links().map_err(NetdError::link("list a sandbox's interfaces"))?;
+    let index = |endpoint: &Endpoint| links.iter().find(|link| link.name == endpoint.interface).map(|link| link.index);
+    endpoints.iter().map(|endpoint| index(endpoint).ok_or_else(|| vanished(&endpoint.interface))).collect()
+}
+
+fn vanished(interface: &str) -> NetdError {
+    NetdError::invalid(format_args!("interface {interface}"), "it is not in its sandbox: something took it away")
+}
+
 fn index_of(inside: &mut LinkSocket, interface: &str) -> Result<u32, NetdError> {
     let found = inside.link(interface).map_err(NetdError::link(format!("look for interface {interface}")))?;
-    found.map(|link| link.index).ok_or_else(|| {
-        NetdError::invalid(format_args!("interface {interface}"), "it is not in its sandbox: something took it away")
-    })
+    found.map(|link| link.index).ok_or_else(|| vanished(interface))
 }
 
 /// Requests that bring an endpoint up with its addresses.
