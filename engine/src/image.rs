@@ -33,6 +33,8 @@ mod disk;
 mod import;
 mod layers;
 mod load;
+#[cfg(test)]
+mod power_loss;
 mod reference;
 mod refs;
 mod removal;

@@ -230,12 +230,12 @@ impl Unpacker<'_> {
                 name => names.push(name.to_vec()),
             }
         }
-        self.check_depth(&names, entry)?;
+        self.check_depth(&names[..names.len().saturating_sub(1)], entry)?;
         Ok(names)
     }
 
-    fn check_depth(&self, names: &Names, entry: &Entry) -> Result<(), UnpackError> {
-        if names.len() > self.limits.depth {
+    fn check_depth(&self, directories: &[Vec<u8>], entry: &Entry) -> Result<(), UnpackError> {
+        if directories.len() > self.limits.depth {
             let limit = self.limits.depth as u64;
             return Err(UnpackError::Limit { what: "the depth of directories", limit, entry: shown(&entry.path) });
         }
