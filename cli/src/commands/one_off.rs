@@ -86,7 +86,7 @@ pub async fn attach_to(
     start: bool,
 ) -> Result<Exit> {
     let view: orch_api::node::ContainerView = client.get(&format!("/v1/containers/{}", escape(container))).await?;
-    let tty = view.labels.get("orch.tty").is_some_and(|v| v == "true");
+    let tty = view.tty;
     let stdin = !options.no_stdin;
     let request = AttachRequest { stdin, size: session::window(), start };
     let connection = client.upgrade(&format!("/v1/containers/{}/attach", escape(container)), &request).await?;

@@ -9,4 +9,5 @@ pub mod client;
 pub mod control;
 pub mod error;
 pub mod node;
+pub mod plane;
 pub mod stream;

@@ -68,6 +68,8 @@ pub struct ContainerView {
     pub task: String,
     /// See `stack`.
     pub slot: u32,
+    /// It has a terminal.
+    pub tty: bool,
     /// Where in its life it is.
     pub state: TaskState,
     /// See [`Health`].

@@ -1,0 +1,261 @@
+//! `orch agent`: control plane and node in one process, their API on one unix socket.
+//!
+//! Order: directories and the node's identity, the control plane (its log), the agent (which locks the data directory and takes over what
+//! runs), the socket, "ready". Ends on SIGTERM or SIGINT, or when idle long enough if it was started for that; what it ran goes on.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use axum::Router;
+use futures_util::future::BoxFuture;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use orch_agent::{Agent, AgentConfig};
+use orch_api::control::{AddressRequest, AddressResponse, ImageResolver};
+use orch_api::error::ErrorDetail;
+use orch_api::plane::ControlPlane;
+use orch_scheduler::{Control, ControlConfig};
+use orch_spec::assignment::NodeId;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tower::Service;
+
+use crate::args;
+use crate::connect::READY;
+use crate::exit::Exit;
+
+/// Connections at once. More wait in the socket's queue: descriptors are kept for containers.
+const CONNECTIONS: usize = 1024;
+/// Time for a client to send its header.
+const HEADER_TIME: Duration = Duration::from_secs(30);
+/// Largest header.
+const HEADER: usize = 32 * 1024;
+/// How often to look whether the agent may go.
+const IDLE_LOOK: Duration = Duration::from_secs(1);
+
+/// Runs the agent until it is told to go.
+pub fn run(args: &args::Agent) -> Result<Exit> {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("ORCH_LOG").unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    // A session of its own: no terminal's signals, and no terminal to lose. Fails for a process that leads one already, which is as good.
+    let _ = nix::unistd::setsid();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        // Threads for what blocks: bounded well above the operations and streams at once, and they go when unused.
+        .max_blocking_threads(512)
+        .thread_keep_alive(Duration::from_secs(2))
+        .thread_stack_size(512 * 1024)
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(serve(args));
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result.map(|()| Exit::Done)
+}
+
+async fn serve(args: &args::Agent) -> Result<()> {
+    for (dir, mode) in [(&args.data_dir, 0o700), (&args.run_dir, 0o755)] {
+        std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode))
+            .with_context(|| format!("set the permissions of {}", dir.display()))?;
+    }
+    let node = node_id(&args.data_dir)?;
+    let lock = lock(&args.data_dir)?;
+    let control = Control::start(ControlConfig { data_dir: args.data_dir.join("control"), node: node.clone() })
+        .await
+        .context("open the control plane's state")?;
+    let link = control.connect_node(node.clone());
+    let plane = Arc::new(LocalPlane(control.clone()));
+    let config = AgentConfig {
+        data_dir: args.data_dir.clone(),
+        run_dir: args.run_dir.clone(),
+        instance: args.instance.clone(),
+        node,
+        shim_command: vec!["/proc/self/exe".into(), "shim".into()],
+    };
+    let agent = {
+        let handle = tokio::runtime::Handle::current();
+        tokio::task::spawn_blocking(move || {
+            let _entered = handle.enter();
+            Agent::start(config, link, plane)
+        })
+        .await
+        .context("start the node")??
+    };
+    let images = Arc::new(Images(agent.clone()));
+    let router = orch_scheduler::server::routes(control.clone(), images).merge(agent.routes());
+    let socket = args.run_dir.join("orch.sock");
+    let listener = listen(&socket)?;
+    tracing::info!(socket = %socket.display(), pid = std::process::id(), "ready");
+    ready();
+    let activity = Arc::new(Activity::default());
+    tokio::select! {
+        () = accept(listener, router, activity.clone()) => {}
+        reason = ending(args.idle_exit, &agent, &activity) => tracing::info!(reason, "going"),
+    }
+    // Refuse new clients first; what they asked for is in the log already.
+    let _ = std::fs::remove_file(&socket);
+    let releasing = agent.clone();
+    let _ = tokio::task::spawn_blocking(move || releasing.release()).await;
+    control.shutdown().await;
+    drop(lock);
+    Ok(())
+}
+
+/// The node's identity, made once.
+fn node_id(data_dir: &Path) -> Result<NodeId> {
+    let path = data_dir.join("node-id");
+    if let Ok(text) = std::fs::read_to_string(&path)
+        && !text.trim().is_empty()
+    {
+        return Ok(NodeId(text.trim().to_owned()));
+    }
+    let mut bytes = [0u8; 10];
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
+    let id: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    let part = data_dir.join("node-id.part");
+    let mut file = std::fs::File::create(&part).with_context(|| format!("make {}", part.display()))?;
+    file.write_all(id.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&part, &path).with_context(|| format!("make {}", path.display()))?;
+    Ok(NodeId(id))
+}
+
+/// One agent a data directory: the second one says who has it.
+fn lock(data_dir: &Path) -> Result<nix::fcntl::Flock<std::fs::File>> {
+    let path = data_dir.join("agent.lock");
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
+    let file = file.with_context(|| format!("open {}", path.display()))?;
+    match nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock) {
+        Ok(mut lock) => {
+            lock.set_len(0)?;
+            lock.write_all(std::process::id().to_string().as_bytes())?;
+            Ok(lock)
+        }
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+            let pid = std::fs::read_to_string(&path).unwrap_or_default();
+            anyhow::bail!("another agent (pid {}) has the data directory {}", pid.trim(), data_dir.display())
+        }
+        Err((_, e)) => Err(anyhow::Error::new(e).context(format!("lock {}", path.display()))),
+    }
+}
+
+fn listen(socket: &Path) -> Result<UnixListener> {
+    // What an agent that was killed left; the lock says that nobody listens there.
+    let _ = std::fs::remove_file(socket);
+    let listener = UnixListener::bind(socket).with_context(|| format!("listen at {}", socket.display()))?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660))?;
+    if let Ok(Some(group)) = nix::unistd::Group::from_name("orch") {
+        nix::unistd::chown(socket, None, Some(group.gid)).with_context(|| format!("give {} to the group orch", socket.display()))?;
+    }
+    Ok(listener)
+}
+
+/// Tells the command that started us, or systemd, that the socket answers.
+fn ready() {
+    if std::env::var_os("ORCH_READY_STDOUT").is_some() {
+        let mut stdout = std::io::stdout();
+        let _ = stdout.write_all(READY.as_bytes());
+        let _ = stdout.flush();
+        // The command waits for no more; a pipe without a reader must not be written to by anything.
+        if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
+            let _ = nix::unistd::dup2_stdout(null);
+        }
+    }
+    if let Some(path) = std::env::var_os("NOTIFY_SOCKET") {
+        // sd_notify(3): one datagram.
+        if let Ok(socket) = std::os::unix::net::UnixDatagram::unbound() {
+            let _ = socket.send_to(b"READY=1", path);
+        }
+    }
+}
+
+/// What clients are doing.
+#[derive(Default)]
+struct Activity {
+    connections: AtomicUsize,
+}
+
+async fn accept(listener: UnixListener, router: Router, activity: Arc<Activity>) {
+    let permits = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(e) => {
+                // Out of descriptors: wait for some to come back instead of spinning.
+                tracing::warn!(error = %e, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let (router, activity) = (router.clone(), activity.clone());
+        tokio::spawn(async move {
+            activity.connections.fetch_add(1, Ordering::Relaxed);
+            let service = hyper::service::service_fn(move |request| router.clone().call(request));
+            let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new()).http1_only();
+            builder.http1().max_buf_size(HEADER.max(64 * 1024)).header_read_timeout(HEADER_TIME).timer(hyper_util::rt::TokioTimer::new());
+            let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+            if let Err(e) = served {
+                tracing::debug!(error = %e, "a connection ended");
+            }
+            activity.connections.fetch_sub(1, Ordering::Relaxed);
+            drop(permit);
+        });
+    }
+}
+
+/// Waits for a reason to end.
+async fn ending(idle_exit: u64, agent: &Agent, activity: &Activity) -> &'static str {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
+    let mut idle_since = Instant::now();
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return "SIGTERM",
+            _ = interrupt.recv() => return "SIGINT",
+            () = tokio::time::sleep(IDLE_LOOK), if idle_exit > 0 => {
+                if !agent.is_idle() || activity.connections.load(Ordering::Relaxed) > 0 {
+                    idle_since = Instant::now();
+                } else if idle_since.elapsed() >= Duration::from_secs(idle_exit) {
+                    return "idle";
+                }
+            }
+        }
+    }
+}
+
+/// The agent as the control plane's finder of images.
+struct Images(Agent);
+
+impl ImageResolver for Images {
+    fn resolve<'a>(&'a self, references: &'a [String]) -> BoxFuture<'a, BTreeMap<String, Option<String>>> {
+        let (agent, references) = (self.0.clone(), references.to_vec());
+        Box::pin(async move {
+            tokio::task::spawn_blocking(move || agent.resolve_images(&references)).await.unwrap_or_default()
+        })
+    }
+}
+
+/// The control plane as the agent of the same process sees it.
+struct LocalPlane(Control);
+
+impl ControlPlane for LocalPlane {
+    fn reserve_address(&self, network: String, request: AddressRequest) -> BoxFuture<'_, Result<AddressResponse, ErrorDetail>> {
+        Box::pin(orch_scheduler::server::reserve_address(&self.0, network, request))
+    }
+
+    fn release_address(&self, network: String, holder: String) -> BoxFuture<'_, Result<(), ErrorDetail>> {
+        Box::pin(orch_scheduler::server::release_address(&self.0, network, holder))
+    }
+}

@@ -1,0 +1,507 @@
+//! Carries one operation out: thin acts on engine and netd. Decides nothing; what it finds goes into the memory, and the loop plans again.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use orch_engine::config::{ContainerId, NetworkNs};
+use orch_engine::container::merge::parse_signal;
+use orch_engine::engine::EngineError;
+use orch_netd::dns::resolv_conf::{self, ResolvOverrides};
+use orch_netd::{EndpointConfig, NetdError, NetworkConfig, NetworkId, PortRequest, Protocol, SandboxConfig, SandboxId};
+use orch_spec::assignment::{
+    EndpointAssignment, Health, NetworkAssignment, NetworkName, PortAssignment, PublishedPort, TaskAssignment, TaskId,
+    TaskNetwork, VolumeAssignment,
+};
+
+use crate::lower::{LowerContext, lower};
+use crate::plan::{Operation, StartCause};
+use crate::reconcile::{observed, refresh};
+use crate::task::TaskError;
+use crate::{Shared, chain, names, now_ms};
+
+/// Why an operation on a task failed.
+#[derive(Debug)]
+struct Trouble {
+    message: String,
+    code: i32,
+}
+
+impl Trouble {
+    fn new(error: &dyn std::error::Error) -> Self {
+        Self { message: chain(error), code: 125 }
+    }
+}
+
+impl From<EngineError> for Trouble {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::NotStarted { code, message } => Self { message, code },
+            other => Self::new(&other),
+        }
+    }
+}
+
+impl From<NetdError> for Trouble {
+    fn from(error: NetdError) -> Self {
+        Self::new(&error)
+    }
+}
+
+/// Carries an operation out and takes its outcome into the memory.
+pub fn execute(shared: &Arc<Shared>, operation: &Operation) {
+    match operation {
+        Operation::CreateNetwork(name) => create_network(shared, name),
+        Operation::RemoveNetwork(name) => remove_network(shared, name),
+        Operation::CreateVolume(name) => create_volume(shared, name),
+        Operation::RemoveVolume(name) => remove_volume(shared, name),
+        Operation::CreateContainer(id) => on_task(shared, id, create_container),
+        Operation::StartContainer { task, cause } => {
+            let cause = *cause;
+            on_task(shared, task, |shared, task| start_container(shared, task, cause));
+        }
+        Operation::StopContainer { task, by_request } => stop_container(shared, task, *by_request),
+        Operation::PauseContainer(id) => on_container(shared, id, |shared, container| shared.engine.pause(container)),
+        Operation::UnpauseContainer(id) => on_container(shared, id, |shared, container| shared.engine.unpause(container)),
+        Operation::RemoveSandbox(id) => {
+            remove_sandbox(shared, id);
+            finish(shared, id);
+        }
+        Operation::RemoveContainer(id) => remove_container(shared, id),
+    }
+}
+
+/// The operation on this task is over.
+fn finish(shared: &Arc<Shared>, id: &TaskId) {
+    if let Some(seen) = shared.lock().observed.tasks.get_mut(id) {
+        seen.activity = None;
+    }
+}
+
+fn on_task(shared: &Arc<Shared>, id: &TaskId, act: impl FnOnce(&Arc<Shared>, &TaskAssignment) -> Result<(), Trouble>) {
+    let task = shared.lock().task(id).cloned();
+    if let Some(task) = task {
+        let outcome = act(shared, &task);
+        if let Err(trouble) = &outcome {
+            tracing::info!(task = %id, container = task.container_name, error = trouble.message, "failed");
+        }
+        let mut state = shared.lock();
+        if let Some(seen) = state.observed.tasks.get_mut(id) {
+            seen.record.error = outcome.err().map(|t| TaskError { message: t.message, code: t.code, at: now_ms() });
+        }
+        drop(state);
+        save(shared, id);
+    }
+    finish(shared, id);
+}
+
+fn on_container(shared: &Arc<Shared>, id: &TaskId, act: impl FnOnce(&Arc<Shared>, &ContainerId) -> Result<(), EngineError>) {
+    if let Some(container) = container_of(shared, id) {
+        if let Err(e) = act(shared, &container) {
+            tracing::warn!(task = %id, error = chain(&e), "failed");
+        }
+        refresh(shared, &container);
+    }
+    finish(shared, id);
+}
+
+fn container_of(shared: &Arc<Shared>, id: &TaskId) -> Option<ContainerId> {
+    shared.lock().observed.tasks.get(id)?.container.as_ref().map(|c| c.id.clone())
+}
+
+/// Writes the task's record down.
+fn save(shared: &Arc<Shared>, id: &TaskId) {
+    let record = shared.lock().observed.tasks.get(id).map(|t| t.record.clone());
+    if let Some(record) = record
+        && let Err(e) = shared.records.write_task(id, &record)
+    {
+        tracing::warn!(task = %id, error = chain(&e), "what is known of a task could not be written down");
+    }
+}
+
+/// The network as netd wants it.
+///
+/// # Errors
+/// When a subnet is none.
+pub fn lower_network(network: &NetworkAssignment) -> Result<NetworkConfig, String> {
+    let prefix = |text: &Option<String>| {
+        text.as_deref()
+            .map(|t| t.parse().map_err(|_| format!("network {}: `{t}` is not a subnet", network.name)))
+            .transpose()
+    };
+    let option = |key: &str| network.driver_opts.get(key).map(String::as_str);
+    let mtu = option("com.docker.network.driver.mtu").and_then(|t| t.parse().ok()).unwrap_or(network.mtu);
+    Ok(NetworkConfig {
+        id: NetworkId(network.name.0.clone()),
+        subnet4: prefix(&network.subnet4)?,
+        gateway4: network.gateway4,
+        subnet6: prefix(&network.subnet6)?,
+        gateway6: network.gateway6,
+        internal: network.internal,
+        icc: network.icc,
+        masquerade: option("com.docker.network.bridge.enable_ip_masquerade") != Some("false"),
+        mtu,
+        bridge_name: option("com.docker.network.bridge.name").map(str::to_owned),
+    })
+}
+
+fn create_network(shared: &Arc<Shared>, name: &NetworkName) {
+    let network = shared.lock().assignment.networks.iter().find(|n| n.name == *name).cloned();
+    let made = match network {
+        Some(network) => {
+            lower_network(&network).and_then(|config| shared.netd.ensure_network(&config).map_err(|e| chain(&e)))
+        }
+        None => Ok(()),
+    };
+    let mut state = shared.lock();
+    state.observed.busy_networks.remove(name);
+    match made {
+        Ok(()) => {
+            state.observed.networks.insert(name.clone());
+            state.observed.failures.remove(name.as_str());
+        }
+        Err(why) => {
+            tracing::warn!(network = %name, error = why, "a network could not be made");
+            state.observed.failures.insert(name.0.clone(), why);
+        }
+    }
+}
+
+fn remove_network(shared: &Arc<Shared>, name: &NetworkName) {
+    let removed = shared.netd.remove_networks(&[NetworkId(name.0.clone())]);
+    let mut state = shared.lock();
+    state.observed.busy_networks.remove(name);
+    match removed {
+        Ok(()) => {
+            state.observed.networks.remove(name);
+            state.networks_removed.push(name.clone());
+        }
+        Err(e) => tracing::warn!(network = %name, error = chain(&e), "a network could not be removed"),
+    }
+}
+
+fn create_volume(shared: &Arc<Shared>, name: &str) {
+    let volume = shared.lock().assignment.volumes.iter().find(|v| v.name == *name).cloned();
+    let made = match volume {
+        Some(volume) if volume.external => match shared.engine.volumes().inspect(name) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(format!("volume {name} is declared external and does not exist; make it with `orch volume create {name}`")),
+        },
+        Some(volume) if !matches!(volume.driver.as_str(), "" | "local") => {
+            Err(format!("volume {name}: there is no volume driver `{}`, only `local`", volume.driver))
+        }
+        Some(volume) if bound_path(&volume).is_some() => Ok(()),
+        Some(volume) if !volume.driver_opts.is_empty() => Err(format!(
+            "volume {name}: of the local driver's options only `type: none`, `o: bind`, `device: /path` is supported"
+        )),
+        Some(volume) => match shared.engine.volumes().inspect(name) {
+            Ok(_) => Ok(()),
+            Err(_) => shared.engine.volumes().create(name, volume.labels).map(drop).map_err(|e| chain(&e)),
+        },
+        None => Ok(()),
+    };
+    let mut state = shared.lock();
+    state.observed.busy_volumes.remove(name);
+    match made {
+        Ok(()) => {
+            state.observed.volumes.insert(name.to_owned());
+            state.observed.failures.remove(name);
+        }
+        Err(why) => {
+            state.observed.failures.insert(name.to_owned(), why);
+        }
+    }
+}
+
+/// The host's path that a volume of the local driver is, if it is one.
+fn bound_path(volume: &VolumeAssignment) -> Option<PathBuf> {
+    let bind = volume.driver_opts.get("o").is_some_and(|o| o.split(',').any(|o| matches!(o, "bind" | "rbind")));
+    volume.driver_opts.get("device").filter(|device| bind && device.starts_with('/')).map(PathBuf::from)
+}
+
+fn remove_volume(shared: &Arc<Shared>, name: &str) {
+    let removed = match shared.engine.remove_volume(name) {
+        Ok(()) | Err(EngineError::NotFound { .. }) => None,
+        Err(e) => Some(chain(&e)),
+    };
+    let mut state = shared.lock();
+    state.observed.busy_volumes.remove(name);
+    state.observed.volumes.remove(name);
+    state.volumes_removed.push((name.to_owned(), removed));
+}
+
+fn failure(shared: &Arc<Shared>, task: &TaskAssignment) -> Option<String> {
+    let state = shared.lock();
+    let networks = crate::plan::networks_of(task).map(NetworkName::as_str);
+    let names = networks.chain(task.volumes.values().map(String::as_str));
+    names.filter_map(|name| state.observed.failures.get(name)).next().cloned()
+}
+
+fn create_container(shared: &Arc<Shared>, task: &TaskAssignment) -> Result<(), Trouble> {
+    if let Some(why) = failure(shared, task) {
+        // The next attempt looks anew: somebody may have mended it.
+        let mut state = shared.lock();
+        let names: Vec<String> =
+            crate::plan::networks_of(task).map(|n| n.0.clone()).chain(task.volumes.values().cloned()).collect();
+        for name in names {
+            state.observed.failures.remove(&name);
+        }
+        return Err(Trouble { message: why, code: 125 });
+    }
+    let reference = if task.image_id.is_empty() { &task.spec.image } else { &task.image_id };
+    let image = shared.engine.images().resolve(reference).map_err(|e| Trouble::new(&e))?;
+    let (containers, bound_volumes) = {
+        let state = shared.lock();
+        let bound = |v: &VolumeAssignment| Some((v.name.clone(), bound_path(v)?));
+        (state.containers(), state.assignment.volumes.iter().filter_map(bound).collect())
+    };
+    let gateway = gateway(shared, task);
+    let resolv_conf = resolv_conf(shared, task);
+    let id = if task.stack.is_empty() { ContainerId(task.id.0.clone()) } else { ContainerId(random_id()) };
+    let image_id = image.id.to_string();
+    let context = LowerContext {
+        id: id.clone(),
+        image_id: &image_id,
+        image: &image.config,
+        containers: &containers,
+        host_gateway: gateway,
+        resolv_conf,
+        bound_volumes: &bound_volumes,
+        now: i64::try_from(now_ms().saturating_mul(1_000_000)).unwrap_or(i64::MAX),
+    };
+    let mut config = lower(task, &context).map_err(|e| Trouble::new(&e))?;
+    config.auto_remove = shared.lock().locals.get(&task.id).is_some_and(|local| local.auto_remove);
+    shared.engine.create(config)?;
+    refresh(shared, &id);
+    Ok(())
+}
+
+/// What `host-gateway` means: the bridge's address of the network with the default route.
+fn gateway(shared: &Arc<Shared>, task: &TaskAssignment) -> Option<IpAddr> {
+    let TaskNetwork::Endpoints { endpoints, .. } = &task.network else { return Some(IpAddr::from([127, 0, 0, 1])) };
+    let best = endpoints.iter().max_by(|a, b| a.gw_priority.cmp(&b.gw_priority).then(b.network.cmp(&a.network)))?;
+    let state = shared.lock();
+    state.assignment.networks.iter().find(|n| n.name == best.network)?.gateway4.map(IpAddr::V4)
+}
+
+fn resolv_conf(shared: &Arc<Shared>, task: &TaskAssignment) -> String {
+    let host = shared.dns.host_resolv_conf();
+    let overrides = ResolvOverrides {
+        dns: task.spec.dns.iter().filter_map(|text| text.parse().ok()).collect(),
+        dns_search: task.spec.dns_search.clone(),
+        dns_opt: task.spec.dns_opt.clone(),
+    };
+    match &task.network {
+        TaskNetwork::Endpoints { .. } | TaskNetwork::Task(_) => resolv_conf::embedded(&host, &overrides),
+        TaskNetwork::None | TaskNetwork::Host => resolv_conf::host(&host, &overrides),
+    }
+}
+
+/// 64 random hexadecimal digits.
+pub fn random_id() -> String {
+    let mut bytes = [0u8; 32];
+    // getrandom(2) does not fail for so few bytes once the pool is initialised, which it is before any agent runs.
+    if let Ok(mut file) = std::fs::File::open("/dev/urandom") {
+        use std::io::Read;
+        let _ = file.read_exact(&mut bytes);
+    }
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn start_container(shared: &Arc<Shared>, task: &TaskAssignment, cause: StartCause) -> Result<(), Trouble> {
+    let Some(container) = container_of(shared, &task.id) else { return Ok(()) };
+    count_start(shared, task, cause);
+    let network = match &task.network {
+        TaskNetwork::None => NetworkNs::None,
+        TaskNetwork::Host => NetworkNs::Host,
+        TaskNetwork::Task(owner) => {
+            let path = owner_namespace(shared, owner).ok_or_else(|| Trouble {
+                message: format!("the network namespace of task {owner}, which it shares, is not there"),
+                code: 125,
+            })?;
+            NetworkNs::Path(path)
+        }
+        TaskNetwork::Endpoints { endpoints, ports } => NetworkNs::Path(sandbox(shared, task, endpoints, ports)?),
+    };
+    if !task.files.is_empty() {
+        shared.engine.supply_files(&container, &crate::lower::files(task))?;
+    }
+    let started = shared.engine.start(&container, Some(network));
+    refresh(shared, &container);
+    started?;
+    Ok(())
+}
+
+/// The namespace that a guest of this task joins; a task on the host's network lends that.
+fn owner_namespace(shared: &Arc<Shared>, owner: &TaskId) -> Option<PathBuf> {
+    if let Some(sandbox) = shared.netd.sandbox(&SandboxId(owner.0.clone())) {
+        return Some(sandbox.netns);
+    }
+    let pid = shared.lock().observed.tasks.get(owner)?.container.as_ref()?.pid?;
+    Some(PathBuf::from(format!("/proc/{pid}/ns/net")))
+}
+
+fn count_start(shared: &Arc<Shared>, task: &TaskAssignment, cause: StartCause) {
+    let mut state = shared.lock();
+    let Some(seen) = state.observed.tasks.get_mut(&task.id) else { return };
+    let record = &mut seen.record;
+    record.stopped_by_request = false;
+    record.error = None;
+    match cause {
+        StartCause::Policy => record.restarts = record.restarts.saturating_add(1),
+        StartCause::Asked | StartCause::Desired => record.short_runs = 0,
+    }
+    record.restart_generation = task.restart_generation;
+    seen.health = Health::None;
+    seen.health_output.clear();
+    drop(state);
+    save(shared, &task.id);
+}
+
+/// The task's namespace: made when it is missing, with its ports published and its name server listening.
+fn sandbox(
+    shared: &Arc<Shared>,
+    task: &TaskAssignment,
+    endpoints: &[EndpointAssignment],
+    ports: &[PortAssignment],
+) -> Result<PathBuf, Trouble> {
+    let id = SandboxId(task.id.0.clone());
+    let sandbox = match shared.netd.sandbox(&id) {
+        Some(sandbox) => sandbox,
+        None => shared.netd.create_sandbox(&SandboxConfig {
+            id: id.clone(),
+            endpoints: endpoints.iter().map(lower_endpoint).collect::<Result<_, _>>()?,
+            ports: ports.iter().map(lower_port).collect::<Result<_, _>>()?,
+            // Docker's defaults of a namespace of its own: low ports and ping need no capability.
+            sysctls: vec![
+                ("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned()),
+                ("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned()),
+            ],
+        })?,
+    };
+    let published = sandbox
+        .ports
+        .iter()
+        .map(|p| PublishedPort {
+            host_ip: p.host_ip.map_or_else(|| "0.0.0.0".to_owned(), |ip| ip.to_string()),
+            published: p.host_port,
+            target: p.target,
+            protocol: p.protocol.to_string(),
+        })
+        .collect();
+    if let Some(seen) = shared.lock().observed.tasks.get_mut(&task.id) {
+        seen.sandbox = true;
+        seen.record.ports = published;
+    }
+    shared.dns.set_sandbox(id.clone(), names::sandbox(task));
+    shared.dns.attach(id, &sandbox.netns).map_err(|e| Trouble::new(&e))?;
+    Ok(sandbox.netns)
+}
+
+fn lower_endpoint(endpoint: &EndpointAssignment) -> Result<EndpointConfig, Trouble> {
+    let mac = endpoint.mac.as_deref().map(|text| {
+        text.parse().map_err(|_| Trouble { message: format!("`{text}` is not a MAC address"), code: 125 })
+    });
+    Ok(EndpointConfig {
+        network: NetworkId(endpoint.network.0.clone()),
+        ipv4: endpoint.ipv4,
+        ipv6: endpoint.ipv6,
+        mac: mac.transpose()?,
+        interface: endpoint.interface_name.clone(),
+        gateway_priority: endpoint.gw_priority,
+    })
+}
+
+fn lower_port(port: &PortAssignment) -> Result<PortRequest, Trouble> {
+    let protocol = match port.protocol.as_str() {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        "sctp" => Protocol::Sctp,
+        other => return Err(Trouble { message: format!("`{other}` is not a protocol that can be published"), code: 125 }),
+    };
+    Ok(PortRequest { host_ip: port.host_ip, host_ports: port.host_ports, target: port.target, protocol })
+}
+
+fn stop_container(shared: &Arc<Shared>, id: &TaskId, by_request: bool) {
+    let task = shared.lock().task(id).cloned();
+    if let Some(container) = container_of(shared, id) {
+        if by_request {
+            if let Some(seen) = shared.lock().observed.tasks.get_mut(id) {
+                seen.record.stopped_by_request = true;
+            }
+            save(shared, id);
+        }
+        let signal = task.as_ref().and_then(|t| t.stop_signal.as_deref()).and_then(parse_signal);
+        let timeout = task.as_ref().and_then(|t| t.stop_timeout);
+        if let Err(e) = shared.engine.stop(&container, signal, timeout) {
+            tracing::warn!(task = %id, error = chain(&e), "stopping failed");
+        }
+        refresh(shared, &container);
+    }
+    finish(shared, id);
+}
+
+fn remove_sandbox(shared: &Arc<Shared>, id: &TaskId) {
+    let sandbox = SandboxId(id.0.clone());
+    shared.dns.detach(&sandbox);
+    shared.dns.remove_sandbox(&sandbox);
+    if let Err(e) = shared.netd.remove_sandboxes(std::slice::from_ref(&sandbox)) {
+        tracing::warn!(task = %id, error = chain(&e), "a network namespace could not be removed");
+    }
+    if let Some(seen) = shared.lock().observed.tasks.get_mut(id) {
+        seen.sandbox = shared.netd.sandbox(&sandbox).is_some();
+        seen.record.ports.clear();
+    }
+}
+
+fn remove_container(shared: &Arc<Shared>, id: &TaskId) {
+    let (container, volumes) = {
+        let state = shared.lock();
+        let volumes = state.task(id).is_some_and(|t| t.remove_volumes || t.one_off);
+        (state.observed.tasks.get(id).and_then(|t| t.container.as_ref()).map(|c| c.id.clone()), volumes)
+    };
+    remove_sandbox(shared, id);
+    if let Some(container) = container {
+        match shared.engine.remove(&container, true, volumes) {
+            Ok(()) | Err(EngineError::NotFound { .. }) => {
+                if let Some(seen) = shared.lock().observed.tasks.get_mut(id) {
+                    seen.container = None;
+                }
+            }
+            Err(e) => {
+                tracing::warn!(task = %id, error = chain(&e), "a container could not be removed");
+                let info = shared.engine.inspect(&container).ok();
+                if let Some(seen) = shared.lock().observed.tasks.get_mut(id) {
+                    seen.container = info.as_ref().and_then(observed);
+                }
+            }
+        }
+    }
+    finish(shared, id);
+}
+
+/// Compares what netd has with what shall be, and mends what somebody meddled with.
+pub fn repair_networks(shared: &Arc<Shared>) {
+    let desired = {
+        let state = shared.lock();
+        if !state.assigned || !state.observed.busy_networks.is_empty() {
+            return;
+        }
+        if state.observed.tasks.values().any(|t| t.activity.is_some()) {
+            return;
+        }
+        let by_name: BTreeMap<&NetworkName, &NetworkAssignment> =
+            state.assignment.networks.iter().map(|n| (&n.name, n)).collect();
+        let networks = state.observed.networks.iter().filter_map(|n| lower_network(by_name.get(n)?).ok()).collect();
+        let sandboxes = shared.netd.sandboxes().into_iter().map(|s| s.config).collect();
+        orch_netd::config::DesiredNetworking { networks, sandboxes }
+    };
+    match shared.netd.sync(&desired) {
+        Ok(report) if !report.done.is_empty() => {
+            tracing::warn!(repaired = report.done.len(), "networks had been changed by others and were mended");
+        }
+        Ok(_) => {}
+        Err(e) => tracing::warn!(error = chain(&e), "networks could not be looked after"),
+    }
+}

@@ -1,0 +1,254 @@
+//! Containers that belong to no stack: each is a little assignment of its own that the same loop carries out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use orch_api::control::AddressRequest;
+use orch_api::error::ErrorDetail;
+use orch_api::node::{ContainerRequest, Created};
+use orch_engine::config::ContainerId;
+use orch_spec::assignment::{
+    DesiredTask, EndpointAssignment, NetworkName, PortAssignment, TaskAssignment, TaskId, TaskNetwork,
+};
+use orch_spec::model::{MountSource, NamespaceMode, NetworkMode, ServiceSpec};
+
+use crate::execute::random_id;
+use crate::record::LocalTask;
+use crate::{Shared, chain};
+
+/// The network of containers that name none.
+pub const DEFAULT_NETWORK: &str = "bridge";
+
+/// Makes a container of no stack known; the loop does the rest.
+///
+/// # Errors
+/// A name that is taken, an image or network that is not there, a request that makes no sense.
+pub async fn create(shared: &Arc<Shared>, request: ContainerRequest, desired: DesiredTask) -> Result<Created, ErrorDetail> {
+    let id = random_id();
+    let image = shared.engine.images().resolve(&request.spec.image).map_err(|e| {
+        ErrorDetail::new("image_missing", chain(&e))
+            .with_exit_code(125)
+            .with_hint("`orch image ls` shows what there is; `orch image load` and `orch image import` bring more")
+    })?;
+    let name = claim_name(shared, &request.name, &id)?;
+    let made = assemble(shared, &request.spec, &id, &name).await;
+    let (network, reserved) = match made {
+        Ok(made) => made,
+        Err(e) => {
+            shared.lock().names.remove(&name);
+            return Err(e);
+        }
+    };
+    let volumes = volumes(&request.spec);
+    let task = TaskAssignment {
+        id: TaskId(id.clone()),
+        stack: String::new(),
+        service: String::new(),
+        slot: 0,
+        container_name: name.clone(),
+        spec: Arc::new(request.spec),
+        spec_hash: String::new(),
+        image_id: image.id.to_string(),
+        desired,
+        restart_generation: 0,
+        stop_timeout: None,
+        stop_signal: None,
+        remove_volumes: request.auto_remove,
+        network,
+        pid_of: None,
+        ipc_of: None,
+        volumes,
+        files: Vec::new(),
+        renew_anonymous_volumes: false,
+        one_off: false,
+    };
+    let local = LocalTask { task, auto_remove: request.auto_remove, reserved };
+    let written = shared.records.write_local(&local);
+    let mut state = shared.lock();
+    state.names.remove(&name);
+    written.map_err(|e| ErrorDetail::new("failed", chain(&e)).with_exit_code(125))?;
+    state.locals.insert(TaskId(id.clone()), local);
+    drop(state);
+    shared.touch();
+    Ok(Created { id, name })
+}
+
+/// Takes a name, or makes one up.
+fn claim_name(shared: &Arc<Shared>, wanted: &str, id: &str) -> Result<String, ErrorDetail> {
+    let valid = |name: &str| {
+        let mut bytes = name.bytes();
+        bytes.next().is_some_and(|b| b.is_ascii_alphanumeric())
+            && bytes.all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+    };
+    let name = if wanted.is_empty() { made_up(id) } else { wanted.to_owned() };
+    if !valid(&name) {
+        let message = format!("`{name}` is not a name for a container: letters, digits, `_`, `.` and `-`, a letter or digit first");
+        return Err(ErrorDetail::new("invalid", message).with_exit_code(125));
+    }
+    let taken = shared.engine.list().iter().any(|i| i.config.name == name);
+    let mut state = shared.lock();
+    let desired = state.desired().iter().any(|t| t.container_name == name);
+    if taken || desired || !state.names.insert(name.clone()) {
+        return Err(ErrorDetail::new("conflict", format!("a container named {name} exists already"))
+            .with_exit_code(125)
+            .with_hint(format!("choose another --name, or remove it with `orch container rm {name}`")));
+    }
+    Ok(name)
+}
+
+/// Two words and the beginning of the id: easy to say, and unique enough to be claimed at the first try.
+fn made_up(id: &str) -> String {
+    const FIRST: [&str; 16] = [
+        "brisk", "calm", "clear", "deft", "eager", "fair", "fleet", "glad", "keen", "light", "neat", "prompt", "quick", "sharp", "spry",
+        "swift",
+    ];
+    const SECOND: [&str; 16] = [
+        "badger", "crane", "dolphin", "falcon", "finch", "gecko", "heron", "ibis", "lynx", "marten", "otter", "plover", "raven", "seal",
+        "swan", "wren",
+    ];
+    let digit = |at: usize| id.as_bytes().get(at).and_then(|b| char::from(*b).to_digit(16)).unwrap_or(0) as usize;
+    format!("{}-{}-{}", FIRST[digit(0)], SECOND[digit(1)], &id[2..8])
+}
+
+/// Named volumes by the name in the request; they are global, so the key is the name.
+fn volumes(spec: &ServiceSpec) -> BTreeMap<String, String> {
+    spec.volumes
+        .iter()
+        .filter_map(|mount| match &mount.source {
+            MountSource::Volume { name: Some(name), .. } => Some((name.clone(), name.clone())),
+            _ => None,
+        })
+        .collect()
+}
+
+async fn assemble(
+    shared: &Arc<Shared>,
+    spec: &ServiceSpec,
+    id: &str,
+    name: &str,
+) -> Result<(TaskNetwork, Vec<String>), ErrorDetail> {
+    for volume in volumes(spec).keys() {
+        ensure_volume(shared, volume)?;
+    }
+    for mode in [&spec.pid, &spec.ipc] {
+        if let NamespaceMode::Container(other) = mode {
+            find(shared, other)?;
+        }
+    }
+    let names: Vec<String> = match &spec.network_mode {
+        NetworkMode::None => return Ok((TaskNetwork::None, Vec::new())),
+        NetworkMode::Host => {
+            if !spec.ports.is_empty() {
+                let message = "ports cannot be published by a container on the host's network";
+                return Err(ErrorDetail::new("invalid", message).with_exit_code(125).with_hint("it has the host's ports already"));
+            }
+            return Ok((TaskNetwork::Host, Vec::new()));
+        }
+        NetworkMode::Container(other) | NetworkMode::Service(other) => {
+            let owner = find(shared, other)?;
+            let state = shared.lock();
+            let task = state.task_of(&owner).cloned().unwrap_or_else(|| TaskId(owner.0.clone()));
+            return Ok((TaskNetwork::Task(task), Vec::new()));
+        }
+        NetworkMode::Bridge => vec![DEFAULT_NETWORK.to_owned()],
+        NetworkMode::Network(network) => vec![network.clone()],
+        NetworkMode::Stack => spec.networks.keys().cloned().collect(),
+    };
+    let mut endpoints = Vec::new();
+    let mut reserved = Vec::new();
+    for network in names {
+        let attachment = spec.networks.get(&network);
+        let v4 = |a: std::net::IpAddr| if let std::net::IpAddr::V4(a) = a { Some(a) } else { None };
+        let v6 = |a: std::net::IpAddr| if let std::net::IpAddr::V6(a) = a { Some(a) } else { None };
+        let request = AddressRequest {
+            holder: id.to_owned(),
+            name: name.to_owned(),
+            aliases: attachment.map(|a| a.aliases.clone()).unwrap_or_default(),
+            ipv4: attachment.and_then(|a| a.ipv4_address).and_then(v4),
+            ipv6: attachment.and_then(|a| a.ipv6_address).and_then(v6),
+        };
+        let address = shared.control.reserve_address(network.clone(), request).await.map_err(|e| e.with_exit_code(125));
+        let address = match address {
+            Ok(address) => address,
+            Err(e) => {
+                release(shared.clone(), id.to_owned(), reserved);
+                return Err(e);
+            }
+        };
+        reserved.push(network.clone());
+        endpoints.push(EndpointAssignment {
+            network: NetworkName(network),
+            ipv4: address.ipv4,
+            ipv6: address.ipv6,
+            mac: attachment.and_then(|a| a.mac_address.clone()),
+            interface_name: attachment.and_then(|a| a.interface_name.clone()),
+            gw_priority: attachment.map_or(0, |a| a.gw_priority),
+            links: BTreeMap::new(),
+        });
+    }
+    let ports = spec
+        .ports
+        .iter()
+        .map(|port| PortAssignment {
+            host_ip: port.host_ip,
+            host_ports: port.published.map_or((0, 0), |p| (p.start, p.end)),
+            target: port.target,
+            protocol: port.protocol.to_string(),
+        })
+        .collect();
+    Ok((TaskNetwork::Endpoints { endpoints, ports }, reserved))
+}
+
+fn ensure_volume(shared: &Arc<Shared>, name: &str) -> Result<(), ErrorDetail> {
+    let volumes = shared.engine.volumes();
+    if volumes.inspect(name).is_err()
+        && let Err(e) = volumes.create(name, BTreeMap::new())
+        && volumes.inspect(name).is_err()
+    {
+        return Err(ErrorDetail::new("failed", chain(&e)).with_exit_code(125));
+    }
+    shared.lock().observed.volumes.insert(name.to_owned());
+    Ok(())
+}
+
+fn find(shared: &Arc<Shared>, reference: &str) -> Result<ContainerId, ErrorDetail> {
+    shared.engine.find(reference).map_err(|e| ErrorDetail::new("not_found", chain(&e)).with_exit_code(125))
+}
+
+/// A container of no stack is gone for good: gives its addresses back.
+pub fn forgotten(shared: &Arc<Shared>, id: &TaskId) {
+    let local = shared.lock().locals.remove(id);
+    if let Some(local) = local {
+        release(shared.clone(), id.0.clone(), local.reserved);
+    }
+}
+
+fn release(shared: Arc<Shared>, holder: String, networks: Vec<String>) {
+    if networks.is_empty() {
+        return;
+    }
+    tokio::spawn(async move {
+        for network in networks {
+            if let Err(e) = shared.control.release_address(network, holder.clone()).await {
+                tracing::warn!(container = holder, error = %e, "an address could not be given back");
+            }
+        }
+    });
+}
+
+/// Changes what a container of no stack shall be.
+///
+/// # Errors
+/// When there is none of this id.
+pub fn change(shared: &Arc<Shared>, id: &TaskId, change: impl FnOnce(&mut TaskAssignment)) -> Result<(), ErrorDetail> {
+    let mut state = shared.lock();
+    let Some(local) = state.locals.get_mut(id) else {
+        return Err(ErrorDetail::new("conflict", format!("container {id} belongs to a stack"))
+            .with_hint("use the verbs of the stack: `orch stop`, `orch start`, `orch rm`"));
+    };
+    change(&mut local.task);
+    let written = shared.records.write_local(local);
+    drop(state);
+    shared.touch();
+    written.map_err(|e| ErrorDetail::new("failed", chain(&e)))
+}

@@ -1,0 +1,291 @@
+//! Decides what to do next on this node: a pure function from what is desired and what is observed to operations.
+//!
+//! Level-triggered: it knows no history but what [`TaskRecord`](crate::task::TaskRecord) holds, so it says the same after a crash at any
+//! point, and the empty plan once everything is as desired. Executing an operation never decides anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use orch_spec::assignment::{Assignment, DesiredTask, NetworkName, TaskAssignment, TaskId, TaskNetwork};
+
+use crate::task::{ContainerState, ObservedTask, ObservedTasks, Restart, restart};
+
+/// One act on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
+    /// Make a bridge.
+    CreateNetwork(NetworkName),
+    /// Remove a bridge that nothing is attached to.
+    RemoveNetwork(NetworkName),
+    /// Make a named volume, or look that an external one is there.
+    CreateVolume(String),
+    /// Delete a volume and what is in it.
+    RemoveVolume(String),
+    /// Find the image and make the container.
+    CreateContainer(TaskId),
+    /// Make the network namespace where it is missing, and start the container.
+    StartContainer {
+        /// Which.
+        task: TaskId,
+        /// Why, and so how it counts.
+        cause: StartCause,
+    },
+    /// Stop the container with grace.
+    StopContainer {
+        /// Which.
+        task: TaskId,
+        /// Somebody asked for it: the policy rests afterwards.
+        by_request: bool,
+    },
+    /// Freeze.
+    PauseContainer(TaskId),
+    /// Thaw.
+    UnpauseContainer(TaskId),
+    /// Remove the network namespace of a container that does not run.
+    RemoveSandbox(TaskId),
+    /// Remove the container and its network namespace.
+    RemoveContainer(TaskId),
+}
+
+/// Why a container is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartCause {
+    /// It shall run.
+    Desired,
+    /// `restart` was asked for.
+    Asked,
+    /// Its policy says so.
+    Policy,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CreateNetwork(name) => write!(f, "create network {name}"),
+            Self::RemoveNetwork(name) => write!(f, "remove network {name}: no longer assigned"),
+            Self::CreateVolume(name) => write!(f, "create volume {name}"),
+            Self::RemoveVolume(name) => write!(f, "remove volume {name}"),
+            Self::CreateContainer(task) => write!(f, "create container of {task}"),
+            Self::StartContainer { task, cause } => {
+                let why = match cause {
+                    StartCause::Desired => "shall run",
+                    StartCause::Asked => "restart asked for",
+                    StartCause::Policy => "restart policy",
+                };
+                write!(f, "start container of {task}: {why}")
+            }
+            Self::StopContainer { task, by_request: true } => write!(f, "stop container of {task}: asked for"),
+            Self::StopContainer { task, by_request: false } => write!(f, "stop container of {task}: to be restarted"),
+            Self::PauseContainer(task) => write!(f, "pause container of {task}"),
+            Self::UnpauseContainer(task) => write!(f, "unpause container of {task}"),
+            Self::RemoveSandbox(task) => write!(f, "remove network namespace of {task}: does not run"),
+            Self::RemoveContainer(task) => write!(f, "remove container of {task}"),
+        }
+    }
+}
+
+/// What is observed, beside the tasks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Tasks with something on this node.
+    pub tasks: ObservedTasks,
+    /// Bridges of ours that exist.
+    pub networks: BTreeSet<NetworkName>,
+    /// Bridges that are being made or removed.
+    pub busy_networks: BTreeSet<NetworkName>,
+    /// Volumes that exist.
+    pub volumes: BTreeSet<String>,
+    /// Volumes that are being made or removed.
+    pub busy_volumes: BTreeSet<String>,
+    /// Networks, volumes that could not be made, with the reason: their tasks fail with it.
+    pub failures: BTreeMap<String, String>,
+}
+
+/// What to do now, and when to look again though nothing happened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodePlan {
+    /// Operations that can all start now; what depends on them is planned when they are done.
+    pub operations: Vec<Operation>,
+    /// Milliseconds since the epoch.
+    pub wake_at: Option<u64>,
+}
+
+/// Plans. `desired` are all tasks of this node, those of the assignment and those of containers that belong to no stack.
+pub fn plan(assignment: &Assignment, desired: &[&TaskAssignment], observed: &Observed, now: u64) -> NodePlan {
+    let mut out = NodePlan::default();
+    networks(assignment, desired, observed, &mut out);
+    volumes(assignment, observed, &mut out);
+    let by_id: BTreeMap<&TaskId, &TaskAssignment> = desired.iter().map(|t| (&t.id, *t)).collect();
+    for task in desired {
+        let none = ObservedTask::default();
+        let seen = observed.tasks.get(&task.id).unwrap_or(&none);
+        if seen.activity.is_none() {
+            task_operation(task, seen, &by_id, observed, now, &mut out);
+        }
+    }
+    for (id, seen) in &observed.tasks {
+        if !by_id.contains_key(id) && seen.activity.is_none() {
+            removal(id, seen, &mut out);
+        }
+    }
+    out
+}
+
+fn networks(assignment: &Assignment, desired: &[&TaskAssignment], observed: &Observed, out: &mut NodePlan) {
+    let wanted: BTreeSet<&NetworkName> = assignment.networks.iter().map(|n| &n.name).collect();
+    for name in &wanted {
+        let failed = observed.failures.contains_key(name.as_str());
+        if !observed.networks.contains(*name) && !observed.busy_networks.contains(*name) && !failed {
+            out.operations.push(Operation::CreateNetwork((*name).clone()));
+        }
+    }
+    // A bridge goes only after the last namespace on it: its tasks are gone from `tasks` or have no sandbox any more.
+    let in_use: BTreeSet<&NetworkName> = desired
+        .iter()
+        .filter(|t| observed.tasks.get(&t.id).is_some_and(|seen| seen.sandbox || seen.activity.is_some()))
+        .flat_map(|t| networks_of(t))
+        .collect();
+    let strays = observed.tasks.iter().any(|(id, seen)| seen.sandbox && !desired.iter().any(|t| t.id == *id));
+    for name in &observed.networks {
+        let gone = !wanted.contains(name) && !in_use.contains(name) && !strays;
+        if gone && !observed.busy_networks.contains(name) {
+            out.operations.push(Operation::RemoveNetwork(name.clone()));
+        }
+    }
+}
+
+fn volumes(assignment: &Assignment, observed: &Observed, out: &mut NodePlan) {
+    for volume in &assignment.volumes {
+        let failed = observed.failures.contains_key(&volume.name);
+        if !observed.volumes.contains(&volume.name) && !observed.busy_volumes.contains(&volume.name) && !failed {
+            out.operations.push(Operation::CreateVolume(volume.name.clone()));
+        }
+    }
+    for name in &assignment.removed_volumes {
+        if !observed.busy_volumes.contains(name) {
+            out.operations.push(Operation::RemoveVolume(name.clone()));
+        }
+    }
+}
+
+/// The networks that a task is attached to.
+pub fn networks_of(task: &TaskAssignment) -> impl Iterator<Item = &NetworkName> {
+    match &task.network {
+        TaskNetwork::Endpoints { endpoints, .. } => endpoints.iter(),
+        _ => [].iter(),
+    }
+    .map(|e| &e.network)
+}
+
+fn task_operation(
+    task: &TaskAssignment,
+    seen: &ObservedTask,
+    by_id: &BTreeMap<&TaskId, &TaskAssignment>,
+    observed: &Observed,
+    now: u64,
+    out: &mut NodePlan,
+) {
+    let id = || task.id.clone();
+    if task.desired == DesiredTask::Removed {
+        return removal(&task.id, seen, out);
+    }
+    let Some(container) = &seen.container else {
+        if seen.record.error.is_none() && task.desired != DesiredTask::Stopped && ready(task, observed) {
+            out.operations.push(Operation::CreateContainer(id()));
+        }
+        return;
+    };
+    let runs = matches!(container.state, ContainerState::Running | ContainerState::Paused);
+    let asked = seen.record.restart_generation < task.restart_generation;
+    match (task.desired, container.state) {
+        (DesiredTask::Stopped, _) if runs => {
+            out.operations.push(Operation::StopContainer { task: id(), by_request: true });
+        }
+        (DesiredTask::Created | DesiredTask::Stopped, _) => release(task, seen, by_id, observed, out),
+        (DesiredTask::Running, ContainerState::Paused) => out.operations.push(Operation::UnpauseContainer(id())),
+        (DesiredTask::Paused, ContainerState::Running) => out.operations.push(Operation::PauseContainer(id())),
+        (_, ContainerState::Running | ContainerState::Paused) if asked => {
+            out.operations.push(Operation::StopContainer { task: id(), by_request: false });
+        }
+        (_, ContainerState::Running | ContainerState::Paused) => {}
+        (_, ContainerState::Created) => {
+            if (seen.record.error.is_none() || asked) && ready(task, observed) && namespaces_run(task, observed) {
+                let cause = if asked { StartCause::Asked } else { StartCause::Desired };
+                out.operations.push(Operation::StartContainer { task: id(), cause });
+            }
+        }
+        (_, ContainerState::Exited) => {
+            let cause = if asked {
+                StartCause::Asked
+            } else if seen.record.stopped_by_request {
+                StartCause::Desired
+            } else {
+                let code = container.exit_code.unwrap_or(0);
+                let finished = container.finished_at.unwrap_or(now);
+                let policy = if task.one_off { None } else { task.spec.restart_policy() };
+                match restart(policy, code, finished, &seen.record) {
+                    Restart::Never => return release(task, seen, by_id, observed, out),
+                    Restart::At(at) if at > now => {
+                        out.wake_at = Some(out.wake_at.map_or(at, |other| other.min(at)));
+                        return;
+                    }
+                    Restart::At(_) => StartCause::Policy,
+                }
+            };
+            if ready(task, observed) && namespaces_run(task, observed) {
+                out.operations.push(Operation::StartContainer { task: id(), cause });
+            }
+        }
+    }
+}
+
+/// What does not run gives its namespace back, and so its published ports, unless another container lives in it.
+fn release(
+    task: &TaskAssignment,
+    seen: &ObservedTask,
+    by_id: &BTreeMap<&TaskId, &TaskAssignment>,
+    observed: &Observed,
+    out: &mut NodePlan,
+) {
+    let guest = by_id.values().any(|other| {
+        matches!(&other.network, TaskNetwork::Task(owner) if *owner == task.id)
+            && observed.tasks.get(&other.id).and_then(|seen| seen.container.as_ref()).is_some_and(|c| {
+                matches!(c.state, ContainerState::Running | ContainerState::Paused)
+            })
+    });
+    if seen.sandbox && !guest {
+        out.operations.push(Operation::RemoveSandbox(task.id.clone()));
+    }
+}
+
+fn removal(id: &TaskId, seen: &ObservedTask, out: &mut NodePlan) {
+    match &seen.container {
+        Some(c) if matches!(c.state, ContainerState::Running | ContainerState::Paused) => {
+            out.operations.push(Operation::StopContainer { task: id.clone(), by_request: true });
+        }
+        Some(_) => out.operations.push(Operation::RemoveContainer(id.clone())),
+        None if seen.sandbox => out.operations.push(Operation::RemoveSandbox(id.clone())),
+        None => {}
+    }
+}
+
+/// Its networks and volumes are there, or have failed for good (then making it fails too, with that reason).
+fn ready(task: &TaskAssignment, observed: &Observed) -> bool {
+    let there = |name: &str, has: bool, busy: bool| (has && !busy) || observed.failures.contains_key(name);
+    networks_of(task)
+        .all(|n| there(n.as_str(), observed.networks.contains(n), observed.busy_networks.contains(n)))
+        && task.volumes.values().all(|v| there(v, observed.volumes.contains(v), observed.busy_volumes.contains(v)))
+}
+
+/// The containers whose namespaces it joins run.
+fn namespaces_run(task: &TaskAssignment, observed: &Observed) -> bool {
+    let network = match &task.network {
+        TaskNetwork::Task(owner) => Some(owner),
+        _ => None,
+    };
+    [network, task.pid_of.as_ref(), task.ipc_of.as_ref()].into_iter().flatten().all(|owner| {
+        observed.tasks.get(owner).is_some_and(|seen| {
+            seen.activity.is_none() && seen.container.as_ref().is_some_and(|c| c.state == ContainerState::Running)
+        })
+    })
+}
