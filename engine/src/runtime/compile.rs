@@ -33,7 +33,6 @@ pub(super) struct Compiled {
     pub(super) limit_names: Vec<String>,
     pub(super) directory: String,
     pub(super) command: String,
-    pub(super) candidates: usize,
 }
 
 pub(super) struct Compiler<'a> {
@@ -185,7 +184,6 @@ impl<'a> Compiler<'a> {
             limit_names: plan.limits.iter().map(|(resource, ..)| super::limits::name(*resource).to_owned()).collect(),
             directory: plan.cwd.clone(),
             command: plan.argv.first().cloned().unwrap_or_default(),
-            candidates: plan.candidates.len(),
         })
     }
 }

@@ -42,7 +42,8 @@ pub(super) fn plan(config: &ContainerConfig) -> Result<Devices, PrepareError> {
     if config.privileged {
         // All that the host has; what vanishes meanwhile (a stick pulled out) is no error.
         for entry in fs::read_dir("/dev").into_iter().flatten().flatten() {
-            if !OWN.iter().any(|own| entry.file_name() == *own) {
+            let link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
+            if !link && !OWN.iter().any(|own| entry.file_name() == *own) {
                 let path = entry.path();
                 collect(&path, &path, &mut nodes).ok();
             }

@@ -126,6 +126,8 @@ pub struct Launcher {
     own_processes: OwnedFd,
     pub(super) last_capability: u32,
     time: Time,
+    /// Use only what Linux 6.1 has.
+    pub(super) old_kernel: bool,
 }
 
 /// How a new time namespace is had.
@@ -165,7 +167,18 @@ impl Launcher {
             // 40 is CAP_CHECKPOINT_RESTORE, the last since 5.9.
             last_capability: last.unwrap_or(40).min(63),
             time: if std::path::Path::new("/proc/self/ns/time").exists() { Time::Clone } else { Time::None },
+            old_kernel: false,
         })
+    }
+
+    /// Takes the paths that kernels before 6.8 need, so that tests on newer ones cover them.
+    #[must_use]
+    pub fn as_on_an_old_kernel(mut self) -> Self {
+        self.old_kernel = true;
+        if matches!(self.time, Time::Clone) {
+            self.time = File::open("/proc/thread-self/ns/time").map_or(Time::None, |own| Time::Unshare(own.into()));
+        }
+        self
     }
 
     /// Starts a container. The control group is made and limited first; on any failure nothing of it is left.
@@ -333,7 +346,7 @@ impl Compiled {
             Step::User => "cannot change the user".to_owned(),
             Step::Filter => "cannot install the system-call filter".to_owned(),
             Step::Exec => match failure.errno {
-                Errno::ENOENT if self.candidates == 0 => format!("cannot execute {argv0:?}: not found in PATH"),
+                Errno::ENOENT if !argv0.contains('/') => format!("cannot execute {argv0:?}: not found in PATH"),
                 Errno::ENOENT => format!("cannot execute {argv0:?}: no such file in the container, or its interpreter is missing"),
                 Errno::ENOEXEC => format!("cannot execute {argv0:?}: exec format error (built for another processor, or a script without #!)"),
                 _ => format!("cannot execute {argv0:?}"),

@@ -176,13 +176,21 @@ pub(crate) enum Op {
 #[derive(Debug)]
 pub(crate) struct Root {
     /// A detached overlay, or the options for mount(2) where the kernel's fsconfig cannot take them.
-    pub(crate) tree: Result<RawFd, CString>,
+    pub(crate) tree: Result<RawFd, OverlayOptions>,
     /// Where it is attached, in this mount namespace only.
     pub(crate) mountpoint: CString,
     /// A directory of the host to hang the masks' file system on while building; hidden in this namespace only.
     pub(crate) scratch: CString,
     pub(crate) read_only: bool,
     pub(crate) ops: Vec<Op>,
+}
+
+/// What mount(2) gets where fsconfig(2) does not do.
+#[derive(Debug)]
+pub(crate) struct OverlayOptions {
+    /// Where the relative paths of the options begin.
+    pub(crate) directory: CString,
+    pub(crate) options: CString,
 }
 
 /// What the child walks.
@@ -361,8 +369,11 @@ impl Child<'_> {
                 raw::close(place);
                 Ok(*tree)
             }
-            Err(options) => {
-                raw::mount(c"overlay", &root.mountpoint, Some(c"overlay"), 0, Some(options))?;
+            Err(overlay) => {
+                let directory = raw::openat(libc::AT_FDCWD, &overlay.directory, flags)?;
+                raw::fchdir(directory)?;
+                raw::close(directory);
+                raw::mount(c"overlay", &root.mountpoint, Some(c"overlay"), 0, Some(&overlay.options))?;
                 raw::openat(libc::AT_FDCWD, &root.mountpoint, flags)
             }
         }

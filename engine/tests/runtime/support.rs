@@ -208,6 +208,24 @@ impl Running {
         self.launched().identity()
     }
 
+    /// The terminal's master.
+    pub fn take_terminal(&mut self) -> OwnedFd {
+        self.launched.as_mut().unwrap().terminal.take().unwrap()
+    }
+
+    /// Reads its output until a line is there.
+    pub fn read_until(&mut self, line: &str) -> String {
+        let mut output = fs::File::from(self.stdout.take().unwrap());
+        let mut text = String::new();
+        let mut byte = [0];
+        while !text.lines().any(|seen| seen == line) || !text.ends_with('\n') {
+            assert_eq!(output.read(&mut byte).unwrap(), 1, "the output ended before {line:?}: {text}");
+            text.push(char::from(byte[0]));
+        }
+        self.stdout = Some(output.into());
+        text
+    }
+
     /// Reads until its output ends and it is gone; the group is removed.
     pub fn wait(mut self) -> Outcome {
         let stderr = self.stderr.take().map(|fd| std::thread::spawn(move || drain(fd)));
@@ -282,7 +300,7 @@ pub fn busybox_image(directory: &Path) {
     }
     for applet in [
         "sh", "true", "false", "cat", "ls", "id", "env", "sleep", "mount", "echo", "stat", "readlink", "mknod", "hostname", "kill", "test",
-        "head", "dd", "pwd", "touch", "mkdir", "ps", "tty", "stty", "grep", "wc", "chmod", "ln", "rm", "ip", "unshare", "seq", "yes",
+        "head", "dd", "pwd", "touch", "mkdir", "ps", "tty", "stty", "grep", "wc", "chmod", "ln", "rm", "ip", "unshare", "seq", "yes", "sort", "cut", "sync",
     ] {
         symlink("busybox", directory.join("bin").join(applet)).unwrap();
     }

@@ -13,12 +13,15 @@ use nix::errno::Errno;
 use super::super::plan::{LaunchPlan, MountSource, PlannedMount, Propagation, RootPlan};
 use super::{Compiler, LaunchError, open_error, text};
 use crate::cgroup::Cgroup;
-use crate::sys::child::{Entry, Op, Place, Root};
+use crate::sys::child::{Entry, Op, OverlayOptions, Place, Root};
 use crate::sys::own;
 use crate::sys::raw::{self, MountAttr};
 
 /// fsconfig(2) copies at most this many bytes of a string, its NUL included.
 const FSCONFIG_LIMIT: usize = 256;
+
+/// mount(2) copies at most one page of options.
+const PAGE: usize = 4096;
 
 impl Compiler<'_> {
     /// The root and, for each of its operations, what an error calls it.
@@ -60,7 +63,10 @@ impl Compiler<'_> {
 
     /// The layers as a detached tree; as options for mount(2) before Linux 6.8, whose fsconfig takes no `lowerdir+` and only 256
     /// bytes of `lowerdir`.
-    fn overlay(&mut self, root: &RootPlan) -> Result<Result<RawFd, CString>, LaunchError> {
+    fn overlay(&mut self, root: &RootPlan) -> Result<Result<RawFd, OverlayOptions>, LaunchError> {
+        if self.launcher.old_kernel {
+            return overlay_options(root).map(Err);
+        }
         let refused = |what: &str| {
             let what = what.to_owned();
             move |errno: Errno| LaunchError::Overlay { what, source: errno.into() }
@@ -71,7 +77,7 @@ impl Compiler<'_> {
         for lower in root.lower.iter().rev() {
             let value = self.short_path(lower)?;
             match set(c"lowerdir+", &value) {
-                Err(Errno::EINVAL) => return self.overlay_options(root).map(Err),
+                Err(Errno::EINVAL) => return overlay_options(root).map(Err),
                 other => other.map_err(refused(&format!("lowerdir+={}", lower.display())))?,
             }
         }
@@ -84,13 +90,6 @@ impl Compiler<'_> {
         Ok(Ok(self.keep(own(tree))))
     }
 
-    /// mount(2)'s options fit one page, so layers are named by descriptor: 230 of them fit.
-    fn overlay_options(&mut self, root: &RootPlan) -> Result<CString, LaunchError> {
-        let mut by_number = |path: &Path| self.directory(path).map(|fd| format!("/proc/self/fd/{fd}"));
-        let lower = root.lower.iter().rev().map(|path| by_number(path)).collect::<Result<Vec<_>, _>>()?.join(":");
-        let options = format!("lowerdir={lower},upperdir={},workdir={}", by_number(&root.upper)?, by_number(&root.work)?);
-        text("the layers", &options)
-    }
 
     fn directory(&mut self, path: &Path) -> Result<RawFd, LaunchError> {
         let name = path_text(path)?;
@@ -113,7 +112,11 @@ impl Compiler<'_> {
         let attrs = mount.attrs;
         let fresh = |kind: &'static CStr, options: &[(&str, &str)], place: Place| -> Result<Op, LaunchError> {
             let pair = |(key, value): &(&str, &str)| Ok((text("a mount option", key)?, text("a mount option", value)?));
-            let options = options.iter().map(pair).collect::<Result<_, LaunchError>>()?;
+            let mut options = options.iter().map(pair).collect::<Result<Vec<_>, LaunchError>>()?;
+            if options.iter().all(|(key, _)| key.as_c_str() != c"source") {
+                // What mount(8) shows as the device.
+                options.push((c"source".to_owned(), kind.to_owned()));
+            }
             let terminals = kind == c"devpts";
             Ok(Op::Fresh { kind, options, attrs, target: target.clone(), place, inherit_mode: false, terminals })
         };
@@ -212,6 +215,33 @@ impl Compiler<'_> {
         }
         Ok(ops)
     }
+}
+
+/// mount(2)'s options fit one page, so layers are named from the deepest directory that all lie in: some fifty fit. By descriptor more
+/// would, but the kernel takes no directory that was opened in another mount namespace.
+fn overlay_options(root: &RootPlan) -> Result<OverlayOptions, LaunchError> {
+    let all = || root.lower.iter().chain([&root.upper, &root.work]);
+    let mut common = root.upper.as_path();
+    while let Some(parent) = common.parent() {
+        common = parent;
+        if all().all(|path| path.starts_with(common)) {
+            break;
+        }
+    }
+    let relative = |path: &Path| {
+        let text = path.strip_prefix(common).unwrap_or(path).to_string_lossy().into_owned();
+        // The characters that the option's own grammar uses.
+        text.replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,")
+    };
+    let lower = root.lower.iter().rev().map(|path| relative(path)).collect::<Vec<_>>().join(":");
+    let options = format!("lowerdir={lower},upperdir={},workdir={}", relative(&root.upper), relative(&root.work));
+    if options.len() >= PAGE {
+        return Err(LaunchError::Overlay {
+            what: format!("{} layers, more than this kernel takes; Linux 6.8 and later take them", root.lower.len()),
+            source: io::Error::from(io::ErrorKind::ArgumentListTooLong),
+        });
+    }
+    Ok(OverlayOptions { directory: path_text(common)?, options: text("the layers", &options)? })
 }
 
 /// Clones a path of the host as a detached tree with the attributes and propagation asked for.
