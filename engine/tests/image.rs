@@ -1,5 +1,7 @@
 //! The image store on a real disk, as root.
 
+#![allow(clippy::unwrap_used, reason = "the lint knows test functions, but not the functions that they share")]
+
 #[path = "image/archives.rs"]
 mod archives;
 #[path = "image/hostile.rs"]

@@ -109,12 +109,6 @@ impl<R: Read> Archive<R> {
         self.headers
     }
 
-    /// Bytes the archive still stores of the current entry.
-    #[cfg(test)]
-    pub(crate) fn left(&self) -> u64 {
-        self.left
-    }
-
     /// The next entry; `None` after the last.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, ArchiveError> {
         let mut local = pax::Records::default();

@@ -84,12 +84,12 @@ impl Blobs {
         writer.finish()
     }
 
-    /// Makes a durable blob visible. The caller syncs the directory.
+    /// Makes a durable blob visible. The caller syncs the directory. One that is there already is replaced: the new one was just
+    /// verified, the old one may have been damaged since.
     pub(crate) fn publish(&self, blob: &FreshBlob) -> io::Result<()> {
-        if self.find(blob.digest).is_some() {
-            return Ok(());
-        }
-        self.disk.rename(&blob.path, &self.path(blob.digest, blob.compressed))
+        self.disk.rename(&blob.path, &self.path(blob.digest, blob.compressed))?;
+        let other_form = self.path(blob.digest, !blob.compressed);
+        if other_form.exists() { self.disk.remove_file(&other_form) } else { Ok(()) }
     }
 
     fn path(&self, digest: Digest, compressed: bool) -> PathBuf {
@@ -117,7 +117,10 @@ impl Blobs {
         if Digest::of(&bytes) == digest {
             return Ok(bytes);
         }
-        Err(io::Error::new(io::ErrorKind::InvalidData, format!("blob {digest} is damaged on disk: its digest is {}", Digest::of(&bytes))))
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("blob {digest} is damaged on disk: its digest is {}", Digest::of(&bytes)),
+        ))
     }
 
     /// Every file, its digest and its size on disk.
@@ -147,7 +150,10 @@ fn read_small(source: impl Read, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     source.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it is larger than the limit of {limit} bytes")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("it is larger than the limit of {limit} bytes"),
+        ));
     }
     Ok(bytes)
 }

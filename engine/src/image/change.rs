@@ -309,8 +309,23 @@ mod tests {
     #[test]
     fn an_instruction_that_means_nothing_is_refused() {
         for bad in [
-            "", "CMD", "RUN x", "FROM x", "EXPOSE http", "EXPOSE 0", "EXPOSE 9-8", "EXPOSE 1/icmp", "ENV A", "LABEL =x", "ENV A=1 B",
-            "ENV A=\"x", "USER a b", "HEALTHCHECK", "HEALTHCHECK curl", "HEALTHCHECK --interval=x CMD a", "HEALTHCHECK --foo=1 CMD a",
+            "",
+            "CMD",
+            "RUN x",
+            "FROM x",
+            "EXPOSE http",
+            "EXPOSE 0",
+            "EXPOSE 9-8",
+            "EXPOSE 1/icmp",
+            "ENV A",
+            "LABEL =x",
+            "ENV A=1 B",
+            "ENV A=\"x",
+            "USER a b",
+            "HEALTHCHECK",
+            "HEALTHCHECK curl",
+            "HEALTHCHECK --interval=x CMD a",
+            "HEALTHCHECK --foo=1 CMD a",
             "VOLUME [1]",
         ] {
             assert!(Change::parse(bad).is_err(), "{bad:?} was accepted");

@@ -73,7 +73,8 @@ impl ImageStore {
         document: &ImageDocument,
         layers: Vec<Descriptor>,
     ) -> Result<(Digest, Digest), ImageError> {
-        let write = |bytes: Vec<u8>| self.blobs.write(&bytes).map_err(|source| store("write an image's documents", source));
+        let write =
+            |bytes: Vec<u8>| self.blobs.write(&bytes).map_err(|source| store("write an image's documents", source));
         let encode = |error: serde_json::Error| store("encode an image's documents", error.into());
         let config = write(serde_json::to_vec(document).map_err(encode)?)?;
         let manifest = write(serde_json::to_vec(&manifest_of(config_descriptor(&config), layers)).map_err(encode)?)?;

@@ -35,7 +35,9 @@ pub enum LoadError {
     #[error("cannot read the archive of images")]
     Archive(#[source] ArchiveError),
     /// It holds no images.
-    #[error("the archive holds neither manifest.json nor index.json: it is no archive of images (a root file system is imported with `orch image import`)")]
+    #[error(
+        "the archive holds neither manifest.json nor index.json: it is no archive of images (a root file system is imported with `orch image import`)"
+    )]
     NotImages,
     /// A document in it is malformed or contradicts itself.
     #[error("{document} of the archive {reason}")]
@@ -257,7 +259,8 @@ impl Members {
     }
 
     fn needed(&self, digest: Digest, document: &str) -> Result<&FreshBlob, LoadError> {
-        self.by_digest(digest).ok_or_else(|| LoadError::Missing { document: document.into(), member: digest.to_string() })
+        self.by_digest(digest)
+            .ok_or_else(|| LoadError::Missing { document: document.into(), member: digest.to_string() })
     }
 }
 
@@ -307,7 +310,8 @@ fn describe(members: &Members) -> Result<Vec<Described>, LoadError> {
     let mut images = Vec::new();
     for image in archived {
         let mut described = docker_image(members, &image)?;
-        let layers = |image: &Described| image.layers.iter().map(|layer| members.blobs[*layer].digest).collect::<Vec<_>>();
+        let layers =
+            |image: &Described| image.layers.iter().map(|layer| members.blobs[*layer].digest).collect::<Vec<_>>();
         let same = indexed.iter().find(|other| other.id == described.id && layers(other) == layers(&described));
         described.manifest = same.and_then(|other| other.manifest);
         images.push(described);
@@ -320,7 +324,10 @@ fn describe(members: &Members) -> Result<Vec<Described>, LoadError> {
 }
 
 fn docker_image(members: &Members, image: &ArchivedImage) -> Result<Described, LoadError> {
-    let missing = |member: &str| LoadError::Missing { document: "manifest.json".into(), member: member.chars().take(200).collect() };
+    let missing = |member: &str| LoadError::Missing {
+        document: "manifest.json".into(),
+        member: member.chars().take(200).collect(),
+    };
     let blob = members.get(image.config.as_bytes()).ok_or_else(|| missing(&image.config))?;
     // The name of the configuration is its digest, in both layouts; where it is not, something was exchanged.
     let stem = image.config.rsplit('/').next().unwrap_or_default();
@@ -337,7 +344,8 @@ fn docker_image(members: &Members, image: &ArchivedImage) -> Result<Described, L
         .collect::<Result<Vec<_>, _>>()?;
     check_layers(&config, layers.len())?;
     let bad_name = |error| LoadError::Document { document: "manifest.json".into(), reason: format!("has an {error}") };
-    let names = image.repo_tags.iter().map(|name| Reference::parse(name).map_err(bad_name)).collect::<Result<_, _>>()?;
+    let names =
+        image.repo_tags.iter().map(|name| Reference::parse(name).map_err(bad_name)).collect::<Result<_, _>>()?;
     Ok(Described { id: blob.digest, manifest: None, config, layers, names })
 }
 
@@ -394,7 +402,11 @@ fn oci_images(members: &Members, index: &Index) -> Result<Vec<Described>, LoadEr
             media::MANIFEST | media::DOCKER_MANIFEST => !is_index,
             _ => false,
         };
-        if !claimed.into_iter().chain([descriptor.media_type.as_str()].into_iter().filter(|media| !media.is_empty())).all(agrees) {
+        if !claimed
+            .into_iter()
+            .chain([descriptor.media_type.as_str()].into_iter().filter(|media| !media.is_empty()))
+            .all(agrees)
+        {
             return Err(bad("is not of the media type that it is said to be of".into()));
         }
         if is_index {
@@ -429,7 +441,8 @@ fn oci_image(
     let document = format!("manifest {}", descriptor.digest);
     // Docker calls an image by this name; the plain annotation is a whole name with skopeo and only the tag with Docker.
     let full = descriptor.annotations.get("io.containerd.image.name");
-    let short = descriptor.annotations.get("org.opencontainers.image.ref.name").filter(|name| name.contains([':', '/']));
+    let short =
+        descriptor.annotations.get("org.opencontainers.image.ref.name").filter(|name| name.contains([':', '/']));
     let names: Vec<Reference> = full.or(short).and_then(|name| Reference::parse(name).ok()).into_iter().collect();
     if let Some(image) = known.iter_mut().find(|image| image.manifest == Some(descriptor.digest)) {
         image.names.extend(names);

@@ -45,7 +45,10 @@ fn identity(path: &Path) -> (Identity, bool) {
 
 impl Durable {
     fn keep_names(&mut self, path: &Path) {
-        let names = fs::read_dir(path).unwrap().map(|entry| entry.unwrap()).map(|entry| (entry.file_name(), identity(&entry.path())));
+        let names = fs::read_dir(path)
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| (entry.file_name(), identity(&entry.path())));
         self.directories.insert(identity(path).0, names.collect());
     }
 
@@ -119,7 +122,11 @@ fn names(store: &ImageStore) -> Names {
 }
 
 fn options(name: &str) -> ImportOptions {
-    ImportOptions { reference: Some(name.into()), created: Some("2024-01-01T00:00:00Z".into()), ..ImportOptions::default() }
+    ImportOptions {
+        reference: Some(name.into()),
+        created: Some("2024-01-01T00:00:00Z".into()),
+        ..ImportOptions::default()
+    }
 }
 
 fn layer(content: &str) -> Tar {
@@ -129,8 +136,11 @@ fn layer(content: &str) -> Tar {
 fn archive() -> Vec<u8> {
     let layers = [layer("below").build(), Tar::new().add(file("etc/above", b"above")).build()];
     let diff_ids = layers.each_ref().map(|layer| Digest::of(layer));
-    let config = serde_json::json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}}).to_string();
-    let manifest = serde_json::json!([{"Config": "c.json", "RepoTags": ["loaded:1"], "Layers": ["0.tar", "1.tar"]}]).to_string();
+    let config =
+        serde_json::json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}})
+            .to_string();
+    let manifest =
+        serde_json::json!([{"Config": "c.json", "RepoTags": ["loaded:1"], "Layers": ["0.tar", "1.tar"]}]).to_string();
     let tar = Tar::new().add(file("0.tar", &layers[0])).add(file("1.tar", &layers[1]));
     tar.add(file("c.json", config)).add(file("manifest.json", manifest)).build()
 }
@@ -168,7 +178,10 @@ fn count(at: PathBuf) -> usize {
 fn check(root: &Path, acknowledged: &Names, next: Option<&Names>, what: &str) {
     let store = ImageStore::open(root).unwrap_or_else(|error| panic!("{what}: does not open: {error}"));
     let found = names(&store);
-    assert!(found == *acknowledged || Some(&found) == next, "{what}: {found:?} is neither {acknowledged:?} nor {next:?}");
+    assert!(
+        found == *acknowledged || Some(&found) == next,
+        "{what}: {found:?} is neither {acknowledged:?} nor {next:?}"
+    );
     let mut layers = BTreeSet::new();
     let mut blobs = BTreeSet::new();
     for (name, id) in &found {
@@ -208,18 +221,19 @@ fn nothing_acknowledged_is_lost_and_nothing_half_made_is_seen_after_a_power_cut_
         let acknowledged = scenario(&root, Disk::watched(recorder.clone()));
         let durable = recorder.durable.lock().unwrap();
         let step = acknowledged.len() - 1;
-        for (what, rebuild) in [
-            ("only what was synced", 0),
-            ("all names, synced contents", 1),
-            ("everything", 2),
-        ] {
+        for (what, rebuild) in [("only what was synced", 0), ("all names, synced contents", 1), ("everything", 2)] {
             let copy = work.path().join("copy");
             match rebuild {
                 0 => durable.rebuild(identity(&root).0, &copy),
                 1 => durable.rebuild_names(&root, &copy),
                 _ => fs::rename(&root, &copy).unwrap(),
             }
-            check(&copy, &whole[step], whole.get(step + 1), &format!("cut before operation {stop_before}, in step {step}, {what}"));
+            check(
+                &copy,
+                &whole[step],
+                whole.get(step + 1),
+                &format!("cut before operation {stop_before}, in step {step}, {what}"),
+            );
             fs::remove_dir_all(&copy).unwrap();
         }
         if !durable.cut {

@@ -41,7 +41,9 @@ impl Reference {
             return Err("it is empty".into());
         }
         let (rest, digest) = match text.split_once('@') {
-            Some((rest, digest)) => (rest, Some(Digest::parse(digest).map_err(|error: DigestError| error.to_string())?)),
+            Some((rest, digest)) => {
+                (rest, Some(Digest::parse(digest).map_err(|error: DigestError| error.to_string())?))
+            }
             None => (text, None),
         };
         if rest.len() > MAX_REFERENCE {
@@ -66,7 +68,8 @@ impl Reference {
         if Digest::from_hex(name).is_some() {
             return Err("64 hex digits are an image id, not a name".into());
         }
-        let path = if registry == "docker.io" && !path.contains('/') { format!("library/{path}") } else { path.to_owned() };
+        let path =
+            if registry == "docker.io" && !path.contains('/') { format!("library/{path}") } else { path.to_owned() };
         Ok(Self {
             written_name: name.to_owned(),
             registry: registry.to_owned(),
@@ -211,7 +214,11 @@ mod tests {
             ("busybox", "docker.io/library/busybox:latest", "busybox:latest"),
             ("busybox:1.36", "docker.io/library/busybox:1.36", "busybox:1.36"),
             ("docker.io/busybox", "docker.io/library/busybox:latest", "docker.io/busybox:latest"),
-            ("index.docker.io/library/busybox", "docker.io/library/busybox:latest", "index.docker.io/library/busybox:latest"),
+            (
+                "index.docker.io/library/busybox",
+                "docker.io/library/busybox:latest",
+                "index.docker.io/library/busybox:latest",
+            ),
             ("me/app", "docker.io/me/app:latest", "me/app:latest"),
             ("localhost/app:x", "localhost/app:x", "localhost/app:x"),
             ("localhost:5000/a/b__c", "localhost:5000/a/b__c:latest", "localhost:5000/a/b__c:latest"),
@@ -236,8 +243,33 @@ mod tests {
         let long = "a".repeat(256);
         let id = "a".repeat(64);
         for bad in [
-            "", ":", "@", "a:", "a@", "a@sha256:zz", "a@md5:00", "A", "a//b", "/a", "a/", "a b", "a..b", "a___b", "-a", "a-", "..",
-            "../x", "a/../b", "a:b:c", "host:port/a", "a:\u{e9}", "a.-b/c", &long, &id, "ex ample.com/a", "[::zz]/a",
+            "",
+            ":",
+            "@",
+            "a:",
+            "a@",
+            "a@sha256:zz",
+            "a@md5:00",
+            "A",
+            "a//b",
+            "/a",
+            "a/",
+            "a b",
+            "a..b",
+            "a___b",
+            "-a",
+            "a-",
+            "..",
+            "../x",
+            "a/../b",
+            "a:b:c",
+            "host:port/a",
+            "a:\u{e9}",
+            "a.-b/c",
+            &long,
+            &id,
+            "ex ample.com/a",
+            "[::zz]/a",
         ] {
             assert!(Reference::parse(bad).is_err(), "{bad:?} was taken for a reference");
         }

@@ -66,7 +66,8 @@ impl ImageStore {
         let id = find(&state.refs, reference)?;
         let mut refs = state.refs.clone();
         let Some(record) = refs.images.get_mut(&id) else { return Err(ImageError::NotFound(reference.to_owned())) };
-        let named = Reference::parse(reference).ok().filter(|name| name.digest().is_none()).map(|name| name.canonical());
+        let named =
+            Reference::parse(reference).ok().filter(|name| name.digest().is_none()).map(|name| name.canonical());
         let named = named.filter(|canonical| record.names.contains_key(canonical));
         let in_use = used.contains(&id);
         let mut removed = Removed::default();
@@ -74,10 +75,7 @@ impl ImageStore {
             Some(canonical) if record.names.len() > 1 => removed.untagged.extend(record.names.remove(&canonical)),
             _ if in_use && !force => return Err(ImageError::InUse(reference.to_owned())),
             None if record.names.len() > 1 && !force => {
-                return Err(ImageError::SeveralNames {
-                    id,
-                    names: record.names.values().cloned().collect(),
-                });
+                return Err(ImageError::SeveralNames { id, names: record.names.values().cloned().collect() });
             }
             _ => {
                 removed.untagged.extend(std::mem::take(&mut record.names).into_values());

@@ -23,9 +23,17 @@ impl ImageStore {
             let id = find(&state.refs, reference)?;
             let documents = self.documents(&mut state, id)?;
             let Some(record) = state.refs.images.get(&id) else { continue };
-            let manifest = self.blobs.read(record.manifest, MAX_DOCUMENT).map_err(|source| store(format!("read image {id}"), source))?;
+            let manifest = self
+                .blobs
+                .read(record.manifest, MAX_DOCUMENT)
+                .map_err(|source| store(format!("read image {id}"), source))?;
             let name = Reference::parse(reference).ok().filter(|name| record.names.contains_key(&name.canonical()));
-            index.manifests.push(descriptor(record.manifest, manifest.len() as u64, name.as_ref(), &documents.config.platform));
+            index.manifests.push(descriptor(
+                record.manifest,
+                manifest.len() as u64,
+                name.as_ref(),
+                &documents.config.platform,
+            ));
             blobs.insert(record.manifest, manifest.len() as u64);
             let parts = std::iter::once(&documents.manifest.config).chain(&documents.manifest.layers);
             blobs.extend(parts.map(|part| (part.digest, part.size)));
@@ -130,7 +138,12 @@ impl<W: Write> TarWriter<W> {
         while left > 0 {
             let wanted = left.min(buffer.len() as u64) as usize;
             match source.read(&mut buffer[..wanted])? {
-                0 => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{name} is {left} bytes shorter than known"))),
+                0 => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        format!("{name} is {left} bytes shorter than known"),
+                    ));
+                }
                 count => {
                     self.target.write_all(&buffer[..count])?;
                     left -= count as u64;

@@ -30,7 +30,9 @@ pub(crate) enum StreamError {
     Unsupported(&'static str),
     #[error("it decompresses to more than the limit of {0} bytes")]
     TooLarge(u64),
-    #[error("it is a decompression bomb: more than {ratio} bytes come out of each byte ({consumed} bytes became over {produced})")]
+    #[error(
+        "it is a decompression bomb: more than {ratio} bytes come out of each byte ({consumed} bytes became over {produced})"
+    )]
     Bomb { ratio: u64, consumed: u64, produced: u64 },
 }
 
@@ -48,8 +50,11 @@ impl Compression {
     }
 }
 
+/// A stream whose first bytes were read and put back.
+pub(crate) type Peeked<R> = io::Chain<Cursor<Vec<u8>>, R>;
+
 /// Reads the first bytes of a stream and puts them back.
-pub(crate) fn peek<R: BufRead>(mut source: R, wanted: usize) -> io::Result<(Vec<u8>, io::Chain<Cursor<Vec<u8>>, R>)> {
+pub(crate) fn peek<R: BufRead>(mut source: R, wanted: usize) -> io::Result<(Vec<u8>, Peeked<R>)> {
     let mut head = Vec::with_capacity(wanted);
     source.by_ref().take(wanted as u64).read_to_end(&mut head)?;
     Ok((head.clone(), Cursor::new(head).chain(source)))
@@ -58,7 +63,7 @@ pub(crate) fn peek<R: BufRead>(mut source: R, wanted: usize) -> io::Result<(Vec<
 /// A decompressed stream.
 pub(crate) enum Inflate<R: BufRead> {
     Plain(R),
-    Gzip(MultiGzDecoder<R>),
+    Gzip(Box<MultiGzDecoder<R>>),
     Zstd(zstd::stream::read::Decoder<'static, R>),
 }
 
@@ -66,7 +71,7 @@ impl<R: BufRead> Inflate<R> {
     pub(crate) fn new(source: R, compression: Compression) -> io::Result<Self> {
         Ok(match compression {
             Compression::None => Self::Plain(source),
-            Compression::Gzip => Self::Gzip(MultiGzDecoder::new(source)),
+            Compression::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(source))),
             Compression::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(source)?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG)?;

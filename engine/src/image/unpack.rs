@@ -23,7 +23,10 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstat, fstatat, futimens, makedev, mknodat, utimensat};
+use nix::sys::stat::{
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstat, fstatat, futimens, makedev, mknodat,
+    utimensat,
+};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, unlinkat};
 
@@ -123,12 +126,8 @@ pub(crate) fn unpack(
     };
     let root_fd = open(&root.to_owned())?;
     let lowers = lowers.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    let mut unpacker = Unpacker {
-        tree: Tree::new(root_fd, lowers),
-        limits,
-        totals: Unpacked::default(),
-        buffer: vec![0; 256 << 10],
-    };
+    let mut unpacker =
+        Unpacker { tree: Tree::new(root_fd, lowers), limits, totals: Unpacked::default(), buffer: vec![0; 256 << 10] };
     unpacker.adopt_root()?;
     let mut archive = Archive::new(source);
     while let Some(entry) = archive.next()? {
@@ -325,7 +324,10 @@ impl Unpacker<'_> {
     }
 
     fn directory(&mut self, parent: &Parent, name: &OsStr, entry: &Entry) -> Result<(), UnpackError> {
-        let fd = self.tree.make_directory(&parent.fd, name).map_err(|source| kernel("create", &shown(&entry.path), source))?;
+        let fd = self
+            .tree
+            .make_directory(&parent.fd, name)
+            .map_err(|source| kernel("create", &shown(&entry.path), source))?;
         set_metadata(&fd, entry)
     }
 
@@ -353,7 +355,9 @@ impl Unpacker<'_> {
             return Err(refused(entry, "is the device 0:0, which marks deleted files in overlayfs"));
         }
         let device = makedev(entry.device.0, entry.device.1);
-        self.replacing(parent, name, entry, || mknodat(&parent.fd, name, kind, Mode::from_bits_truncate(0o600), device))?;
+        self.replacing(parent, name, entry, || {
+            mknodat(&parent.fd, name, kind, Mode::from_bits_truncate(0o600), device)
+        })?;
         fchownat(&parent.fd, name, Some(uid(entry)?), Some(gid(entry)?), AtFlags::AT_SYMLINK_NOFOLLOW)
             .map_err(|errno| failed("set the owner of", entry, errno))?;
         // A device must not be opened to change its mode, and fchmodat follows links: so through a descriptor that is only a
@@ -364,13 +368,24 @@ impl Unpacker<'_> {
         if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != kind {
             return Err(refused(entry, "changed while it was created"));
         }
-        fchmodat(AT_FDCWD, &tree::through_proc(&node), Mode::from_bits_truncate(entry.mode), FchmodatFlags::FollowSymlink)
-            .map_err(|errno| failed("set the mode of", entry, errno))?;
+        fchmodat(
+            AT_FDCWD,
+            &tree::through_proc(&node),
+            Mode::from_bits_truncate(entry.mode),
+            FchmodatFlags::FollowSymlink,
+        )
+        .map_err(|errno| failed("set the mode of", entry, errno))?;
         utimensat(&parent.fd, name, &TimeSpec::UTIME_OMIT, &time(entry), UtimensatFlags::NoFollowSymlink)
             .map_err(|errno| failed("set the time of", entry, errno))
     }
 
-    fn hard_link(&mut self, parent: &Parent, parents: &[Vec<u8>], name: &OsStr, entry: &Entry) -> Result<(), UnpackError> {
+    fn hard_link(
+        &mut self,
+        parent: &Parent,
+        parents: &[Vec<u8>],
+        name: &OsStr,
+        entry: &Entry,
+    ) -> Result<(), UnpackError> {
         let target = self.names(&entry.link, entry)?;
         let Some((target_name, target_parents)) = target.split_last() else {
             return Err(refused(entry, "is a hard link to the root"));
@@ -432,14 +447,17 @@ impl Unpacker<'_> {
     }
 
     fn keep_default_acl(&mut self, names: Names, acl: &[u8], entry: &Entry) -> Result<(), UnpackError> {
-        self.tree.keep_default_acl(names, acl).map_err(|source| kernel("keep the default ACL of", &shown(&entry.path), source))
+        self.tree
+            .keep_default_acl(names, acl)
+            .map_err(|source| kernel("keep the default ACL of", &shown(&entry.path), source))
     }
 
     fn finish(self) -> Result<Unpacked, UnpackError> {
         for (names, acl) in self.tree.default_acls() {
             // The directory may have been replaced since; then its ACL went with it.
             let Ok(Some(fd)) = self.tree.open(names) else { continue };
-            set_xattr(&fd, DEFAULT_ACL.to_bytes(), acl).map_err(|source| kernel("set the default ACL of", &shown(&names.join(&b'/')), source))?;
+            set_xattr(&fd, DEFAULT_ACL.to_bytes(), acl)
+                .map_err(|source| kernel("set the default ACL of", &shown(&names.join(&b'/')), source))?;
         }
         Ok(self.totals)
     }
@@ -450,7 +468,8 @@ fn set_metadata(fd: &impl AsFd, entry: &Entry) -> Result<(), UnpackError> {
     fchown(fd, Some(uid(entry)?), Some(gid(entry)?)).map_err(|errno| failed("set the owner of", entry, errno))?;
     for (name, value) in &entry.xattrs {
         if name != DEFAULT_ACL.to_bytes() && is_kept(name) {
-            set_xattr(fd, name, value).map_err(|source| kernel("set an extended attribute of", &shown(&entry.path), source))?;
+            set_xattr(fd, name, value)
+                .map_err(|source| kernel("set an extended attribute of", &shown(&entry.path), source))?;
         }
     }
     fchmod(fd, Mode::from_bits_truncate(entry.mode)).map_err(|errno| failed("set the mode of", entry, errno))?;

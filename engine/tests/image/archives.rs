@@ -30,12 +30,18 @@ pub(crate) fn docker_archive(name: &str, layers: &[Vec<u8>]) -> Vec<u8> {
     let mut paths = Vec::new();
     for (number, layer) in layers.iter().enumerate() {
         let path = format!("layer{number}/layer.tar");
-        tar = tar.add(dir(format!("layer{number}/"))).add(file(format!("layer{number}/VERSION"), b"1.0")).add(file(&path, layer));
+        tar = tar
+            .add(dir(format!("layer{number}/")))
+            .add(file(format!("layer{number}/VERSION"), b"1.0"))
+            .add(file(&path, layer));
         paths.push(path);
     }
     let path = format!("{}.json", Digest::of(&config).hex());
     let manifest = json!([{"Config": path, "RepoTags": [format!("{name}:latest")], "Layers": paths}]);
-    tar.add(file(path, config)).add(file("repositories", b"{}")).add(file("manifest.json", manifest.to_string())).build()
+    tar.add(file(path, config))
+        .add(file("repositories", b"{}"))
+        .add(file("manifest.json", manifest.to_string()))
+        .build()
 }
 
 fn blob(bytes: &[u8]) -> crate::tar::Member {
@@ -121,8 +127,8 @@ fn an_oci_layout_is_loaded_with_its_manifest_digest() {
         (gzip(&plain), "layer.v1.tar+gzip"),
         (zstd::encode_all(&plain[..], 3).unwrap(), "layer.v1.tar+zstd"),
     ] {
-        let config = config(&[plain.clone()]);
-        let manifest = manifest(&config, &[layer.clone()], media);
+        let config = config(std::slice::from_ref(&plain));
+        let manifest = manifest(&config, std::slice::from_ref(&layer), media);
         let mut found = descriptor("manifest.v1+json", &manifest);
         found["annotations"] = json!({"org.opencontainers.image.ref.name": "localhost/app:1"});
         let archive = Tar::new()
@@ -143,9 +149,12 @@ fn an_oci_layout_is_loaded_with_its_manifest_digest() {
 #[test]
 fn of_several_machines_images_this_one_s_is_chosen_and_attestations_are_left_out() {
     let layer = layer();
-    let ours = config(&[layer.clone()]);
+    let ours = config(std::slice::from_ref(&layer));
     let theirs = String::from_utf8(ours.clone()).unwrap().replace("amd64", "s390x").into_bytes();
-    let (ours_manifest, theirs_manifest) = (manifest(&ours, &[layer.clone()], "layer.v1.tar"), manifest(&theirs, &[layer.clone()], "layer.v1.tar"));
+    let (ours_manifest, theirs_manifest) = (
+        manifest(&ours, std::slice::from_ref(&layer), "layer.v1.tar"),
+        manifest(&theirs, std::slice::from_ref(&layer), "layer.v1.tar"),
+    );
     let mut attestation = descriptor("manifest.v1+json", b"not in the archive");
     attestation["annotations"] = json!({"vnd.docker.reference.type": "attestation-manifest"});
     let mut absent = descriptor("manifest.v1+json", b"nor this");
@@ -171,22 +180,30 @@ fn of_several_machines_images_this_one_s_is_chosen_and_attestations_are_left_out
 #[test]
 fn archives_that_contradict_themselves_are_refused_and_leave_nothing() {
     let layer = layer();
-    let good = config(&[layer.clone()]);
+    let good = config(std::slice::from_ref(&layer));
     let name = format!("{}.json", Digest::of(&good).hex());
     let docker = |config_name: &str, config: &[u8], layers: Value| {
         let manifest = json!([{"Config": config_name, "RepoTags": ["x:1"], "Layers": layers}]);
-        Tar::new().add(file("l.tar", &layer)).add(file(config_name, config)).add(file("manifest.json", manifest.to_string()))
+        Tar::new()
+            .add(file("l.tar", &layer))
+            .add(file(config_name, config))
+            .add(file("manifest.json", manifest.to_string()))
     };
     let oci = |manifest: &[u8], extra: &[&[u8]]| {
         let found = descriptor("manifest.v1+json", manifest);
-        extra.iter().fold(Tar::new(), |tar, bytes| tar.add(blob(bytes))).add(blob(manifest)).add(file("index.json", index(&[found])))
+        extra
+            .iter()
+            .fold(Tar::new(), |tar, bytes| tar.add(blob(bytes)))
+            .add(blob(manifest))
+            .add(file("index.json", index(&[found])))
     };
     let wrong = config(&[b"another layer".to_vec()]);
     let other_digest = format!("{}.json", Digest::of(b"other").hex());
-    let manifest_text = String::from_utf8(manifest(&good, &[layer.clone()], "layer.v1.tar")).unwrap();
+    let manifest_text = String::from_utf8(manifest(&good, std::slice::from_ref(&layer), "layer.v1.tar")).unwrap();
     let both = manifest_text.replacen('{', r#"{"manifests":[],"#, 1).into_bytes();
     let wrong_size = manifest_text.replace(&format!("\"size\":{}", layer.len()), "\"size\":7").into_bytes();
-    let bad_digest = manifest_text.replace(&Digest::of(&layer).to_string(), "sha256:../../../../etc/shadow").into_bytes();
+    let bad_digest =
+        manifest_text.replace(&Digest::of(&layer).to_string(), "sha256:../../../../etc/shadow").into_bytes();
     let nested: Vec<u8> = (0..4).fold(manifest_text.clone().into_bytes(), |inner, _| inner);
     let deep_json = format!("[{{\"Config\": \"c\", \"Layers\": [], \"x\": {}", "[".repeat(100_000)).into_bytes();
     let escaping = json!([{"Config": "../../etc/shadow", "RepoTags": null, "Layers": []}]).to_string();
@@ -195,25 +212,77 @@ fn archives_that_contradict_themselves_are_refused_and_leave_nothing() {
         ("empty", Vec::new(), "no archive of images"),
         ("config outside", Tar::new().add(file("manifest.json", escaping)).build(), "not in it"),
         ("layer outside", docker(&name, &good, json!(["../../../etc/shadow"])).build(), "not in it"),
-        ("layer that links outside", docker(&name, &good, json!(["evil.tar"])).add(symlink("evil.tar", "/etc/shadow")).build(), "not in it"),
-        ("layer links in a loop", docker(&name, &good, json!(["a"])).add(symlink("a", "b")).add(symlink("b", "a")).build(), "not in it"),
+        (
+            "layer that links outside",
+            docker(&name, &good, json!(["evil.tar"])).add(symlink("evil.tar", "/etc/shadow")).build(),
+            "not in it",
+        ),
+        (
+            "layer links in a loop",
+            docker(&name, &good, json!(["a"])).add(symlink("a", "b")).add(symlink("b", "a")).build(),
+            "not in it",
+        ),
         ("config with another digest", docker(&other_digest, &good, json!(["l.tar"])).build(), "its digest is"),
         ("too few layers", docker(&name, &good, json!([])).build(), "diff ids"),
         ("wrong diff id", docker("c.json", &wrong, json!(["l.tar"])).build(), "was promised"),
         ("no layers at all", docker("c.json", &config(&[]), json!([])).build(), "nothing to run"),
-        ("bad name", Tar::new().add(file("l.tar", &layer)).add(file(&name, &good)).add(file("manifest.json", json!([{"Config": name, "RepoTags": ["../x"], "Layers": ["l.tar"]}]).to_string())).build(), "invalid image reference"),
-        ("bad diff id", docker("c.json", &String::from_utf8(good.clone()).unwrap().replace("sha256:", "sha256:../").into_bytes(), json!(["l.tar"])).build(), "hex digits"),
+        (
+            "bad name",
+            Tar::new()
+                .add(file("l.tar", &layer))
+                .add(file(&name, &good))
+                .add(file(
+                    "manifest.json",
+                    json!([{"Config": name, "RepoTags": ["../x"], "Layers": ["l.tar"]}]).to_string(),
+                ))
+                .build(),
+            "invalid image reference",
+        ),
+        (
+            "bad diff id",
+            docker(
+                "c.json",
+                &String::from_utf8(good.clone()).unwrap().replace("sha256:", "sha256:../").into_bytes(),
+                json!(["l.tar"]),
+            )
+            .build(),
+            "hex digits",
+        ),
         ("image and index at once", oci(&both, &[&layer, &good]).build(), "at once"),
         ("wrong size", oci(&wrong_size, &[&layer, &good]).build(), "promised"),
         ("digest that is a path", oci(&bad_digest, &[&layer, &good]).build(), "hex digits"),
         ("missing layer", oci(&nested, &[&good]).build(), "not in it"),
         ("missing config", oci(&nested, &[&layer]).build(), "not in it"),
         ("deep JSON", Tar::new().add(file("manifest.json", deep_json)).build(), "is not what it should be"),
-        ("manifest.json of 5 MB", Tar::new().add(file("manifest.json", vec![b' '; 5 << 20])).build(), "larger than the limit"),
-        ("index that holds itself", { let inner = index(&[descriptor("index.v1+json", b"itself")]); Tar::new().add(file("index.json", index(&[descriptor("index.v1+json", &inner)]))).add(blob(&inner)).build() }, "not in it"),
-        ("index of another media type", { let inner = index(&[]); Tar::new().add(file("index.json", index(&[descriptor("manifest.v1+json", &inner)]))).add(blob(&inner)).build() }, "media type"),
+        (
+            "manifest.json of 5 MB",
+            Tar::new().add(file("manifest.json", vec![b' '; 5 << 20])).build(),
+            "larger than the limit",
+        ),
+        (
+            "index that holds itself",
+            {
+                let inner = index(&[descriptor("index.v1+json", b"itself")]);
+                Tar::new()
+                    .add(file("index.json", index(&[descriptor("index.v1+json", &inner)])))
+                    .add(blob(&inner))
+                    .build()
+            },
+            "not in it",
+        ),
+        (
+            "index of another media type",
+            {
+                let inner = index(&[]);
+                Tar::new()
+                    .add(file("index.json", index(&[descriptor("manifest.v1+json", &inner)])))
+                    .add(blob(&inner))
+                    .build()
+            },
+            "media type",
+        ),
         ("hostile layer", docker_archive("x", &[Tar::new().add(file("../x", b"")).build()]), "unpack"),
-        ("cut short", docker_archive("x", &[layer.clone()])[..3000].to_vec(), "cannot read"),
+        ("cut short", docker_archive("x", std::slice::from_ref(&layer))[..3000].to_vec(), "cannot read"),
     ];
     for (what, archive, words) in cases {
         let (home, store, loaded) = load(&archive);
@@ -229,10 +298,10 @@ fn archives_that_contradict_themselves_are_refused_and_leave_nothing() {
 #[test]
 fn a_layer_that_was_exchanged_for_another_compression_is_checked_even_when_unpacked_already() {
     let plain = layer();
-    let (home, store, _) = load(&docker_archive("good", &[plain.clone()]));
+    let (home, store, _) = load(&docker_archive("good", std::slice::from_ref(&plain)));
     let config = config(&[plain]);
     let poisoned = gzip(&Tar::new().add(file("etc/x", b"poison")).build());
-    let manifest = manifest(&config, &[poisoned.clone()], "layer.v1.tar+gzip");
+    let manifest = manifest(&config, std::slice::from_ref(&poisoned), "layer.v1.tar+gzip");
     let archive = [&poisoned, &config, &manifest]
         .iter()
         .fold(Tar::new(), |tar, bytes| tar.add(blob(bytes)))
@@ -260,8 +329,12 @@ fn an_image_saved_and_loaded_elsewhere_is_the_same_image() {
     assert_eq!(loaded.unwrap().len(), 4);
     for name in names {
         let (there, here) = (store.resolve(name).unwrap(), copy.resolve(name).unwrap());
-        assert_eq!((there.id, there.manifest, &there.references, &there.config), (here.id, here.manifest, &here.references, &here.config));
-        let content = |layers: &[std::path::PathBuf]| layers.iter().map(|layer| listing(layer).split_off(1)).collect::<Vec<_>>();
+        assert_eq!(
+            (there.id, there.manifest, &there.references, &there.config),
+            (here.id, here.manifest, &here.references, &here.config)
+        );
+        let content =
+            |layers: &[std::path::PathBuf]| layers.iter().map(|layer| listing(layer).split_off(1)).collect::<Vec<_>>();
         assert_eq!(content(&there.layers), content(&here.layers));
     }
     let mut again = Vec::new();
@@ -295,7 +368,14 @@ fn another_tool_reads_what_is_saved_and_what_it_writes_is_loaded() {
     store.save(&["app"], fs::File::create(work.path().join("saved.tar")).unwrap()).unwrap();
     // The saved archive as docker-archive and as OCI layout, from each to each form that skopeo writes.
     fs::create_dir(work.path().join("layout")).unwrap();
-    assert!(Command::new("tar").args(["-xf", "../saved.tar"]).current_dir(work.path().join("layout")).status().unwrap().success());
+    assert!(
+        Command::new("tar")
+            .args(["-xf", "../saved.tar"])
+            .current_dir(work.path().join("layout"))
+            .status()
+            .unwrap()
+            .success()
+    );
     for (number, (from, to, reference)) in [
         ("docker-archive:saved.tar", "docker-archive:1.tar:app:latest", "app"),
         ("docker-archive:saved.tar", "oci-archive:2.tar:localhost/app:new", "localhost/app:new"),
@@ -317,14 +397,17 @@ fn another_tool_reads_what_is_saved_and_what_it_writes_is_loaded() {
 #[test]
 fn a_load_error_names_the_machines_that_there_are_images_for() {
     let layer = layer();
-    let text = String::from_utf8(config(&[layer.clone()])).unwrap();
+    let text = String::from_utf8(config(std::slice::from_ref(&layer))).unwrap();
     let configs = ["s390x", "riscv64"].map(|arch| text.replace("amd64", arch).into_bytes());
-    let manifests = configs.clone().map(|config| manifest(&config, &[layer.clone()], "layer.v1.tar"));
+    let manifests = configs.clone().map(|config| manifest(&config, std::slice::from_ref(&layer), "layer.v1.tar"));
     let archive = std::iter::once(&layer)
         .chain(&configs)
         .chain(&manifests)
         .fold(Tar::new(), |tar, bytes| tar.add(blob(bytes)))
-        .add(file("index.json", index(&manifests.iter().map(|manifest| descriptor("manifest.v1+json", manifest)).collect::<Vec<_>>())))
+        .add(file(
+            "index.json",
+            index(&manifests.iter().map(|manifest| descriptor("manifest.v1+json", manifest)).collect::<Vec<_>>()),
+        ))
         .build();
     let (_home, _store, loaded) = load(&archive);
     match loaded {

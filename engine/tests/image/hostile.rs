@@ -92,37 +92,118 @@ fn cases(canary: &Path) -> Vec<(&'static str, Vec<u8>, Expect)> {
         ("dot-dot at the end", t().add(dir("a")).add(dir("a/..").mode(0o777)).build(), Refused("'..'")),
         ("dot-dot in a GNU long name", raw(b'L', "././@LongLink", b"../../x\0", file("y", b"")), Refused("'..'")),
         ("dot-dot in a PAX path", t().add(file("y", b"").pax("path", "../x")).build(), Refused("'..'")),
-        ("dot-dot in a sparse name", t().add(file("y", b"").pax("GNU.sparse.size", "0").pax("GNU.sparse.map", "0,0").pax("GNU.sparse.name", "../x")).build(), Refused("'..'")),
+        (
+            "dot-dot in a sparse name",
+            t().add(
+                file("y", b"").pax("GNU.sparse.size", "0").pax("GNU.sparse.map", "0,0").pax("GNU.sparse.name", "../x"),
+            )
+            .build(),
+            Refused("'..'"),
+        ),
         ("absolute file", t().add(file(format!("{outside}/secret"), b"x")).build(), Harmless),
         ("absolute directory with a mode", t().add(dir(outside).mode(0o777)).build(), Harmless),
         ("many slashes", t().add(file(format!("///.///{outside}//secret"), b"x")).build(), Harmless),
         // Through symbolic links.
         ("file through a link", t().add(symlink("d", outside)).add(file("d/secret", b"x")).build(), Harmless),
         ("file through a relative link", t().add(symlink("d", &up)).add(file("d/secret", b"x")).build(), Harmless),
-        ("file through two links", t().add(symlink("a", "b")).add(symlink("b", outside)).add(file("a/secret", b"x")).build(), Harmless),
-        ("directory through a link", t().add(symlink("d", outside)).add(dir("d/private").mode(0o777)).build(), Harmless),
-        ("directory over a link", t().add(symlink("d", format!("{outside}/private"))).add(dir("d").mode(0o777)).build(), Harmless),
-        ("directory over a link, slash", t().add(symlink("d", outside)).add(dir("d/").mode(0o777).owner(5, 5)).build(), Harmless),
-        ("file over a link", t().add(symlink("f", format!("{outside}/secret"))).add(file("f", b"x").mode(0o777)).build(), Harmless),
-        ("fifo over a link", t().add(symlink("f", format!("{outside}/secret"))).add(member(b'6', "f").mode(0o777)).build(), Harmless),
-        ("device over a link", t().add(symlink("f", format!("{outside}/secret"))).add(device(b'3', "f", 1, 3).mode(0o777)).build(), Harmless),
-        ("directory becomes a link under way", t().add(dir("a")).add(file("a/1", b"")).add(symlink("a", outside)).add(file("a/secret", b"x")).build(), Harmless),
-        ("nested directory becomes a link", t().add(dir("a/b/c")).add(file("a/b/c/1", b"")).add(symlink("a/b", outside)).add(file("a/b/secret", b"x")).build(), Harmless),
+        (
+            "file through two links",
+            t().add(symlink("a", "b")).add(symlink("b", outside)).add(file("a/secret", b"x")).build(),
+            Harmless,
+        ),
+        (
+            "directory through a link",
+            t().add(symlink("d", outside)).add(dir("d/private").mode(0o777)).build(),
+            Harmless,
+        ),
+        (
+            "directory over a link",
+            t().add(symlink("d", format!("{outside}/private"))).add(dir("d").mode(0o777)).build(),
+            Harmless,
+        ),
+        (
+            "directory over a link, slash",
+            t().add(symlink("d", outside)).add(dir("d/").mode(0o777).owner(5, 5)).build(),
+            Harmless,
+        ),
+        (
+            "file over a link",
+            t().add(symlink("f", format!("{outside}/secret"))).add(file("f", b"x").mode(0o777)).build(),
+            Harmless,
+        ),
+        (
+            "fifo over a link",
+            t().add(symlink("f", format!("{outside}/secret"))).add(member(b'6', "f").mode(0o777)).build(),
+            Harmless,
+        ),
+        (
+            "device over a link",
+            t().add(symlink("f", format!("{outside}/secret"))).add(device(b'3', "f", 1, 3).mode(0o777)).build(),
+            Harmless,
+        ),
+        (
+            "directory becomes a link under way",
+            t().add(dir("a")).add(file("a/1", b"")).add(symlink("a", outside)).add(file("a/secret", b"x")).build(),
+            Harmless,
+        ),
+        (
+            "nested directory becomes a link",
+            t().add(dir("a/b/c"))
+                .add(file("a/b/c/1", b""))
+                .add(symlink("a/b", outside))
+                .add(file("a/b/secret", b"x"))
+                .build(),
+            Harmless,
+        ),
         ("the root as a link", t().add(symlink(".", outside)).add(file("secret", b"x")).build(), Refused("root")),
-        ("the root as a link, slash", t().add(symlink("/", outside)).add(file("secret", b"x")).build(), Refused("root")),
+        (
+            "the root as a link, slash",
+            t().add(symlink("/", outside)).add(file("secret", b"x")).build(),
+            Refused("root"),
+        ),
         ("the root as a file", t().add(file("./", b"x").patch(156, b"2")).build(), Refused("root")),
-        ("a loop of links", t().add(symlink("a", "b")).add(symlink("b", "a")).add(file("a/x", b"")).build(), Refused("Too many")),
+        (
+            "a loop of links",
+            t().add(symlink("a", "b")).add(symlink("b", "a")).add(file("a/x", b"")).build(),
+            Refused("Too many"),
+        ),
         ("a link to itself", t().add(symlink("a", "a")).add(file("a/x", b"")).build(), Refused("Too many")),
-        ("a link to /proc/self/root", t().add(symlink("p", "/proc/self/root")).add(file(format!("p{outside}/secret"), b"x")).build(), Harmless),
-        ("/dev, /proc and /etc/resolv.conf as links", t().add(symlink("dev", outside)).add(symlink("proc", outside)).add(symlink("etc/resolv.conf", format!("{outside}/secret"))).build(), Harmless),
+        (
+            "a link to /proc/self/root",
+            t().add(symlink("p", "/proc/self/root")).add(file(format!("p{outside}/secret"), b"x")).build(),
+            Harmless,
+        ),
+        (
+            "/dev, /proc and /etc/resolv.conf as links",
+            t().add(symlink("dev", outside))
+                .add(symlink("proc", outside))
+                .add(symlink("etc/resolv.conf", format!("{outside}/secret")))
+                .build(),
+            Harmless,
+        ),
         ("an empty link", t().add(symlink("a", "")).build(), Refused("link to nothing")),
         ("a whiteout through a link", t().add(symlink("d", outside)).add(file("d/.wh.secret", b"")).build(), Harmless),
-        ("an opaque mark through a link", t().add(symlink("d", outside)).add(file("d/.wh..wh..opq", b"")).build(), Harmless),
+        (
+            "an opaque mark through a link",
+            t().add(symlink("d", outside)).add(file("d/.wh..wh..opq", b"")).build(),
+            Harmless,
+        ),
         // Hard links.
         ("hard link outside", t().add(hardlink("h", format!("{up}/secret"))).build(), Refused("'..'")),
         ("absolute hard link", t().add(hardlink("h", format!("{outside}/secret"))).build(), Refused("does not exist")),
-        ("hard link through a link", t().add(symlink("d", outside)).add(hardlink("h", "d/secret")).build(), Refused("does not exist")),
-        ("hard link to a link, then written", t().add(symlink("l", format!("{outside}/secret"))).add(hardlink("h", "l")).add(file("h", b"x").mode(0o777)).build(), Harmless),
+        (
+            "hard link through a link",
+            t().add(symlink("d", outside)).add(hardlink("h", "d/secret")).build(),
+            Refused("does not exist"),
+        ),
+        (
+            "hard link to a link, then written",
+            t().add(symlink("l", format!("{outside}/secret")))
+                .add(hardlink("h", "l"))
+                .add(file("h", b"x").mode(0o777))
+                .build(),
+            Harmless,
+        ),
         ("hard link to /proc/self/exe", t().add(hardlink("h", "/proc/self/exe")).build(), Refused("does not exist")),
         ("hard link to a directory", t().add(dir("d")).add(hardlink("h", "d")).build(), Refused("directory")),
         ("hard link to itself", t().add(file("h", b"")).add(hardlink("h", "./h")).build(), Refused("itself")),
@@ -139,14 +220,26 @@ fn cases(canary: &Path) -> Vec<(&'static str, Vec<u8>, Expect)> {
         ("SELinux label", t().add(xattr("security.selinux")).build(), Harmless),
         // Numbers and names.
         ("negative size", t().add(file("x", b"").patch(124, binary(-1))).build(), Refused("negative")),
-        ("huge size", t().add(file("x", b"").patch(124, binary(i128::from(i64::MAX)))).build(), Refused("impossible size")),
-        ("8 EiB PAX size", t().add(file("x", b"").pax("size", "9223372036854775807")).build(), Refused("impossible size")),
+        (
+            "huge size",
+            t().add(file("x", b"").patch(124, binary(i128::from(i64::MAX)))).build(),
+            Refused("impossible size"),
+        ),
+        (
+            "8 EiB PAX size",
+            t().add(file("x", b"").pax("size", "9223372036854775807")).build(),
+            Refused("impossible size"),
+        ),
         ("100 GiB size", t().add(file("x", b"").patch(124, binary(100 << 30))).build(), Refused("size of all files")),
         ("negative time", t().add(file("x", b"").patch(136, binary(-5_000_000_000))).build(), Harmless),
         ("time of 8 EiB seconds", t().add(file("x", b"").pax("mtime", "9223372036854775807.9")).build(), Harmless),
         ("user id of 2^32", t().add(file("x", b"").pax("uid", "4294967296")).build(), Refused("owner")),
         ("user id of -1", t().add(file("x", b"").pax("uid", "4294967295")).build(), Refused("owner")),
-        ("device number beyond Linux", t().add(device(b'3', "x", 0, 0).patch(329, b"7777777\0")).build(), Refused("device number")),
+        (
+            "device number beyond Linux",
+            t().add(device(b'3', "x", 0, 0).patch(329, b"7777777\0")).build(),
+            Refused("device number"),
+        ),
         ("NUL in a PAX path", t().add(file("y", b"").pax("path", b"a\0b")).build(), Refused("NUL")),
         ("name of 300 bytes", t().add(file("n".repeat(300), b"")).build(), Refused("File name too long")),
         ("path of 5000 bytes", t().add(file("n/".repeat(2500), b"")).build(), Refused("length of a path")),
@@ -156,38 +249,130 @@ fn cases(canary: &Path) -> Vec<(&'static str, Vec<u8>, Expect)> {
         ("non-UTF-8", t().add(file(b"\xff\xfe/\x80", b"")).build(), Harmless),
         ("case collision", t().add(file("A", b"1")).add(file("a", b"2")).build(), Harmless),
         ("file as parent", t().add(file("f", b"")).add(file("f/x", b"")).build(), Refused("Not a directory")),
-        ("duplicates of all kinds", t().add(file("x", b"1")).add(dir("x")).add(file("x/y", b"")).add(symlink("x", "y")).add(member(b'6', "x")).add(file("x", b"2")).build(), Harmless),
+        (
+            "duplicates of all kinds",
+            t().add(file("x", b"1"))
+                .add(dir("x"))
+                .add(file("x/y", b""))
+                .add(symlink("x", "y"))
+                .add(member(b'6', "x"))
+                .add(file("x", b"2"))
+                .build(),
+            Harmless,
+        ),
         // Extension headers.
         ("malformed PAX length", t().add(file("x", b"").raw_pax("99 path=a\n")).build(), Refused("malformed")),
         ("PAX record without newline", t().add(file("x", b"").raw_pax("8 path=ab")).build(), Refused("malformed")),
         ("PAX without equals", t().add(file("x", b"").raw_pax("6 abc\n")).build(), Refused("without '='")),
         ("PAX header of 1 GiB", t().add(member(b'x', "pax").size(1 << 30)).build(), Refused("larger than the limit")),
         ("GNU long name of 1 GiB", t().add(member(b'L', "x").size(1 << 30)).build(), Refused("larger than the limit")),
-        ("thousands of attributes", t().add((0..2000).fold(file("x", b""), |m, n| m.xattr(&format!("user.{n}"), b""))).build(), Refused("more than 1000")),
-        ("an attribute of 100 KB", t().add(file("x", b"").xattr("user.big", vec![b'x'; 100_000])).build(), Refused("extended attribute")),
-        ("endless extension headers", (0..100).fold(t(), |t, _| t.raw(b'L', "x", b"name\0")).add(file("x", b"")).build(), Refused("64 extension")),
+        (
+            "thousands of attributes",
+            t().add((0..2000).fold(file("x", b""), |m, n| m.xattr(&format!("user.{n}"), b""))).build(),
+            Refused("more than 1000"),
+        ),
+        (
+            "an attribute of 100 KB",
+            t().add(file("x", b"").xattr("user.big", vec![b'x'; 100_000])).build(),
+            Refused("extended attribute"),
+        ),
+        (
+            "endless extension headers",
+            (0..100).fold(t(), |t, _| t.raw(b'L', "x", b"name\0")).add(file("x", b"")).build(),
+            Refused("64 extension"),
+        ),
         ("extension without an entry", t().raw(b'L', "x", b"name\0").build(), Refused("missing after")),
-        ("PAX size that hides a member", t().add(file("a", vec![b'A'; 1024]).size(0).pax("size", "1024")).add(file("b", b"")).build(), Harmless),
-        ("global PAX header with a path", raw(b'g', "g", &crate::tar::record("path", b"../evil"), file("x", b"")), Harmless),
+        (
+            "PAX size that hides a member",
+            t().add(file("a", vec![b'A'; 1024]).size(0).pax("size", "1024")).add(file("b", b"")).build(),
+            Harmless,
+        ),
+        (
+            "global PAX header with a path",
+            raw(b'g', "g", &crate::tar::record("path", b"../evil"), file("x", b"")),
+            Harmless,
+        ),
         ("unknown type", t().add(member(b'Z', "x")).build(), Refused("unknown type")),
-        ("wrong checksum", { let mut bytes = t().add(file("x", b"")).build(); bytes[0] = b'y'; bytes }, Refused("checksum")),
+        (
+            "wrong checksum",
+            {
+                let mut bytes = t().add(file("x", b"")).build();
+                bytes[0] = b'y';
+                bytes
+            },
+            Refused("checksum"),
+        ),
         // Sparse maps.
-        ("sparse of 8 EiB", t().add(file("s", b"").pax("GNU.sparse.size", "9223372036854775807").pax("GNU.sparse.map", "")).build(), Refused("number that is none")),
-        ("sparse hole of 1 EiB", t().add(file("s", b"").pax("GNU.sparse.size", "1152921504606846976").pax("GNU.sparse.numblocks", "0")).build(), Refused("size of all files")),
-        ("overlapping sparse map", t().add(file("s", vec![1; 20]).pax("GNU.sparse.size", "100").pax("GNU.sparse.map", "0,10,5,10")).build(), Refused("overlap")),
-        ("sparse map beyond the end", t().add(file("s", vec![1; 20]).pax("GNU.sparse.size", "10").pax("GNU.sparse.map", "0,20")).build(), Refused("outside")),
-        ("sparse map with an overflow", t().add(file("s", vec![1; 20]).pax("GNU.sparse.size", "100").pax("GNU.sparse.map", "18446744073709551615,20")).build(), Refused("outside")),
-        ("sparse map of another length", t().add(file("s", vec![1; 20]).pax("GNU.sparse.size", "100").pax("GNU.sparse.map", "0,10")).build(), Refused("stored")),
-        ("sparse 1.0 map that does not end", t().add(file("s", vec![b'1'; 512]).pax("GNU.sparse.major", "1").pax("GNU.sparse.minor", "0").pax("GNU.sparse.realsize", "10")).build(), Refused("map")),
+        (
+            "sparse of 8 EiB",
+            t().add(file("s", b"").pax("GNU.sparse.size", "9223372036854775807").pax("GNU.sparse.map", "")).build(),
+            Refused("number that is none"),
+        ),
+        (
+            "sparse hole of 1 EiB",
+            t().add(file("s", b"").pax("GNU.sparse.size", "1152921504606846976").pax("GNU.sparse.numblocks", "0"))
+                .build(),
+            Refused("size of all files"),
+        ),
+        (
+            "overlapping sparse map",
+            t().add(file("s", vec![1; 20]).pax("GNU.sparse.size", "100").pax("GNU.sparse.map", "0,10,5,10")).build(),
+            Refused("overlap"),
+        ),
+        (
+            "sparse map beyond the end",
+            t().add(file("s", vec![1; 20]).pax("GNU.sparse.size", "10").pax("GNU.sparse.map", "0,20")).build(),
+            Refused("outside"),
+        ),
+        (
+            "sparse map with an overflow",
+            t().add(
+                file("s", vec![1; 20]).pax("GNU.sparse.size", "100").pax("GNU.sparse.map", "18446744073709551615,20"),
+            )
+            .build(),
+            Refused("outside"),
+        ),
+        (
+            "sparse map of another length",
+            t().add(file("s", vec![1; 20]).pax("GNU.sparse.size", "100").pax("GNU.sparse.map", "0,10")).build(),
+            Refused("stored"),
+        ),
+        (
+            "sparse 1.0 map that does not end",
+            t().add(
+                file("s", vec![b'1'; 512])
+                    .pax("GNU.sparse.major", "1")
+                    .pax("GNU.sparse.minor", "0")
+                    .pax("GNU.sparse.realsize", "10"),
+            )
+            .build(),
+            Refused("map"),
+        ),
         // Ends.
-        ("a member after the end", { let mut bytes = t().add(file("a", b"")).build(); bytes.extend(t().add(file("../evil", b"")).build()); bytes }, Harmless),
-        ("garbage after the end", { let mut bytes = t().add(file("a", b"")).build(); bytes.extend([0xa5; 3000]); bytes }, Harmless),
+        (
+            "a member after the end",
+            {
+                let mut bytes = t().add(file("a", b"")).build();
+                bytes.extend(t().add(file("../evil", b"")).build());
+                bytes
+            },
+            Harmless,
+        ),
+        (
+            "garbage after the end",
+            {
+                let mut bytes = t().add(file("a", b"")).build();
+                bytes.extend([0xa5; 3000]);
+                bytes
+            },
+            Harmless,
+        ),
         ("no end", t().add(file("a", b"")).unfinished(), Harmless),
         ("empty", Vec::new(), Harmless),
         ("set-user-id", t().add(file("su", b"x").mode(0o6755)).build(), Harmless),
     ];
     let window_2gib = [b"\x28\xb5\x2f\xfd\x00\xa8".as_slice(), &[0x01, 0, 0]].concat();
-    cases.push(("zstd window of 2 GiB", window_2gib, Refused("")));
+    cases.push(("zstd window of 2 GiB", window_2gib, Refused("too much memory")));
     cases
 }
 
@@ -275,7 +460,7 @@ fn a_decompression_bomb_ends_with_its_name_long_before_the_disk_is_full() {
     let store = ImageStore::open(home.path()).unwrap();
     let header = Tar::new().add(file("zeros", b"").size(19 << 30).patch(124, binary(19 << 30))).unfinished();
     let tar = || header.as_slice().chain(io::repeat(0).take(19 << 30));
-    let bomb = zstd::encode_all(tar().take(1 << 30), 1).unwrap();
+    let bomb = zstd::encode_all(tar().take(150 << 20), 1).unwrap();
     assert!(bomb.len() < 1 << 20);
     let error = import(&store, &bomb[..]).unwrap_err();
     assert!(error.contains("decompression bomb"), "{error}");
@@ -283,7 +468,7 @@ fn a_decompression_bomb_ends_with_its_name_long_before_the_disk_is_full() {
     let limits = orch_engine::image::UnpackLimits { bytes: 32 << 20, ..Default::default() };
     let small = ImageStore::open_with(home.path().join("small"), limits).unwrap();
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    io::copy(&mut Tar::new().build().as_slice().chain(io::repeat(0).take(300 << 20)), &mut encoder).unwrap();
+    io::copy(&mut Tar::new().build().as_slice().chain(io::repeat(0).take(120 << 20)), &mut encoder).unwrap();
     let error = import(&small, &encoder.finish().unwrap()[..]).unwrap_err();
     assert!(error.contains("decompresses to more than the limit"), "{error}");
     for name in ["layers", "ingest", "small/layers", "small/ingest"] {
@@ -302,7 +487,14 @@ fn a_hostile_archive_costs_bounded_memory() {
         let mut endless = Endless { block, at: 0 };
         assert!(import(&store, &mut endless).unwrap_err().contains("number of entries"));
         let status = fs::read_to_string("/proc/self/status").unwrap();
-        let peak: u64 = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim().trim_end_matches(" kB").parse().unwrap();
+        let peak: u64 = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .unwrap()
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .unwrap();
         assert!(peak < 64 << 10, "{peak} KiB");
         return;
     }

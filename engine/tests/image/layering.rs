@@ -21,7 +21,8 @@ fn merged(layers: &[Tar], check: impl Fn(&Path, &[PathBuf])) {
 }
 
 fn names(at: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(at).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> =
+        fs::read_dir(at).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -98,7 +99,12 @@ fn an_implied_parent_looks_like_the_directory_below() {
     let top = Tar::new().add(file("tmp/deep/file", b"x"));
     merged(&[base, top], |root, layers| {
         let lines = listing(root).join("\n");
-        for line in [" 40751 1:2 1400000000.0", "tmp 41777 10:20 1500000000.0", "tmp/deep 40700 30:40 1500000001.0", "user.k=0x76"] {
+        for line in [
+            " 40751 1:2 1400000000.0",
+            "tmp 41777 10:20 1500000000.0",
+            "tmp/deep 40700 30:40 1500000001.0",
+            "user.k=0x76",
+        ] {
             assert!(lines.contains(line), "{line:?} is not in\n{lines}");
         }
         assert!(layers[1].join("tmp/deep/file").exists());
@@ -132,7 +138,12 @@ fn a_parent_that_is_a_link_below_is_followed_and_stays_a_link() {
 #[test]
 fn an_explicit_directory_replaces_a_link_below() {
     let base = Tar::new().add(symlink("x", "/elsewhere")).add(dir("elsewhere")).add(file("f", b""));
-    let top = Tar::new().add(dir("x").mode(0o750)).add(file("x/y", b"1")).add(dir("f")).add(file("f/z", b"2")).add(file("elsewhere", b"now a file"));
+    let top = Tar::new()
+        .add(dir("x").mode(0o750))
+        .add(file("x/y", b"1"))
+        .add(dir("f"))
+        .add(file("f/z", b"2"))
+        .add(file("elsewhere", b"now a file"));
     merged(&[base, top], |root, _| {
         assert!(root.join("x").symlink_metadata().unwrap().is_dir());
         assert_eq!((read(root.join("x/y")), read(root.join("f/z"))), ("1".into(), "2".into()));
@@ -144,7 +155,13 @@ fn an_explicit_directory_replaces_a_link_below() {
 fn a_hard_link_to_a_lower_layer_shares_one_file() {
     let base = Tar::new()
         .add(dir("bin").mode(0o711).mtime(1_500_000_000))
-        .add(file("bin/tool", b"tool").mode(0o4750).owner(5, 6).mtime(1_450_000_000).xattr("security.capability", b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0"))
+        .add(
+            file("bin/tool", b"tool")
+                .mode(0o4750)
+                .owner(5, 6)
+                .mtime(1_450_000_000)
+                .xattr("security.capability", b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0"),
+        )
         .add(symlink("bin/link", "tool"));
     let middle = Tar::new().add(file("unrelated", b""));
     let top = Tar::new().add(hardlink("usr/tool", "bin/tool")).add(hardlink("usr/link", "bin/link"));
@@ -152,7 +169,11 @@ fn a_hard_link_to_a_lower_layer_shares_one_file() {
         let lines = listing(root);
         let of = |name: &str| lines.iter().find_map(|line| line.strip_prefix(name)).unwrap().to_owned();
         assert_eq!(of("bin/tool "), of("usr/tool "));
-        assert!(of("bin/tool ").starts_with("104750 5:6 1450000000.000000000 4 ") && of("bin/tool ").contains("links=2"), "{}", of("bin/tool "));
+        assert!(
+            of("bin/tool ").starts_with("104750 5:6 1450000000.000000000 4 ") && of("bin/tool ").contains("links=2"),
+            "{}",
+            of("bin/tool ")
+        );
         assert!(lines.iter().any(|line| line.starts_with("usr/tool xattr security.capability")));
         assert_eq!(fs::read_link(root.join("usr/link")).unwrap(), Path::new("tool"));
         assert!(of("bin ").starts_with("40711 0:0 1500000000.0"), "{}", of("bin "));
@@ -160,19 +181,27 @@ fn a_hard_link_to_a_lower_layer_shares_one_file() {
     // What a layer between has deleted is not there to be linked.
     let home = tempfile::tempdir().unwrap();
     let store = ImageStore::open(home.path()).unwrap();
-    let tars = [base, Tar::new().add(file("bin/.wh.tool", b"")), Tar::new().add(hardlink("x", "bin/tool"))].map(|tar| tar.build());
+    let tars = [base, Tar::new().add(file("bin/.wh.tool", b"")), Tar::new().add(hardlink("x", "bin/tool"))]
+        .map(|tar| tar.build());
     let error = store.load(&docker_archive("bad", &tars)[..]).unwrap_err();
     assert!(std::error::Error::source(&error).unwrap().to_string().contains("does not exist"), "{error}");
 }
 
 #[test]
 fn default_acls_do_not_leak_into_files_of_the_archive() {
-    let acl: &[u8] = &[2, 0, 0, 0, 1, 0, 7, 0, 255, 255, 255, 255, 2, 0, 7, 0, 100, 0, 0, 0, 4, 0, 5, 0, 255, 255, 255, 255, 16, 0, 7, 0, 255, 255, 255, 255, 32, 0, 5, 0, 255, 255, 255, 255];
+    let acl: &[u8] = &[
+        2, 0, 0, 0, 1, 0, 7, 0, 255, 255, 255, 255, 2, 0, 7, 0, 100, 0, 0, 0, 4, 0, 5, 0, 255, 255, 255, 255, 16, 0, 7,
+        0, 255, 255, 255, 255, 32, 0, 5, 0, 255, 255, 255, 255,
+    ];
     let base = Tar::new().add(dir("d").xattr("system.posix_acl_default", acl)).add(file("d/f", b"")).add(dir("d/sub"));
     let top = Tar::new().add(file("d/g", b""));
     merged(&[base, top], |_, layers| {
         let lines: Vec<String> = layers.iter().flat_map(|layer| listing(layer)).collect();
-        let with: Vec<&str> = lines.iter().filter(|line| line.contains("posix_acl")).map(|line| line.split(' ').next().unwrap()).collect();
+        let with: Vec<&str> = lines
+            .iter()
+            .filter(|line| line.contains("posix_acl"))
+            .map(|line| line.split(' ').next().unwrap())
+            .collect();
         assert_eq!(with, ["d", "d"], "{lines:#?}");
     });
 }

@@ -26,7 +26,12 @@ fn walk(root: &Path, path: &Path, lines: &mut Vec<String>) {
         format!("-> {}", fs::read_link(&full).unwrap().as_os_str().as_bytes().escape_ascii())
     } else if kind.is_file() {
         let digest = Sha256::digest(fs::read(&full).unwrap());
-        format!("{} {} links={}", meta.len(), digest.iter().take(6).map(|b| format!("{b:02x}")).collect::<String>(), meta.nlink())
+        format!(
+            "{} {} links={}",
+            meta.len(),
+            digest.iter().take(6).map(|b| format!("{b:02x}")).collect::<String>(),
+            meta.nlink()
+        )
     } else if kind.is_char_device() || kind.is_block_device() {
         format!("rdev={:x}", meta.rdev())
     } else {
@@ -50,7 +55,8 @@ fn walk(root: &Path, path: &Path, lines: &mut Vec<String>) {
 
 /// All attributes of the tree as lines of their own, by one process.
 fn xattrs(root: &Path) -> Vec<String> {
-    let output = Command::new("getfattr").args(["-RPhd", "-m", "-", "-e", "hex", "."]).current_dir(root).output().unwrap();
+    let output =
+        Command::new("getfattr").args(["-RPhd", "-m", "-", "-e", "hex", "."]).current_dir(root).output().unwrap();
     let mut lines = Vec::new();
     let mut path = "";
     let text = String::from_utf8_lossy(&output.stdout);

@@ -120,7 +120,9 @@ fn octal(field: &[u8]) -> Result<u64, String> {
         if !(b'0'..=b'7').contains(digit) {
             return Err("is no octal number".to_owned());
         }
-        value = value.checked_mul(8).and_then(|value| value.checked_add(u64::from(digit - b'0')))
+        value = value
+            .checked_mul(8)
+            .and_then(|value| value.checked_add(u64::from(digit - b'0')))
             .ok_or_else(|| "is out of range".to_owned())?;
     }
     Ok(value)

@@ -65,7 +65,8 @@ impl Records {
         while !data.is_empty() {
             let (record, rest) = split_record(data).ok_or("is followed by a malformed PAX record")?;
             data = rest;
-            let equals = record.iter().position(|byte| *byte == b'=').ok_or("is followed by a PAX record without '='")?;
+            let equals =
+                record.iter().position(|byte| *byte == b'=').ok_or("is followed by a PAX record without '='")?;
             let (key, value) = (&record[..equals], &record[equals + 1..]);
             if key.is_empty() {
                 return Err("is followed by a PAX record without a key".to_owned());
@@ -153,7 +154,11 @@ fn time(value: &[u8]) -> Result<(i64, u32), String> {
     let mut nanoseconds = 0;
     if let Some(fraction) = parts.next().filter(|fraction| !fraction.is_empty()) {
         decimal(&fraction[..fraction.len().min(18)])?;
-        nanoseconds = fraction.iter().chain(std::iter::repeat(&b'0')).take(9).fold(0, |sum, digit| sum * 10 + u32::from(digit - b'0'));
+        nanoseconds = fraction
+            .iter()
+            .chain(std::iter::repeat(&b'0'))
+            .take(9)
+            .fold(0, |sum, digit| sum * 10 + u32::from(digit - b'0'));
     }
     Ok(match (negative, nanoseconds) {
         (false, _) => (seconds, nanoseconds),
@@ -179,7 +184,15 @@ mod tests {
     #[test]
     fn a_malformed_record_is_an_error_and_not_skipped() {
         assert_eq!(Records::parse(b"8 uid=7\n").unwrap().uid, Some(7));
-        for bad in [&b"9 uid=7\n"[..], b"uid=7\n", b"8 uid=7x", b"99999999999999999999 uid=7\n", b"5 =x\n\n", b"6 abc\n", b"3 \n"] {
+        for bad in [
+            &b"9 uid=7\n"[..],
+            b"uid=7\n",
+            b"8 uid=7x",
+            b"99999999999999999999 uid=7\n",
+            b"5 =x\n\n",
+            b"6 abc\n",
+            b"3 \n",
+        ] {
             assert!(Records::parse(bad).is_err(), "{:?}", String::from_utf8_lossy(bad));
         }
     }

@@ -14,7 +14,9 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, futimens, makedev, mkdirat, mknodat, utimensat, UtimensatFlags};
+use nix::sys::stat::{
+    FileStat, Mode, SFlag, UtimensatFlags, fchmod, fstat, fstatat, futimens, makedev, mkdirat, mknodat, utimensat,
+};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, symlinkat, unlinkat};
 
@@ -58,7 +60,9 @@ impl Tree {
         // A name costs its bytes and about as much again for its vector.
         self.default_acl_bytes += acl.len() + names.iter().map(|name| name.len() + 32).sum::<usize>() + 64;
         if self.default_acl_bytes > MAX_DEFAULT_ACLS {
-            return Err(io::Error::other(format!("the default ACLs of this layer exceed the limit of {MAX_DEFAULT_ACLS} bytes")));
+            return Err(io::Error::other(format!(
+                "the default ACLs of this layer exceed the limit of {MAX_DEFAULT_ACLS} bytes"
+            )));
         }
         self.default_acls.push((names, acl.to_vec()));
         Ok(())
@@ -77,12 +81,13 @@ impl Tree {
         if names.is_empty() {
             return self.root().map(Some);
         }
-        let how = OpenHow::new().flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).resolve(
-            ResolveFlag::RESOLVE_BENEATH
-                | ResolveFlag::RESOLVE_NO_SYMLINKS
-                | ResolveFlag::RESOLVE_NO_MAGICLINKS
-                | ResolveFlag::RESOLVE_NO_XDEV,
-        );
+        let how =
+            OpenHow::new().flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).resolve(
+                ResolveFlag::RESOLVE_BENEATH
+                    | ResolveFlag::RESOLVE_NO_SYMLINKS
+                    | ResolveFlag::RESOLVE_NO_MAGICLINKS
+                    | ResolveFlag::RESOLVE_NO_XDEV,
+            );
         match openat2(&self.top, OsStr::from_bytes(&names.join(&b'/')), how) {
             Ok(fd) => Ok(Some(fd)),
             Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR) => Ok(None),
@@ -203,7 +208,9 @@ impl Tree {
             return self.lowers.first().map(OwnedFd::try_clone).transpose();
         };
         match self.find(names, false)? {
-            Some(found) if is_directory(&found.stat) => open_directory(&found.parent, OsStr::from_bytes(name)).map(Some),
+            Some(found) if is_directory(&found.stat) => {
+                open_directory(&found.parent, OsStr::from_bytes(name)).map(Some)
+            }
             _ => Ok(None),
         }
     }
@@ -249,7 +256,9 @@ impl Tree {
 enum Look {
     Found(Found),
     /// `hidden`: this layer also hides it in the layers below.
-    Absent { hidden: bool },
+    Absent {
+        hidden: bool,
+    },
 }
 
 fn look(root: &OwnedFd, names: &[Vec<u8>]) -> io::Result<Look> {
@@ -292,7 +301,10 @@ fn copy_up(found: &Found, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
     } else {
         mknodat(parent, name, kind, Mode::from_bits_truncate(0o600), stat.st_rdev)?;
         let node = openat(parent, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
-        std::fs::set_permissions(through_proc(&node), std::os::unix::fs::PermissionsExt::from_mode(stat.st_mode & 0o7777))?;
+        std::fs::set_permissions(
+            through_proc(&node),
+            std::os::unix::fs::PermissionsExt::from_mode(stat.st_mode & 0o7777),
+        )?;
     }
     fchownat(parent, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
     Ok(utimensat(parent, name, &TimeSpec::UTIME_OMIT, &mtime, UtimensatFlags::NoFollowSymlink)?)
