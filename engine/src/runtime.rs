@@ -24,7 +24,7 @@ mod sysctls;
 mod user;
 
 pub(crate) use capabilities::bit as capability_bit;
-pub use launch::{LaunchError, Launched, Launcher};
+pub use launch::{LaunchError, LaunchTimes, Launched, Launcher};
 pub use plan::{
     ExecPlan, Identity, LaunchPlan, MountSource, NamespacePlan, PlannedDevice, PlannedMount, ProcessPlan, Propagation, RootPlan, Space,
 };

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -108,6 +109,21 @@ pub struct Launched {
     pub terminal: Option<OwnedFd>,
     /// Its control group.
     pub cgroup: Cgroup,
+    /// How long the start took.
+    pub times: LaunchTimes,
+}
+
+/// How long each part of a start took, from the request to the kernel's word that the user's program is executing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LaunchTimes {
+    /// Making and limiting the control group.
+    pub cgroup: Duration,
+    /// Opening and mounting what the plan names.
+    pub compile: Duration,
+    /// The clone, seen from the launcher.
+    pub clone: Duration,
+    /// What the child did, execve included.
+    pub child: Duration,
 }
 
 impl Launched {
@@ -186,9 +202,14 @@ impl Launcher {
     /// # Errors
     /// [`LaunchError`]; [`LaunchError::exit_code`] is what the client should exit with.
     pub fn launch(&mut self, plan: &LaunchPlan, stdio: Stdio) -> Result<Launched, LaunchError> {
+        let begin = Instant::now();
         let cgroup = Cgroup::create(&plan.cgroup)?;
+        let made = begin.elapsed();
         match self.start(&cgroup, |launcher| Compiler::new(launcher).container(plan, &cgroup, stdio)) {
-            Ok((pid, pidfd, start_time, terminal)) => Ok(Launched { pid, pidfd, start_time, terminal, cgroup }),
+            Ok(mut launched) => {
+                launched.times.cgroup = made;
+                Ok(launched)
+            }
             Err(error) => {
                 if let Err(leftover) = cgroup.remove() {
                     tracing::warn!(error = %leftover, "control group of a failed start stays behind");
@@ -204,17 +225,17 @@ impl Launcher {
     /// As [`Self::launch`]; [`LaunchError::Gone`] when the container's first process is not that of the plan any more.
     pub fn launch_exec(&mut self, plan: &ExecPlan, stdio: Stdio) -> Result<Launched, LaunchError> {
         let cgroup = Cgroup::open(&plan.cgroup.layout, &plan.cgroup.path)?;
-        let (pid, pidfd, start_time, terminal) =
-            self.start(&cgroup, |launcher| Compiler::new(launcher).exec(plan, &cgroup, stdio))?;
-        Ok(Launched { pid, pidfd, start_time, terminal, cgroup })
+        self.start(&cgroup, |launcher| Compiler::new(launcher).exec(plan, &cgroup, stdio))
     }
 
     fn start(
         &mut self,
         cgroup: &Cgroup,
         compile: impl FnOnce(&Self) -> Result<Compiled, LaunchError>,
-    ) -> Result<(i32, OwnedFd, u64, Option<OwnedFd>), LaunchError> {
+    ) -> Result<Launched, LaunchError> {
+        let begin = Instant::now();
         let mut compiled = compile(self)?;
+        let compiled_at = Instant::now();
         let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
         let (ours, theirs) = pair.map_err(|errno| LaunchError::Clone { source: errno.into() })?;
         compiled.program.status = theirs.as_raw_fd();
@@ -222,9 +243,18 @@ impl Launcher {
         // The child holds copies; ours must go, or the end of the status socket would never be seen.
         drop(theirs);
         let (pid, pidfd) = clone.map_err(|errno| LaunchError::Clone { source: errno.into() })?;
+        let cloned_at = Instant::now();
         let start_time = super::identity::start_time(pid).unwrap_or(0);
         match await_exec(&ours) {
-            Ok(terminal) => Ok((pid, pidfd, start_time, terminal)),
+            Ok(terminal) => {
+                let times = LaunchTimes {
+                    cgroup: Duration::ZERO,
+                    compile: compiled_at - begin,
+                    clone: cloned_at - compiled_at,
+                    child: cloned_at.elapsed(),
+                };
+                Ok(Launched { pid, pidfd, start_time, terminal, cgroup: cgroup.clone(), times })
+            }
             Err(silence) => {
                 // Dead already, or hanging. It is our child, so its number is its own until it is waited for.
                 let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);

@@ -1,0 +1,140 @@
+//! Starts many containers, one after the other, and prints where the time goes: median of each part in µs.
+//!
+//! `launch_times [COUNT]` as root, with /bin/busybox (busybox-static).
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use orch_engine::cgroup::Layout;
+use orch_engine::config::{ContainerConfig, ContainerId, Logging, Namespaces, NetworkNs, ProcessConfig, Resources, Seccomp, Share};
+use orch_engine::runtime::{Launcher, PrepareContext, Stdio, prepare};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let count: usize = std::env::args().nth(1).map_or(Ok(200), |text| text.parse())?;
+    let root = std::env::temp_dir().join(format!("orch-launch-times-{}", std::process::id()));
+    let result = measure(&root, count);
+    fs::remove_dir_all(&root)?;
+    result
+}
+
+/// A change to the configuration that takes one part away.
+type Variant = (&'static str, fn(&mut ContainerConfig));
+
+fn measure(root: &Path, count: usize) -> Result<(), Box<dyn Error>> {
+    for name in ["image/bin", "image/proc", "image/dev", "image/sys", "image/etc", "mountpoint"] {
+        fs::create_dir_all(root.join(name))?;
+    }
+    fs::copy("/bin/busybox", root.join("image/bin/busybox"))?;
+    symlink("busybox", root.join("image/bin/true"))?;
+    let variants: [Variant; 6] = [
+        ("default", |_| {}),
+        ("host network", |config| config.namespaces.network = NetworkNs::Host),
+        ("host ipc", |config| config.namespaces.ipc = Share::Host),
+        ("no filter", |config| config.process.seccomp = Seccomp::Unconfined),
+        ("no masks", |config| config.systempaths_unconfined = true),
+        ("reaper", |config| config.init = true),
+    ];
+    say(format_args!("{:14} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}", "µs, median", "prepare", "cgroup", "compile", "clone", "child", "start", "remove"))?;
+    for (name, change) in variants {
+        let mut samples: Vec<[Duration; 7]> = Vec::new();
+        let mut launcher = Launcher::unsealed()?;
+        for number in 0..count {
+            samples.push(once(root, number, &mut launcher, change)?);
+        }
+        let median = |column: usize| {
+            let mut values: Vec<_> = samples.iter().map(|sample| sample[column].as_micros()).collect();
+            values.sort_unstable();
+            values[values.len() / 2]
+        };
+        let [a, b, c, d, e, f, g] = std::array::from_fn(median);
+        say(format_args!("{name:14} {a:>8} {b:>8} {c:>8} {d:>8} {e:>8} {f:>8} {g:>8}"))?;
+    }
+    Ok(())
+}
+
+fn say(line: std::fmt::Arguments<'_>) -> std::io::Result<()> {
+    use std::io::Write as _;
+    writeln!(std::io::stdout(), "{line}")
+}
+
+fn once(root: &Path, number: usize, launcher: &mut Launcher, change: fn(&mut ContainerConfig)) -> Result<[Duration; 7], Box<dyn Error>> {
+    // A fresh layer each time, as for a new container.
+    let (upper, work) = (root.join("upper"), root.join("work"));
+    for directory in [&upper, &work] {
+        if directory.exists() {
+            fs::remove_dir_all(directory)?;
+        }
+        fs::create_dir(directory)?;
+    }
+    let context = PrepareContext {
+        instance: format!("launch-times-{}", std::process::id()),
+        lower: vec![root.join("image")],
+        upper,
+        work,
+        mountpoint: root.join("mountpoint"),
+        hosts: None,
+        resolv_conf: None,
+        hostname: None,
+        files: None,
+        volumes: BTreeMap::new(),
+        containers: BTreeMap::new(),
+        layout: Layout::detect()?,
+    };
+    let mut config = config(number);
+    change(&mut config);
+    let begin = Instant::now();
+    let plan = prepare(&config, &context)?;
+    let prepared = begin.elapsed();
+    let begin = Instant::now();
+    let launched = launcher.launch(&plan, Stdio::null())?;
+    let started = begin.elapsed();
+    nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(launched.pid), None)?;
+    let begin = Instant::now();
+    launched.cgroup.remove()?;
+    let times = launched.times;
+    Ok([prepared, times.cgroup, times.compile, times.clone, times.child, prepared + started, begin.elapsed()])
+}
+
+fn config(number: usize) -> ContainerConfig {
+    ContainerConfig {
+        id: ContainerId(format!("{number:064x}").chars().rev().collect()),
+        name: "measured".to_owned(),
+        group: "group".to_owned(),
+        image: String::new(),
+        image_id: String::new(),
+        process: ProcessConfig { args: vec!["/bin/true".to_owned()], ..ProcessConfig::default() },
+        hostname: String::new(),
+        domainname: String::new(),
+        namespaces: Namespaces {
+            network: NetworkNs::None,
+            pid: Share::Private,
+            ipc: Share::Private,
+            uts: Share::Private,
+            cgroup: Share::Private,
+        },
+        mounts: Vec::new(),
+        files: Vec::new(),
+        etc_hosts: None,
+        etc_resolv_conf: None,
+        resources: Resources::default(),
+        devices: Vec::new(),
+        device_cgroup_rules: Vec::new(),
+        sysctls: BTreeMap::new(),
+        privileged: false,
+        systempaths_unconfined: false,
+        read_only: false,
+        shm_size: 0,
+        init: false,
+        stop_signal: 15,
+        stop_timeout: 10,
+        logging: Logging::default(),
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+        auto_remove: false,
+        caller: serde_json::Value::Null,
+    }
+}
