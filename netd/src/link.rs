@@ -10,8 +10,8 @@ use nix::errno::Errno;
 use rtnetlink::packet_core::{NetlinkSerializable, Parseable};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
-    BridgePortState, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
-    LinkFlags, LinkMessage,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkMessage,
+    LinkMode, State,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -123,14 +123,16 @@ impl LinkBatch {
         self.push(&RouteNetlinkMessage::NewLink(message), 0);
     }
 
-    /// Stops a bridge port at once: unlike taking the link down or out of the bridge, this waits for nothing.
-    pub(crate) fn disable_port(&mut self, name: &str) {
+    /// Stops a bridge port at once: unlike taking the link down or out of the bridge, this waits for nothing. A dormant link
+    /// is not operational, so the bridge disables its port, and no late notice of the link's carrier enables it again (as
+    /// it does a port that was merely told to be disabled).
+    pub(crate) fn stop_port(&mut self, name: &str) {
         let message = LinkMessageBuilder::<LinkUnspec>::new()
             .name(name)
-            .set_port_kind(InfoPortKind::Bridge)
-            .set_port_data(InfoPortData::BridgePort(vec![InfoBridgePort::State(BridgePortState::Disabled)]))
+            .append_extra_attribute(LinkAttribute::OperState(State::Dormant))
+            .append_extra_attribute(LinkAttribute::Mode(LinkMode::Dormant))
             .build();
-        self.push(&RouteNetlinkMessage::NewLink(message), 0);
+        self.push(&RouteNetlinkMessage::SetLink(message), 0);
     }
 
     /// Describes a link to people.

@@ -450,7 +450,7 @@ impl Shared {
         let mut batch = LinkBatch::new();
         let mut leaving = Vec::new();
         for endpoint in records.iter().flat_map(|record| &record.endpoints) {
-            batch.disable_port(&endpoint.host_interface);
+            batch.stop_port(&endpoint.host_interface);
             leaving.push(endpoint.host_interface.clone());
         }
         // What is not there needs no stopping.
