@@ -270,7 +270,10 @@ pub struct FileAssignment {
 impl std::fmt::Debug for FileAssignment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The content may be a secret: only its digest is ever printed.
-        f.debug_struct("FileAssignment").field("target", &self.target).field("digest", &self.digest).finish_non_exhaustive()
+        f.debug_struct("FileAssignment")
+            .field("target", &self.target)
+            .field("digest", &self.digest)
+            .finish_non_exhaustive()
     }
 }
 

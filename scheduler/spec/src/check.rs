@@ -43,6 +43,7 @@ impl<'a> Check<'a> {
             Kind::Any => {}
             Kind::Text(parse) => self.text(node, *parse),
             Kind::Scalar(parse) => self.scalar(node, *parse),
+            Kind::Plain => self.key_value(node),
             Kind::Bool => self.boolean(node),
             Kind::BoolOrText => match node.value {
                 Value::Bool(value) => node.value = Value::Text(value.to_string().into()),
@@ -59,7 +60,8 @@ impl<'a> Check<'a> {
             Kind::Scalars => self.scalars(node),
             Kind::List(item, unique) => self.list(node, item, *unique),
             Kind::OneOrList(item, unique) => {
-                if matches!(node.value, Value::Text(_)) {
+                let plain = matches!(item, Kind::Plain) && node.scalar_text().is_some();
+                if plain || matches!(node.value, Value::Text(_)) {
                     let one = node.clone();
                     node.value = Value::List(vec![one]);
                 }

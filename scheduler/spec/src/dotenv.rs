@@ -163,13 +163,14 @@ impl Reader<'_> {
         }
     }
 
+    /// Literal but for `\'`, which does not end the text.
     fn single(&mut self, start: usize) -> Result<String, DotenvError> {
         let body = &self.text[start + 1..];
         let mut escaped = false;
         for (at, c) in body.char_indices() {
             if c == '\'' && !escaped {
                 self.at = start + 1 + at + 1;
-                return Ok(body[..at].to_owned());
+                return Ok(body[..at].replace("\\'", "'"));
             }
             escaped = c == '\\' && !escaped;
         }

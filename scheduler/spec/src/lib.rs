@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod assignment;
 mod bind;
 mod check;
 pub mod code;
@@ -19,7 +20,6 @@ mod environment;
 mod interpolate;
 pub mod load;
 mod merge;
-pub mod assignment;
 pub mod model;
 pub mod node;
 mod normalize;

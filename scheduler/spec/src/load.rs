@@ -79,6 +79,8 @@ pub struct LoadRequest {
     pub profiles: Vec<String>,
     /// `--env-file`, in order.
     pub env_files: Vec<String>,
+    /// Services that are on whatever their profiles say, without leaving the others out (`up SERVICE`, `run SERVICE`).
+    pub enabled: Vec<String>,
     /// Services named on the command line; empty = all that are on.
     pub services: Vec<String>,
     /// Whether the dependencies of named services belong to the spec (`--no-deps` says no).
@@ -106,6 +108,10 @@ pub struct Skip {
     pub interpolation: bool,
     /// Reading `env_file` and `label_file` into `environment` and `labels`.
     pub env_files: bool,
+    /// Reading what `include` names.
+    pub includes: bool,
+    /// Rules about single resources that go beyond the kinds of their keys.
+    pub values: bool,
 }
 
 impl Default for LoadRequest {
@@ -117,6 +123,7 @@ impl Default for LoadRequest {
             project_name: None,
             profiles: Vec::new(),
             env_files: Vec::new(),
+            enabled: Vec::new(),
             services: Vec::new(),
             with_dependencies: true,
             all_resources: false,
@@ -185,6 +192,14 @@ pub fn load(request: &LoadRequest, source: &dyn Source) -> Loaded {
     }
 }
 
+/// A path as messages name it: relative when it lies in the folder where the command runs.
+fn shown_path<'p>(path: &'p str, here: &str) -> &'p str {
+    if path == "-" {
+        return "standard input";
+    }
+    path.strip_prefix(here).and_then(|rest| rest.strip_prefix('/')).filter(|rest| !rest.is_empty()).unwrap_or(path)
+}
+
 /// One load.
 struct Loader<'a> {
     request: &'a LoadRequest,
@@ -229,8 +244,12 @@ impl Loader<'_> {
         };
         scope.environment.set("COMPOSE_PROJECT_NAME", &name, crate::node::VariableOrigin::Process);
         project.environment = scope.environment.clone();
+        let empty = parsed
+            .iter()
+            .flat_map(|(_, documents)| documents)
+            .all(|document| document.is_null() || document.as_map().is_some_and(|map| map.is_empty()));
         let mut tree = self.model(parsed, &scope)?;
-        if tree.as_map().is_none_or(|map| map.is_empty()) && complete {
+        if empty && complete {
             self.report.add(
                 Problem::error(code::EMPTY_FILE, "empty compose file: there is nothing in it")
                     .at(tree.span, "")
@@ -248,6 +267,7 @@ impl Loader<'_> {
             let mut check = consistency::Consistency { report: &mut self.report, stack: &tree, inactive: &inactive };
             check.run();
         }
+        select::drop_optional(&mut tree, &inactive);
         self.select(&mut tree);
         consistency::warn_unsupported(&mut self.report, &tree);
         if !self.request.skip.env_files {
@@ -280,7 +300,7 @@ impl Loader<'_> {
             problem.hint = hint;
             self.report.add(problem);
         };
-        let shown = if path == "-" { "standard input" } else { path };
+        let shown = shown_path(path, &self.request.working_dir);
         let bytes = match self.source.read(path, limit) {
             Ok(bytes) if bytes.len() <= limit => bytes,
             Ok(_) | Err(ReadError::TooLarge(_)) => {
@@ -397,8 +417,10 @@ impl Loader<'_> {
     /// What is done once for a group of files, before it becomes part of another or the whole.
     fn finish_model(&mut self, tree: &mut Node, scope: &Scope) {
         normalize::defaults(tree);
-        let mut check = Check::new(&mut self.report, &self.files);
-        consistency::single_values(&mut check, tree);
+        if !self.request.skip.values {
+            let mut check = Check::new(&mut self.report, &self.files);
+            consistency::single_values(&mut check, tree);
+        }
         if !self.request.skip.paths {
             let home = self.request.environment.get("HOME").map(String::as_str);
             Base { folder: &scope.folder, home }.stack(tree);

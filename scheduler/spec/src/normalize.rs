@@ -19,6 +19,16 @@ pub(crate) fn defaults(stack: &mut Node) {
                 build.put("context", Node::text(".", span));
             }
         }
+        if let Some(test) = service.get_mut("healthcheck").and_then(|check| check.get_mut("test"))
+            && let Value::Text(line) = &test.value
+            && !line.is_empty()
+        {
+            let words = [Node::text("CMD-SHELL", test.span), Node::text(line.clone(), test.span)];
+            test.value = Value::List(words.into());
+        }
+        if let Some(servers) = service.get_mut("dns").and_then(Node::as_list_mut) {
+            servers.retain(|server| server.as_text() != Some(""));
+        }
         for secret in items(service.get_mut("secrets")) {
             let span = secret.span;
             if secret.get("target").is_none()

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 /// The tree as JSON with sorted keys. With `escaped`, `$` is doubled so that the text can be loaded again.
 pub fn to_json(tree: &Node, escaped: bool) -> Json {
-    json(tree, escaped, &mut Vec::new())
+    json(tree, escaped, &[])
 }
 
 /// The tree as YAML with sorted keys, `name` and `services` first, `$` doubled so that it can be loaded again.
@@ -24,7 +24,7 @@ pub fn to_yaml(tree: &Node) -> String {
     out
 }
 
-fn json(node: &Node, escaped: bool, path: &mut Vec<&'static str>) -> Json {
+fn json(node: &Node, escaped: bool, path: &[&str]) -> Json {
     match &node.value {
         Value::Null | Value::Invalid => Json::Null,
         Value::Bool(value) => Json::Bool(*value),
@@ -37,7 +37,8 @@ fn json(node: &Node, escaped: bool, path: &mut Vec<&'static str>) -> Json {
             let mut keys: Vec<&str> = map.keys().map(|key| &**key).filter(|key| *key != CONTENT_KEY).collect();
             keys.sort_unstable();
             for key in keys {
-                out.insert(key.to_owned(), member(key, &map[key].node, escaped, path));
+                let inner: Vec<&str> = path.iter().copied().chain([key]).collect();
+                out.insert(key.to_owned(), member(&map[key].node, escaped, &inner));
             }
             Json::Object(out)
         }
@@ -45,11 +46,18 @@ fn json(node: &Node, escaped: bool, path: &mut Vec<&'static str>) -> Json {
 }
 
 /// Shapes that Compose prints otherwise than it keeps them.
-fn member(key: &str, node: &Node, escaped: bool, path: &mut Vec<&'static str>) -> Json {
-    match (key, &node.value) {
+fn member(node: &Node, escaped: bool, path: &[&str]) -> Json {
+    // What stands inside of a service, its `build` or not; names that people chose never decide.
+    let place = match path {
+        ["services", _, "build", rest @ ..] | ["services", _, rest @ ..] => rest,
+        _ => &[],
+    };
+    match (place, &node.value) {
         // Permission bits read best in octal, as a text, which every YAML parser leaves alone.
-        ("mode", Value::Int(mode)) => Json::String(format!("0{mode:o}")),
-        ("extra_hosts", Value::Map(hosts)) => {
+        (["secrets" | "configs", "mode"] | ["volumes", "tmpfs", "mode"], Value::Int(mode)) => {
+            Json::String(format!("0{mode:o}"))
+        }
+        (["extra_hosts"], Value::Map(hosts)) => {
             let mut lines = Vec::new();
             for (host, entry) in hosts {
                 for address in entry.node.items() {
@@ -57,6 +65,22 @@ fn member(key: &str, node: &Node, escaped: bool, path: &mut Vec<&'static str>) -
                 }
             }
             Json::Array(lines)
+        }
+        (["ulimits"], Value::Map(limits)) => {
+            let mut out = JsonMap::new();
+            for (name, entry) in limits {
+                let (soft, hard) = (entry.node.get("soft"), entry.node.get("hard"));
+                let one = soft.zip(hard).filter(|(soft, hard)| soft.same(hard)).map(|(soft, _)| soft);
+                out.insert(name.to_string(), json(one.unwrap_or(&entry.node), escaped, path));
+            }
+            Json::Object(out)
+        }
+        (["ssh"], Value::Map(keys)) => {
+            let line = |(id, entry): (&std::sync::Arc<str>, &crate::node::Entry)| match entry.node.as_text() {
+                Some(path) => Json::String(format!("{id}={path}")),
+                None => Json::String(id.to_string()),
+            };
+            Json::Array(keys.iter().map(line).collect())
         }
         _ => json(node, escaped, path),
     }

@@ -183,7 +183,8 @@ pub(crate) fn cgroup_mode(text: &str) -> Canonical {
 }
 
 pub(crate) fn constraint(text: &str) -> Canonical {
-    let split = text.split_once("==").or_else(|| text.split_once("!="));
+    // A single `=` is no operator, but leaves no doubt about what is meant.
+    let split = text.split_once("!=").or_else(|| text.split_once("==")).or_else(|| text.split_once('='));
     match split {
         Some((key, value)) if !key.trim().is_empty() && !value.trim().is_empty() => Ok(text.to_owned()),
         _ => Err(format!(

@@ -22,6 +22,8 @@ pub(crate) enum Kind {
     Text(Parse),
     /// A text, number or boolean that is taken as text.
     Scalar(Parse),
+    /// Any scalar, taken as text.
+    Plain,
     /// A boolean, or a text that says one.
     Bool,
     /// A boolean or a text, kept as text.
@@ -179,7 +181,6 @@ impl Field {
 const TEXT: Kind = Kind::Text(None);
 static TEXT_ITEM: Kind = Kind::Text(None);
 static SCALAR_ITEM: Kind = Kind::Scalar(None);
-static ANY: Kind = Kind::Any;
 const ANY_INT: Kind = Kind::Int(i64::MIN, i64::MAX);
 const NATURAL: Kind = Kind::Int(0, i64::MAX);
 const TEXTS: Kind = Kind::List(&TEXT_ITEM, Unique::Whole);

@@ -190,6 +190,9 @@ fn add_host(check: &mut Check<'_>, map: &mut Map, host: &str, address: &str, fro
         let why = format!("bad host name `{host}`");
         return check.bad(&mut from.clone(), why);
     }
+    if address.contains(',') {
+        return address.split(',').for_each(|address| add_host(check, map, host, address, from));
+    }
     let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
     if bare.is_empty() {
         let why = format!("host `{host}` has no address");

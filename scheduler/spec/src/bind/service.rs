@@ -359,7 +359,10 @@ fn placement_spec(node: &Node) -> PlacementSpec {
     let constraint = |text: &String| {
         let (key, value, equal) = match text.split_once("!=") {
             Some((key, value)) => (key, value, false),
-            None => text.split_once("==").map(|(key, value)| (key, value, true))?,
+            None => {
+                let (key, value) = text.split_once("==").or_else(|| text.split_once('='))?;
+                (key, value, true)
+            }
         };
         Some(Constraint { key: key.trim().to_owned(), equal, value: value.trim().to_owned() })
     };

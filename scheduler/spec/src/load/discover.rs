@@ -124,9 +124,12 @@ impl Loader<'_> {
             Ok(list) => list.into_iter().map(|assignment| (assignment.clone(), span(&assignment.range))).collect(),
             Err(error) => {
                 self.report.add(
-                    Problem::error(code::ENV_FILE_SYNTAX, format!("{path}: line {}: {}", error.line, error.message))
-                        .at(span(&error.range), "")
-                        .hint("a line is `KEY=VALUE`; values with blanks or `#` may be put in quotes"),
+                    Problem::error(
+                        code::ENV_FILE_SYNTAX,
+                        format!("line {} of an environment file: {}", error.line, error.message),
+                    )
+                    .at(span(&error.range), "")
+                    .hint("a line is `KEY=VALUE`; values with blanks or `#` may be put in quotes"),
                 );
                 Vec::new()
             }

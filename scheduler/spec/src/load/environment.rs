@@ -49,7 +49,7 @@ impl Loader<'_> {
                 let required = !matches!(file.get("required").map(|node| &node.value), Some(Value::Bool(false)));
                 if required {
                     let problem =
-                        Problem::error(code::UNREADABLE, format!("env file {path} of service `{name}` not found"))
+                        Problem::error(code::UNREADABLE, format!("env file of service `{name}` not found: {path}"))
                             .at(path_node.span, "there is no such file")
                             .hint("write `{path: …, required: false}` if it may be missing");
                     self.report.add(with_variables(problem, path_node));
@@ -82,7 +82,7 @@ impl Loader<'_> {
             let Some(path) = file.as_text().map(str::to_owned) else { continue };
             if !self.source.is_file(&path) {
                 self.report.add(
-                    Problem::error(code::UNREADABLE, format!("label file {path} of service `{name}` not found"))
+                    Problem::error(code::UNREADABLE, format!("label file of service `{name}` not found: {path}"))
                         .at(file.span, "there is no such file"),
                 );
                 continue;

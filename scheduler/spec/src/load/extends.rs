@@ -189,7 +189,10 @@ impl Loader<'_> {
         self.report.add(
             Problem::error(
                 code::EXTENDS,
-                format!("cannot extend service \"{name}\": service \"{target}\" not found in {path}"),
+                format!(
+                    "cannot extend service \"{name}\": service \"{target}\" not found in {}",
+                    super::shown_path(path, &self.request.working_dir)
+                ),
             )
             .at(span, label),
         );
@@ -244,10 +247,8 @@ impl Loader<'_> {
             check.partial = true;
             check.path = vec![Step::Key("services".into()), Step::Key(target.into())];
             check.node(service, &SERVICE_KIND);
-            if !self.request.skip.paths {
-                let home = self.request.environment.get("HOME").map(String::as_str);
-                Base { folder, home }.service(service);
-            }
+            let home = self.request.environment.get("HOME").map(String::as_str);
+            Base { folder, home }.service(service);
             file.done.insert(target.to_owned());
         }
         let mut base = file.services.get(target)?.clone();
@@ -278,8 +279,14 @@ impl Loader<'_> {
             Some(services) => Some(ExtendedFile { services, done: BTreeSet::new() }),
             None => {
                 self.report.add(
-                    Problem::error(code::EXTENDS, format!("{path} has no `services` to extend from"))
-                        .at(asked, "asked for here"),
+                    Problem::error(
+                        code::EXTENDS,
+                        format!(
+                            "{} has no `services` to extend from",
+                            super::shown_path(path, &self.request.working_dir)
+                        ),
+                    )
+                    .at(asked, "asked for here"),
                 );
                 None
             }

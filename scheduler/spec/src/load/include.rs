@@ -22,6 +22,9 @@ impl Loader<'_> {
             check.path.push(Step::Key("include".into()));
             check.node(&mut list, &INCLUDE);
         }
+        if self.request.skip.includes {
+            return;
+        }
         let mut below: Option<Node> = None;
         for item in list.items() {
             let Some(imported) = self.include(item, scope) else { continue };

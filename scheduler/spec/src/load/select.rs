@@ -39,7 +39,7 @@ impl Loader<'_> {
                 let on = profiles.is_empty()
                     || active.contains(&"*")
                     || profiles.iter().any(|profile| active.contains(&profile.as_str()))
-                    || named.iter().any(|service| **service == **name);
+                    || named.iter().chain(&self.request.enabled).any(|service| **service == **name);
                 if !on {
                     inactive.insert(name.to_string(), Inactive { key: entry.key, profiles });
                 }
@@ -91,6 +91,15 @@ impl Loader<'_> {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Takes away dependencies that may be missing and are off.
+pub(super) fn drop_optional(stack: &mut Node, inactive: &BTreeMap<String, Inactive>) {
+    for entry in stack.get_mut("services").and_then(Node::as_map_mut).into_iter().flat_map(Map::values_mut) {
+        if let Some(dependencies) = entry.node.get_mut("depends_on").and_then(Node::as_map_mut) {
+            dependencies.retain(|name, _| !inactive.contains_key(&**name));
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::build::{BUILD, HOSTS, ULIMITS};
 use super::deploy::{DEPLOY, DEVICE_REQUEST};
 use super::{
-    ANY, ANY_INT, Field, KEYED_TEXTS, Kind, Merge, NATURAL, ONE_OR_KEYED_TEXTS, ONE_OR_TEXTS, SCALAR_ITEM, Short, TEXT,
+    ANY_INT, Field, KEYED_TEXTS, Kind, Merge, NATURAL, ONE_OR_KEYED_TEXTS, ONE_OR_TEXTS, SCALAR_ITEM, Short, TEXT,
     TEXT_ITEM, TEXTS, Table, Unique, closed_table, key, table,
 };
 use crate::node::Node;
@@ -225,7 +225,9 @@ static PRE_START: Kind = Kind::Table(&table(&[
     key("working_dir", TEXT),
 ]));
 
-static PROVIDER: Table = table(&[key("options", Kind::Named(&ANY)), key("type", TEXT).required()]);
+static PROVIDER_OPTION: Kind = Kind::OneOrList(&PLAIN, Unique::No);
+static PLAIN: Kind = Kind::Plain;
+static PROVIDER: Table = table(&[key("options", Kind::Named(&PROVIDER_OPTION)), key("type", TEXT).required()]);
 
 /// One grant of a secret or config.
 pub(super) static GRANT_KIND: Kind = Kind::Short(Short::Grant, &GRANT);
