@@ -14,6 +14,7 @@ mod compile;
 mod devices;
 mod environment;
 mod identity;
+mod init_layer;
 mod launch;
 mod limits;
 mod mounts;
@@ -24,6 +25,7 @@ mod sysctls;
 mod user;
 
 pub(crate) use capabilities::bit as capability_bit;
+pub use init_layer::create_init_layer;
 pub use launch::{LaunchError, LaunchTimes, Launched, Launcher};
 pub use plan::{
     ExecPlan, Identity, LaunchPlan, MountSource, NamespacePlan, PlannedDevice, PlannedMount, ProcessPlan, Propagation, RootPlan, Space,

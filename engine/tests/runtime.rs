@@ -500,3 +500,17 @@ fn the_root_keeps_what_was_written_and_the_image_does_not_change() {
     assert_eq!(fs::metadata(fixture.image().join("etc")).unwrap().mode() & 0o777, 0o755);
     eventually("the mount is gone", || !fs::read_to_string("/proc/self/mountinfo").unwrap().contains(fixture.root.path().to_str().unwrap()));
 }
+
+#[test]
+fn the_init_layer_puts_right_what_the_image_has_wrong() {
+    needs_root!();
+    let mut fixture = shell("ls -A /; readlink /etc/mtab; echo x > /dev/null");
+    fs::remove_dir(fixture.image().join("dev")).unwrap();
+    symlink("etc", fixture.image().join("dev")).unwrap();
+    let layer = fixture.path("init");
+    orch_engine::runtime::create_init_layer(&layer).unwrap();
+    fixture.context.lower.push(layer);
+    assert_eq!(fixture.run().success(), ".dockerenv\nbin\ndev\netc\nproc\nroot\nsys\ntmp\n/proc/mounts");
+    // Nothing had to be made in the container's own layer.
+    assert_eq!(fs::read_dir(fixture.path("upper")).unwrap().count(), 0);
+}

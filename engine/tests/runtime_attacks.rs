@@ -333,3 +333,45 @@ fn control_groups_are_shown_read_only() {
     symlink("busybox", fixture.image().join("bin/find")).unwrap();
     assert_eq!(fixture.run().stdout, "shown\n");
 }
+
+/// ADV-21, CVE-2019-5736: this program, started from a sealed descriptor, launches a container that executes and opens its launcher's
+/// executable.
+#[test]
+fn a_container_cannot_write_to_its_launchers_executable() {
+    needs_root!();
+    use std::os::fd::AsRawFd as _;
+    let error = orch_engine::runtime::Launcher::new().expect_err("this process is not sealed");
+    assert!(error.to_string().contains("sealed"), "{error}");
+    let sealed = orch_engine::runtime::sealed_executable().unwrap();
+    let outcome = std::process::Command::new(format!("/proc/self/fd/{}", sealed.as_raw_fd()))
+        .args(["--exact", "sealed_launcher", "--nocapture"])
+        .env("ORCH_SEALED", "1")
+        .output()
+        .unwrap();
+    let output = String::from_utf8_lossy(&outcome.stdout);
+    assert!(outcome.status.success() && output.contains("sealed: refused"), "{output}\n{}", String::from_utf8_lossy(&outcome.stderr));
+}
+
+#[test]
+fn sealed_launcher() {
+    if std::env::var_os("ORCH_SEALED").is_none() {
+        return;
+    }
+    // As PID 1 the reaper shows the launcher's executable for the whole life of the container.
+    let mut fixture = shell("ls -l /proc/1/exe; echo x > /proc/1/exe; echo $?; cat /proc/1/exe | wc -c");
+    fixture.launcher = orch_engine::runtime::Launcher::new().unwrap();
+    fixture.config.init = true;
+    fixture.config.process.cap_add = strings(&["SYS_PTRACE", "DAC_OVERRIDE"]);
+    let outcome = fixture.run();
+    let lines: Vec<_> = outcome.stdout.lines().collect();
+    assert_eq!(lines[1], "1", "{outcome:?}");
+    assert!(outcome.stderr.contains("Read-only file system") || outcome.stderr.contains("Operation not permitted"), "{outcome:?}");
+    assert!(lines[2].parse::<u64>().unwrap() > 0, "the true executable was opened: {outcome:?}");
+    // `#!/proc/self/exe`: the launcher executes itself inside, and still cannot be written to.
+    let mut script = Fixture::new(&["/self", "--list"]);
+    fs::write(script.image().join("self"), "#!/proc/self/exe\n").unwrap();
+    fs::set_permissions(script.image().join("self"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    script.launcher = orch_engine::runtime::Launcher::new().unwrap();
+    script.run();
+    println!("sealed: refused");
+}

@@ -114,3 +114,26 @@ fn a_parent_group_never_leads_out_of_our_tree() {
         assert!(orch_engine::cgroup::Cgroup::open(&fixture.context.layout, path).is_err(), "{path:?}");
     }
 }
+
+/// What a host with cgroup v2 alone does, as far as this kernel shows it: placing, the device program, freezing, killing.
+#[test]
+fn the_unified_hierarchy_alone_filters_freezes_and_kills() {
+    needs_root!();
+    let script = "cat /proc/self/cgroup | grep ^0; mknod /disk b 8 0; cat /disk; mknod /mem c 1 1; cat /mem; mknod /n c 1 3 && echo x > /n && echo null; \
+        cat /sys/fs/cgroup/cgroup.procs | head -1; echo ready; while :; do :; done";
+    let mut fixture = shell(script);
+    fixture.context.layout.v1.clear();
+    if fixture.context.layout.v2.is_none() {
+        println!("skipped: needs a cgroup2 mount");
+        return;
+    }
+    let mut running = fixture.start();
+    assert_eq!(running.read_until("ready"), "0::/\nnull\n1\nready\n");
+    let group = running.launched().cgroup.clone();
+    group.freeze().unwrap();
+    assert!(group.is_frozen());
+    group.kill().unwrap();
+    let outcome = running.wait();
+    assert_eq!(outcome.code(), 137);
+    assert_eq!(outcome.stderr.matches("Operation not permitted").count(), 2, "{outcome:?}");
+}
