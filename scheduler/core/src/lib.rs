@@ -1,1 +1,41 @@
-//! The replicated state machine, its reconcilers and placement. Pure.
+//! The replicated state machine: what the cluster shall be, as a function of a log of commands. Pure.
+//!
+//! [`State`] is everything that managers agree on. [`State::apply`] takes the next [`Entry`] of the log and is total: a command that
+//! cannot be done is a [`Refusal`] and changes nothing. Every change of intent goes the same way, *plan → execute → settle*:
+//!
+//! * [`plan`] compares what is asked for with the state and makes a [`Plan`], a graph of operations with their causes. The very same
+//!   function answers `orch plan`.
+//! * executing copies the plan's records into the state; it decides nothing.
+//! * `settle` looks at every task that may be affected and decides how much of its goal its node may be told now: a task waits for
+//!   the slot's former container, for what it depends on, and goes down only after its dependents.
+//!
+//! [`Assignments`] turns the state into what each node is told.
+//!
+//! Deliberately absent: clocks, random numbers, hash maps, input and output. Times and seeds come with the log entry. Restarting a
+//! crashed container is absent too: that is the agent's job, so that it works without a manager; here only its statuses are seen.
+#![forbid(unsafe_code)]
+
+mod address;
+mod apply;
+mod assignment;
+mod command;
+mod error;
+mod gate;
+mod identity;
+pub mod plan;
+mod report;
+mod settle;
+mod state;
+
+pub use address::Pool;
+pub use assignment::Assignments;
+pub use command::{
+    Act, Action, Answer, ApplyStack, Changes, Command, Down, Entry, NewNetwork, NewVolume, Outcome, ReserveAddress,
+    RunOneOff, Scale, SetTaskDesired, UpOptions,
+};
+pub use error::{Clash, Hint, Missing, Refusal, SpecFault};
+pub use plan::Plan;
+pub use state::{
+    Availability, Event, EventRing, Network, NetworkDefinition, NetworkPhase, Node, Removing, Reservation, Revision,
+    RevisionId, Service, Stack, State, Task, Volume, Wait,
+};

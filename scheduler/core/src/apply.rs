@@ -1,0 +1,255 @@
+//! Applying log entries: plan, execute, settle.
+
+use std::collections::BTreeSet;
+
+use orch_spec::assignment::TaskId;
+
+use crate::command::{Answer, Changes, Command, Entry, Outcome};
+use crate::error::{Missing, Refusal};
+use crate::plan::{self, Moment, Planned, Records};
+use crate::settle::Settling;
+use crate::state::{Event, NetworkPhase, Stack, State, reservation_holder};
+
+impl State {
+    /// Applies the next entry of the log. A refused command changes nothing but the index.
+    pub fn apply(&mut self, index: u64, entry: &Entry) -> Outcome {
+        self.index = index;
+        let mut changes = Changes::default();
+        let moment = Moment { now_ms: entry.now_ms, nonce: entry.nonce };
+        let result = self.dispatch(moment, &entry.command, &mut changes);
+        Outcome { result, changes }
+    }
+
+    /// Passes over an entry that holds no command.
+    pub fn skip(&mut self, index: u64) {
+        self.index = index;
+    }
+
+    fn dispatch(&mut self, moment: Moment, command: &Command, changes: &mut Changes) -> Result<Answer, Refusal> {
+        let planned = match command {
+            Command::ApplyStack(request) => plan::plan_up(self, request, moment)?,
+            Command::RemoveStack(request) => plan::plan_down(self, request, moment)?,
+            Command::Act(request) => plan::plan_act(self, request, moment)?,
+            Command::Scale(request) => plan::plan_scale(self, request, moment)?,
+            Command::RunOneOff(request) => plan::plan_run(self, request, moment)?,
+            Command::SetTaskDesired(request) => plan::plan_desired(self, request, moment)?,
+            Command::CreateNetwork(request) => plan::plan_network(self, request, moment)?,
+            Command::CreateVolume(request) => plan::plan_volume(self, request, moment)?,
+            Command::ReserveAddress(request) => plan::plan_reservation(self, request, moment)?,
+            Command::ReleaseAddress { network, holder } => {
+                self.release_address(network, holder, changes)?;
+                return Ok(Answer::default());
+            }
+            Command::RemoveNetwork { name } => {
+                self.remove_network(moment, name, changes)?;
+                return Ok(Answer::default());
+            }
+            Command::RemoveVolume { name } => {
+                self.remove_volume(moment, name, changes)?;
+                return Ok(Answer::default());
+            }
+            Command::Report { node, report } => {
+                self.report(moment, node, report, changes);
+                return Ok(Answer::default());
+            }
+            Command::Tick => return Ok(Answer::default()),
+        };
+        let Planned { answer, records } = planned;
+        self.execute(moment, command, records, changes);
+        Ok(answer)
+    }
+
+    /// Copies a plan's records into the state. Decides nothing.
+    fn execute(&mut self, moment: Moment, command: &Command, records: Records, changes: &mut Changes) {
+        let index = self.index;
+        self.task_sequence = records.task_sequence;
+        self.revision_sequence = records.revision_sequence;
+        self.revisions.extend(records.revisions);
+        changes.objects |= !records.networks.is_empty() || !records.volumes.is_empty();
+        for (name, mut network) in records.networks {
+            let former = self.networks.get(&name);
+            let new = former.is_none();
+            if self.networks.get(&name) != Some(&network) {
+                network.changed = index;
+            }
+            if new {
+                self.event(moment, "network", "create", &name.0, &name.0, &network.stack, &[]);
+            }
+            self.networks.insert(name, network);
+        }
+        for (name, mut volume) in records.volumes {
+            let former = self.volumes.get(&name);
+            let new = former.is_none();
+            if self.volumes.get(&name) != Some(&volume) {
+                volume.changed = index;
+            }
+            if new {
+                self.event(moment, "volume", "create", &name, &name, &volume.stack, &[]);
+            }
+            self.volumes.insert(name, volume);
+        }
+        for (id, mut task) in records.tasks {
+            for former in &task.after {
+                self.successors.entry(former.clone()).or_default().insert(id.clone());
+            }
+            if self.tasks.get(&id) != Some(&task) {
+                task.changed = index;
+            }
+            self.tasks.insert(id, task);
+        }
+        let Some(stack) = records.stack else { return };
+        let name = stack.name.clone();
+        self.put_stack(moment, command, stack);
+        self.drop_revisions();
+        let mut settling = Settling::new(self, moment, changes);
+        settling.mark_stack(&name);
+        settling.run();
+    }
+
+    fn put_stack(&mut self, moment: Moment, command: &Command, mut stack: Stack) {
+        let former = self.stacks.get(&stack.name);
+        let same = former.is_some_and(|former| {
+            former.services == stack.services && former.files == stack.files && former.removing == stack.removing
+        });
+        let action = match command {
+            Command::ApplyStack(_) => Some("apply"),
+            Command::RemoveStack(_) => Some("down"),
+            Command::Scale(_) => Some("scale"),
+            _ => None,
+        };
+        if let Some(action) = action.filter(|_| !same) {
+            let name = stack.name.clone();
+            self.event(moment, "stack", action, &name, &name, &name, &[]);
+        }
+        if !same {
+            stack.changed = self.index;
+        }
+        stack.tasks.retain(|_, ids| !ids.is_empty());
+        let name = stack.name.clone();
+        self.stacks.insert(name.clone(), stack);
+        self.rebuild_dependents(&name);
+    }
+
+    /// Who depends on whom, by the services' present specifications and by those of all tasks that are still there.
+    fn rebuild_dependents(&mut self, stack: &str) {
+        let Some(record) = self.stacks.get(stack) else { return };
+        let mut pairs: BTreeSet<(String, crate::state::RevisionId)> =
+            record.services.iter().map(|(name, service)| (name.clone(), service.revision)).collect();
+        pairs.extend(self.stack_tasks(stack).map(|task| (task.service.clone(), task.revision)));
+        let mut dependents: std::collections::BTreeMap<String, BTreeSet<String>> = std::collections::BTreeMap::new();
+        for (service, revision) in pairs {
+            for needed in crate::gate::needs(&self.revision(revision).spec) {
+                dependents.entry(needed.to_owned()).or_default().insert(service.clone());
+            }
+        }
+        if let Some(record) = self.stacks.get_mut(stack) {
+            record.dependents = dependents;
+        }
+    }
+
+    /// Forgets specifications that nothing refers to.
+    pub(crate) fn drop_revisions(&mut self) {
+        let services = self.stacks.values().flat_map(|stack| stack.services.values().map(|service| service.revision));
+        let used: BTreeSet<_> = services.chain(self.tasks.values().map(|task| task.revision)).collect();
+        self.revisions.retain(|id, _| used.contains(id));
+    }
+
+    fn release_address(
+        &mut self,
+        name: &orch_spec::assignment::NetworkName,
+        holder: &str,
+        changes: &mut Changes,
+    ) -> Result<(), Refusal> {
+        let index = self.index;
+        let Some(network) = self.networks.get_mut(name) else { return Err(Missing::Network(name.0.clone()).into()) };
+        if network.reservations.remove(holder).is_some() {
+            let holder = reservation_holder(holder);
+            for pool in [&mut network.pool4, &mut network.pool6].into_iter().flatten() {
+                pool.held.retain(|_, present| *present != holder);
+            }
+            network.changed = index;
+            changes.objects = true;
+        }
+        Ok(())
+    }
+
+    fn remove_network(
+        &mut self,
+        moment: Moment,
+        name: &orch_spec::assignment::NetworkName,
+        changes: &mut Changes,
+    ) -> Result<(), Refusal> {
+        let Some(network) = self.networks.get(name) else { return Err(Missing::Network(name.0.clone()).into()) };
+        let tasks = network.users.iter().filter_map(|id| self.tasks.get(id)).map(|task| task.container_name.clone());
+        let users: Vec<String> =
+            tasks.chain(network.reservations.values().map(|reservation| reservation.name.clone())).collect();
+        if !users.is_empty() {
+            return Err(Refusal::InUse { kind: "network", name: name.0.clone(), users });
+        }
+        let index = self.index;
+        if let Some(network) = self.networks.get_mut(name) {
+            network.phase = NetworkPhase::Removing;
+            network.changed = index;
+        }
+        changes.objects = true;
+        let mut settling = Settling::new(self, moment, changes);
+        settling.mark_network(name);
+        settling.run();
+        Ok(())
+    }
+
+    fn remove_volume(&mut self, moment: Moment, name: &str, changes: &mut Changes) -> Result<(), Refusal> {
+        let Some(volume) = self.volumes.get(name) else { return Err(Missing::Volume(name.to_owned()).into()) };
+        let users: Vec<String> =
+            volume.users.iter().filter_map(|id| self.tasks.get(id)).map(|task| task.container_name.clone()).collect();
+        if !users.is_empty() {
+            return Err(Refusal::InUse { kind: "volume", name: name.to_owned(), users });
+        }
+        let index = self.index;
+        if let Some(volume) = self.volumes.get_mut(name) {
+            volume.removing = true;
+            volume.error.clear();
+            volume.changed = index;
+        }
+        changes.objects = true;
+        let mut settling = Settling::new(self, moment, changes);
+        settling.mark_volume(name);
+        settling.run();
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one event")]
+    pub(crate) fn event(
+        &mut self,
+        moment: Moment,
+        kind: &str,
+        action: &str,
+        id: &str,
+        name: &str,
+        stack: &str,
+        attributes: &[(&str, String)],
+    ) {
+        let attributes = attributes.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+        self.events.push(Event {
+            time: moment.now_ms,
+            index: self.index,
+            kind: kind.to_owned(),
+            action: action.to_owned(),
+            id: id.to_owned(),
+            name: name.to_owned(),
+            stack: stack.to_owned(),
+            attributes,
+        });
+    }
+
+    /// An event of one task's container.
+    pub(crate) fn task_event(&mut self, moment: Moment, id: &TaskId, action: &str, attributes: &[(&str, String)]) {
+        let Some(task) = self.tasks.get(id) else { return };
+        let (name, stack) = (task.container_name.clone(), task.stack.clone());
+        let mut all =
+            vec![("stack", stack.clone()), ("service", task.service.clone()), ("slot", task.slot.to_string())];
+        all.extend(task.node.iter().map(|node| ("node", node.0.clone())));
+        all.extend(attributes.iter().cloned());
+        self.event(moment, "container", action, &id.0, &name, &stack, &all);
+    }
+}

@@ -1,0 +1,320 @@
+//! What the log holds: commands, and what applying one gives.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use orch_spec::assignment::{DesiredTask, NetworkName, NodeId, NodeReport, TaskId};
+use orch_spec::model::{ServiceSpec, StackSpec};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Refusal;
+use crate::plan::Plan;
+
+/// One entry of the log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The proposer's clock in milliseconds since the epoch: the only time that the state knows.
+    pub now_ms: u64,
+    /// Random number of the proposer: the only randomness that the state knows; ids of tasks come from it.
+    pub nonce: u64,
+    /// What to do.
+    pub command: Command,
+}
+
+/// A change of the state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Make a stack what its file says.
+    ApplyStack(ApplyStack),
+    /// Take a stack, or some of its services, down.
+    RemoveStack(Down),
+    /// Start, stop, … what exists.
+    Act(Act),
+    /// Change numbers of replicas.
+    Scale(Scale),
+    /// Make a one-off task.
+    RunOneOff(RunOneOff),
+    /// Set what one task shall be.
+    SetTaskDesired(SetTaskDesired),
+    /// A node has something to say. Repeating it changes nothing.
+    Report {
+        /// The node.
+        node: NodeId,
+        /// What it says.
+        report: NodeReport,
+    },
+    /// Make a network by hand.
+    CreateNetwork(NewNetwork),
+    /// Remove a network that nobody uses.
+    RemoveNetwork {
+        /// Its full name.
+        name: NetworkName,
+    },
+    /// Make a volume by hand.
+    CreateVolume(NewVolume),
+    /// Remove a volume that nobody uses.
+    RemoveVolume {
+        /// Its full name.
+        name: String,
+    },
+    /// Hold an address for a container that belongs to no stack.
+    ReserveAddress(ReserveAddress),
+    /// Let go of every address on the network that the holder has.
+    ReleaseAddress {
+        /// The network.
+        network: NetworkName,
+        /// The holder.
+        holder: String,
+    },
+    /// Time has passed. For timers, of which there are none yet.
+    Tick,
+}
+
+/// See [`Command::ApplyStack`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ApplyStack {
+    /// The stack.
+    pub spec: Arc<StackSpec>,
+    /// Paths of its files.
+    pub files: Vec<String>,
+    /// How.
+    pub options: UpOptions,
+    /// Image reference → id. A reference that is not in it has an unknown id, which never counts as changed.
+    pub images: BTreeMap<String, String>,
+}
+
+/// The flags of `up`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpOptions {
+    /// Only these services and what they depend on; empty = all.
+    pub services: Vec<String>,
+    /// With `services`: leave out what they depend on, and do not wait for it.
+    pub no_deps: bool,
+    /// New containers for the chosen services.
+    pub force_recreate: bool,
+    /// Keep containers even where something changed.
+    pub no_recreate: bool,
+    /// New containers for what the chosen services depend on.
+    pub always_recreate_deps: bool,
+    /// Anonymous volumes start empty.
+    pub renew_anonymous_volumes: bool,
+    /// Remove tasks of services that the file does not have any more.
+    pub remove_orphans: bool,
+    /// Create, do not start.
+    pub no_start: bool,
+    /// Replicas that override the file's.
+    pub scale: BTreeMap<String, u32>,
+    /// Grace for what must stop.
+    pub timeout: Option<i64>,
+}
+
+/// See [`Command::RemoveStack`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Down {
+    /// The stack.
+    pub stack: String,
+    /// Volumes too.
+    pub volumes: bool,
+    /// Only these services; empty = everything.
+    pub services: Vec<String>,
+    /// Grace for the stops.
+    pub timeout: Option<i64>,
+    /// Orphans too.
+    pub remove_orphans: bool,
+}
+
+/// What [`Act`] does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Start what is created, stopped or has exited.
+    Start,
+    /// Stop.
+    Stop,
+    /// Stop and start once.
+    Restart,
+    /// Freeze.
+    Pause,
+    /// Thaw.
+    Unpause,
+    /// End at once, without order.
+    Kill,
+    /// Remove what does not run.
+    Remove,
+}
+
+/// See [`Command::Act`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Act {
+    /// The stack.
+    pub stack: String,
+    /// Services; empty = all, unless `tasks` names some.
+    #[serde(default)]
+    pub services: Vec<String>,
+    /// Single tasks.
+    #[serde(default)]
+    pub tasks: Vec<TaskId>,
+    /// What to do.
+    pub action: Action,
+    /// Grace for stops.
+    #[serde(default)]
+    pub timeout: Option<i64>,
+    /// Signal for stops.
+    #[serde(default)]
+    pub signal: Option<String>,
+    /// Leave dependencies and dependents alone.
+    #[serde(default)]
+    pub no_deps: bool,
+    /// `Remove`: anonymous volumes too.
+    #[serde(default)]
+    pub remove_volumes: bool,
+    /// `Remove`: stop what runs first.
+    #[serde(default)]
+    pub stop: bool,
+}
+
+/// See [`Command::Scale`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Scale {
+    /// The stack.
+    pub stack: String,
+    /// Service → replicas.
+    pub services: BTreeMap<String, u32>,
+    /// Leave what they depend on alone.
+    pub no_deps: bool,
+    /// Grace for those that go.
+    pub timeout: Option<i64>,
+}
+
+/// See [`Command::RunOneOff`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunOneOff {
+    /// The stack as its file says. `None` = as it was applied.
+    pub spec: Option<Arc<StackSpec>>,
+    /// The stack's name.
+    pub stack: String,
+    /// Paths of its files.
+    pub files: Vec<String>,
+    /// The service.
+    pub service: String,
+    /// The service with overrides.
+    pub one_off: Arc<ServiceSpec>,
+    /// Name of the container; `None` = made up.
+    pub container_name: Option<String>,
+    /// Start when its dependencies allow; else create only.
+    pub start: bool,
+    /// Neither bring up nor wait for its dependencies.
+    pub no_deps: bool,
+    /// It answers to the service's names.
+    pub use_aliases: bool,
+    /// Remove orphans.
+    pub remove_orphans: bool,
+    /// Image reference → id.
+    pub images: BTreeMap<String, String>,
+}
+
+/// See [`Command::SetTaskDesired`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetTaskDesired {
+    /// The task.
+    pub task: TaskId,
+    /// What it shall be.
+    pub desired: DesiredTask,
+    /// Grace for a stop.
+    pub timeout: Option<i64>,
+    /// Signal for a stop.
+    pub signal: Option<String>,
+    /// With `Removed`: anonymous volumes too.
+    pub remove_volumes: bool,
+}
+
+/// See [`Command::CreateNetwork`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NewNetwork {
+    /// Full name.
+    pub name: NetworkName,
+    /// What it shall be.
+    pub definition: crate::state::NetworkDefinition,
+}
+
+/// See [`Command::CreateVolume`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NewVolume {
+    /// Full name.
+    pub name: String,
+    /// Driver; empty = local.
+    pub driver: String,
+    /// Options of the driver.
+    pub driver_opts: BTreeMap<String, String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// See [`Command::ReserveAddress`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReserveAddress {
+    /// The network.
+    pub network: NetworkName,
+    /// Who holds it; asking again gives the same.
+    pub holder: String,
+    /// Name for people.
+    pub name: String,
+    /// Names in DNS.
+    pub aliases: Vec<String>,
+    /// A certain address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// A certain address.
+    pub ipv6: Option<Ipv6Addr>,
+}
+
+/// What a command that was done has to say.
+#[derive(Debug, Clone, Default)]
+pub struct Answer {
+    /// What was planned, and done.
+    pub plan: Plan,
+    /// What the user should know though it stops nothing.
+    pub warnings: Vec<String>,
+    /// The task that `RunOneOff` made.
+    pub task: Option<TaskId>,
+    /// The addresses that `ReserveAddress` gave.
+    pub addresses: (Option<Ipv4Addr>, Option<Ipv6Addr>),
+}
+
+/// What applying an entry gave.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The answer, or why nothing was done.
+    pub result: Result<Answer, Refusal>,
+    /// Which parts of the state are not what they were.
+    pub changes: Changes,
+}
+
+/// Parts of the state that a command has changed, for those who keep something derived from it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Stacks of which something has changed.
+    pub stacks: BTreeSet<String>,
+    /// Networks and volumes have changed, or nodes.
+    pub objects: bool,
+}
+
+impl Changes {
+    /// Whether nothing has changed.
+    pub fn is_empty(&self) -> bool {
+        self.stacks.is_empty() && !self.objects
+    }
+
+    /// Takes in another command's changes.
+    pub fn merge(&mut self, other: Self) {
+        self.stacks.extend(other.stacks);
+        self.objects |= other.objects;
+    }
+}

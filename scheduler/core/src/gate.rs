@@ -1,0 +1,316 @@
+//! The gate: how much of its goal a task's node may be told now, and what the rest waits for.
+//!
+//! A task is told of only after the former holder of its slot, name, ports and addresses is gone. It is created at once, so that its
+//! image and mounts are ready, and started when what it depends on allows it; that permission holds until it is stopped by request.
+//! It is told to go down only after those that depend on it and go down too are down.
+
+use std::collections::BTreeMap;
+
+use orch_spec::assignment::{DesiredTask, Health, TaskState};
+use orch_spec::model::{DependencyCondition, NamespaceMode, NetworkMode, ServiceSpec};
+
+use crate::state::{State, Task, Wait};
+
+/// What a task's node may be told.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Gate {
+    pub(crate) told: Option<DesiredTask>,
+    pub(crate) told_generation: u64,
+    pub(crate) released: bool,
+    pub(crate) waiting: Vec<Wait>,
+    pub(crate) blocked: String,
+    /// No node has ever been told of it and it is on its way out: it is gone.
+    pub(crate) gone: bool,
+}
+
+/// How far a service is, as one that depends on it sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Readiness {
+    Ready,
+    /// Not yet, with the reason.
+    Waiting(String),
+    /// It will not be without somebody's doing, with the reason.
+    Failed(String),
+}
+
+/// Readiness and liveness of services, kept while many tasks of one pass ask for the same.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    readiness: BTreeMap<(String, String, DependencyCondition), Readiness>,
+    leaving: BTreeMap<(String, String), Vec<String>>,
+}
+
+impl Memory {
+    /// A task of the service is not what it was.
+    pub(crate) fn forget(&mut self, stack: &str, service: &str) {
+        let conditions =
+            [DependencyCondition::Started, DependencyCondition::Healthy, DependencyCondition::CompletedSuccessfully];
+        for condition in conditions {
+            self.readiness.remove(&(stack.to_owned(), service.to_owned(), condition));
+        }
+        // Whose dependents are leaving is asked by what they depend on: too fine to follow, cheap to ask again.
+        self.leaving.clear();
+    }
+}
+
+/// Services that must be there for a service: what it depends on, and whose namespaces it joins.
+pub(crate) fn needs(spec: &ServiceSpec) -> impl Iterator<Item = &str> {
+    let network = match &spec.network_mode {
+        NetworkMode::Service(service) => Some(service.as_str()),
+        _ => None,
+    };
+    let namespaces = [&spec.pid, &spec.ipc].into_iter().filter_map(|mode| match mode {
+        NamespaceMode::Service(service) => Some(service.as_str()),
+        _ => None,
+    });
+    spec.depends_on.keys().map(String::as_str).chain(network).chain(namespaces)
+}
+
+/// What the task's node may be told now.
+pub(crate) fn evaluate(state: &State, task: &Task, memory: &mut Memory) -> Gate {
+    match task.goal {
+        DesiredTask::Removed | DesiredTask::Stopped => downward(state, task, memory),
+        DesiredTask::Created | DesiredTask::Running | DesiredTask::Paused => upward(state, task, memory),
+    }
+}
+
+fn unchanged(task: &Task) -> Gate {
+    Gate { told: task.told, told_generation: task.told_generation, released: task.released, ..Gate::default() }
+}
+
+fn downward(state: &State, task: &Task, memory: &mut Memory) -> Gate {
+    let mut gate = unchanged(task);
+    if task.told.is_none() {
+        gate.gone = task.goal == DesiredTask::Removed;
+        return gate;
+    }
+    if task.told == Some(task.goal) {
+        return gate;
+    }
+    // A step from stopped to removed needs no more waiting than the stop did.
+    let leaving = if task.unordered { Vec::new() } else { leaving_dependents(state, task, memory) };
+    if leaving.is_empty() {
+        gate.told = Some(task.goal);
+    } else {
+        gate.waiting = leaving
+            .into_iter()
+            .map(|name| Wait {
+                kind: "dependent".to_owned(),
+                text: format!("container {name} to be down first"),
+                on: name,
+            })
+            .collect();
+    }
+    gate
+}
+
+/// Containers that go down too, depend on this task's service and may still live.
+fn leaving_dependents(state: &State, task: &Task, memory: &mut Memory) -> Vec<String> {
+    let key = (task.stack.clone(), task.service.clone());
+    if let Some(known) = memory.leaving.get(&key) {
+        return known.clone();
+    }
+    let dependents = state.stacks.get(&task.stack).and_then(|stack| stack.dependents.get(&task.service));
+    let mut names = Vec::new();
+    for service in dependents.into_iter().flatten().filter(|service| **service != task.service) {
+        let going = state.service_tasks(&task.stack, service).filter(|other| {
+            matches!(other.goal, DesiredTask::Stopped | DesiredTask::Removed)
+                && other.may_live()
+                && needs(&state.revision(other.revision).spec).any(|needed| needed == task.service)
+        });
+        names.extend(going.map(|other| other.container_name.clone()));
+    }
+    memory.leaving.insert(key, names.clone());
+    names
+}
+
+fn upward(state: &State, task: &Task, memory: &mut Memory) -> Gate {
+    let mut gate = unchanged(task);
+    if task.told.is_none() {
+        gate.waiting = before_creation(state, task);
+        if !gate.waiting.is_empty() {
+            return gate;
+        }
+    }
+    if task.goal == DesiredTask::Created {
+        gate.told = Some(task.told.unwrap_or(DesiredTask::Created));
+        return gate;
+    }
+    if task.released {
+        gate.told = Some(task.goal);
+        if task.goal_generation == task.told_generation {
+            return gate;
+        }
+    }
+    dependencies(state, task, memory, &mut gate);
+    if gate.waiting.is_empty() {
+        gate.released = true;
+        gate.told = Some(task.goal);
+        gate.told_generation = task.goal_generation;
+    } else if !task.released {
+        gate.told = Some(task.told.unwrap_or(DesiredTask::Created));
+    }
+    gate
+}
+
+/// What must be gone, or there, before the container can be made.
+fn before_creation(state: &State, task: &Task) -> Vec<Wait> {
+    let mut waits = Vec::new();
+    let mut wait =
+        |kind: &str, on: &str, text: String| waits.push(Wait { kind: kind.to_owned(), on: on.to_owned(), text });
+    for former in task.after.iter().filter_map(|id| state.tasks.get(id)) {
+        let name = &former.container_name;
+        wait("former", name, format!("the former container {name} to be removed"));
+    }
+    for network in task.networks() {
+        if state.networks.get(network).is_none_or(|network| !network.is_active()) {
+            wait("network", network.as_str(), format!("network {network} to be made anew"));
+        }
+    }
+    for parent in task.namespace_parents() {
+        match state.tasks.get(parent) {
+            Some(parent) if parent.told.is_some() => {}
+            Some(parent) => {
+                let name = &parent.container_name;
+                wait("namespace", name, format!("container {name}, whose namespace it shares"));
+            }
+            None => {
+                wait("namespace", parent.as_str(), "a container whose namespace it shares, which is gone".to_owned())
+            }
+        }
+    }
+    if task.node.is_none() {
+        wait("node", "", "a node to run on".to_owned());
+    }
+    waits
+}
+
+/// What must be true before the container may start.
+fn dependencies(state: &State, task: &Task, memory: &mut Memory, gate: &mut Gate) {
+    for parent in task.namespace_parents() {
+        let alive = state.tasks.get(parent).is_some_and(Task::has_process);
+        if !alive {
+            let name = state.tasks.get(parent).map_or(parent.as_str(), |parent| parent.container_name.as_str());
+            let text = format!("container {name}, whose namespace it shares, to run");
+            gate.waiting.push(Wait { kind: "namespace".to_owned(), on: name.to_owned(), text });
+        }
+    }
+    if task.ungated {
+        return;
+    }
+    let spec = &state.revision(task.revision).spec;
+    for (service, dependency) in &spec.depends_on {
+        let verb = match dependency.condition {
+            DependencyCondition::Started => "start",
+            DependencyCondition::Healthy => "become healthy",
+            DependencyCondition::CompletedSuccessfully => "complete",
+        };
+        let text = match readiness(state, &task.stack, service, dependency.condition, memory) {
+            Readiness::Ready => continue,
+            Readiness::Failed(_) if !dependency.required => continue,
+            Readiness::Waiting(why) => format!("service {service} to {verb} ({why})"),
+            Readiness::Failed(why) => {
+                if gate.blocked.is_empty() {
+                    gate.blocked.clone_from(&why);
+                }
+                format!("service {service} to {verb} ({})", why.trim_start_matches(FAILURE))
+            }
+        };
+        gate.waiting.push(Wait { kind: "dependency".to_owned(), on: service.clone(), text });
+    }
+}
+
+/// How every reason begins that goes from a failed container to all that hang on it; Compose's words.
+const FAILURE: &str = "dependency failed to start: ";
+
+fn readiness(
+    state: &State,
+    stack: &str,
+    service: &str,
+    condition: DependencyCondition,
+    memory: &mut Memory,
+) -> Readiness {
+    let key = (stack.to_owned(), service.to_owned(), condition);
+    if let Some(known) = memory.readiness.get(&key) {
+        return known.clone();
+    }
+    let mut found = Readiness::Ready;
+    for task in state.service_tasks(stack, service).filter(|task| task.is_replica()) {
+        match of_task(task, condition) {
+            Readiness::Ready => {}
+            Readiness::Waiting(why) => {
+                if found == Readiness::Ready {
+                    found = Readiness::Waiting(why);
+                }
+            }
+            failed @ Readiness::Failed(_) => {
+                found = failed;
+                break;
+            }
+        }
+    }
+    memory.readiness.insert(key, found.clone());
+    found
+}
+
+fn of_task(task: &Task, condition: DependencyCondition) -> Readiness {
+    let name = &task.container_name;
+    let waiting = |what: &str| Readiness::Waiting(format!("{name} {what}"));
+    let failed = |what: String| Readiness::Failed(format!("{FAILURE}container {name} {what}"));
+    if !task.blocked.is_empty() && !task.released {
+        return Readiness::Failed(task.blocked.clone());
+    }
+    if task.goal == DesiredTask::Running && task.goal_generation > task.status.restart_generation {
+        return waiting("is being started again");
+    }
+    let (state, code) = (task.status.state, task.status.exit_code);
+    if state == TaskState::Exited && condition == DependencyCondition::CompletedSuccessfully {
+        return match code {
+            Some(0) => Readiness::Ready,
+            Some(code) => failed(format!("exited ({code})")),
+            None => failed("ended without an exit code".to_owned()),
+        };
+    }
+    if task.goal == DesiredTask::Created {
+        return waiting("is not to be started");
+    }
+    if task.goal == DesiredTask::Stopped {
+        return waiting("is stopped");
+    }
+    if state == TaskState::Failed {
+        let why = if task.status.error.is_empty() { "no reason given" } else { &task.status.error };
+        return failed(format!("could not be started: {why}"));
+    }
+    match condition {
+        DependencyCondition::Started if task.was_started() => Readiness::Ready,
+        DependencyCondition::Healthy => match (state, task.status.health) {
+            (TaskState::Exited, _) => failed(code.map_or("ended".to_owned(), |code| format!("exited ({code})"))),
+            (_, Health::Unhealthy) => failed("is unhealthy".to_owned()),
+            (TaskState::Running | TaskState::Paused, Health::Healthy) => Readiness::Ready,
+            (TaskState::Running, Health::None) => failed("has no health check".to_owned()),
+            (TaskState::Running, Health::Starting) => waiting("is running, its health is not known yet"),
+            _ => waiting(&format!("is {}", word(state))),
+        },
+        DependencyCondition::Started | DependencyCondition::CompletedSuccessfully => {
+            waiting(&format!("is {}", word(state)))
+        }
+    }
+}
+
+/// The state in a sentence.
+fn word(state: TaskState) -> &'static str {
+    match state {
+        TaskState::Pending => "waiting",
+        TaskState::Assigned => "assigned",
+        TaskState::Preparing => "being prepared",
+        TaskState::Created => "created",
+        TaskState::Starting => "starting",
+        TaskState::Running => "running",
+        TaskState::Paused => "paused",
+        TaskState::Restarting => "restarting",
+        TaskState::Stopping => "stopping",
+        TaskState::Exited => "ended",
+        TaskState::Failed => "failed",
+        TaskState::Removed => "removed",
+    }
+}

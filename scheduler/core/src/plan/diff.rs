@@ -1,0 +1,146 @@
+//! What is different between two specifications, in words.
+
+use orch_spec::model::ServiceSpec;
+use serde_json::Value;
+
+use crate::state::Revision;
+
+/// Longest value that is shown whole, in characters.
+const SHOWN: usize = 60;
+/// Reasons shown; more are counted.
+const REASONS: usize = 4;
+
+/// The differences that force a new container, each as one phrase: `environment FOO changed (a → b)`.
+pub fn explain_changes(old: &Revision, new: &Revision) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if old.hash != new.hash {
+        compare_specs(&old.spec, &new.spec, &mut reasons);
+        compare_files(old, new, &mut reasons);
+        if reasons.is_empty() {
+            reasons.push("its configuration digest changed".to_owned());
+        }
+    }
+    compare_names("network", &old.networks, &new.networks, &mut reasons);
+    compare_names("volume", &old.volumes, &new.volumes, &mut reasons);
+    reasons
+}
+
+/// The phrases as one, cut where there are too many.
+pub(crate) fn join(reasons: &[String]) -> String {
+    match reasons.len().checked_sub(REASONS) {
+        Some(more) if more > 0 => format!("{}; and {more} more", reasons[..REASONS].join("; ")),
+        _ => reasons.join("; "),
+    }
+}
+
+/// Keys that change no container, as [`ServiceSpec::digest`] leaves them out.
+fn reduced(spec: &ServiceSpec) -> Value {
+    let mut spec = spec.clone();
+    spec.build = None;
+    spec.pull_policy = None;
+    spec.scale = None;
+    spec.deploy.replicas = None;
+    spec.deploy.update_config = None;
+    spec.deploy.rollback_config = None;
+    spec.depends_on.clear();
+    spec.profiles.clear();
+    spec.develop = None;
+    spec.attach = None;
+    serde_json::to_value(&spec).unwrap_or(Value::Null)
+}
+
+fn compare_specs(old: &ServiceSpec, new: &ServiceSpec, reasons: &mut Vec<String>) {
+    let (old, new) = (reduced(old), reduced(new));
+    let (Value::Object(old), Value::Object(new)) = (&old, &new) else { return };
+    let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    for key in keys {
+        let (old, new) = (old.get(key).unwrap_or(&Value::Null), new.get(key).unwrap_or(&Value::Null));
+        // One level of names reads better than the whole map: `environment FOO changed`.
+        match (old, new) {
+            (Value::Object(old), Value::Object(new)) if !is_variant(old) && !is_variant(new) => {
+                let names: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+                for name in names {
+                    compare_value(&format!("{key} {name}"), old.get(name), new.get(name), reasons);
+                }
+            }
+            _ => compare_value(key, Some(old), Some(new), reasons),
+        }
+    }
+}
+
+/// How serde writes an enumeration's variant with content; taking it for a map would read oddly.
+fn is_variant(map: &serde_json::Map<String, Value>) -> bool {
+    map.len() == 1 && map.values().all(|value| value.is_object())
+}
+
+fn compare_value(what: &str, old: Option<&Value>, new: Option<&Value>, reasons: &mut Vec<String>) {
+    if old == new || (is_nothing(old) && is_nothing(new) && !what.starts_with("environment ")) {
+        return;
+    }
+    reasons.push(match (old, new) {
+        (None, Some(new)) => format!("{what} added ({})", show(new)),
+        (Some(old), None) => format!("{what} removed (was {})", show(old)),
+        (old, new) if is_nothing(old) => format!("{what} set ({})", new.map_or_else(String::new, show)),
+        (old, new) if is_nothing(new) => format!("{what} unset (was {})", old.map_or_else(String::new, show)),
+        (Some(old), Some(new)) => format!("{what} changed ({} → {})", show(old), show(new)),
+        (None, None) => return,
+    });
+}
+
+fn is_nothing(value: Option<&Value>) -> bool {
+    match value {
+        None | Some(Value::Null) => true,
+        Some(Value::Array(list)) => list.is_empty(),
+        Some(Value::Object(map)) => map.is_empty(),
+        Some(_) => false,
+    }
+}
+
+fn show(value: &Value) -> String {
+    let text = match value {
+        Value::String(text) => text.clone(),
+        Value::Array(list) if list.iter().all(Value::is_string) => {
+            list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" ")
+        }
+        other => other.to_string(),
+    };
+    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if clean.chars().count() <= SHOWN { clean } else { clean.chars().take(SHOWN - 1).chain(['…']).collect() }
+}
+
+fn compare_files(old: &Revision, new: &Revision, reasons: &mut Vec<String>) {
+    for file in &new.files {
+        let kind = if file.secret { "secret" } else { "config" };
+        match old.files.iter().find(|former| former.target == file.target) {
+            Some(former) if former.digest != file.digest => {
+                reasons.push(format!(
+                    "{kind} {} changed ({} → {})",
+                    file.target,
+                    short(&former.digest),
+                    short(&file.digest)
+                ));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The content of a secret is never shown; twelve digits of its digest tell two apart.
+fn short(digest: &str) -> String {
+    format!("sha256:{}", digest.get(..12).unwrap_or(digest))
+}
+
+fn compare_names<V: PartialEq + std::fmt::Display>(
+    kind: &str,
+    old: &std::collections::BTreeMap<String, V>,
+    new: &std::collections::BTreeMap<String, V>,
+    reasons: &mut Vec<String>,
+) {
+    for (key, new) in new {
+        if let Some(old) = old.get(key)
+            && old != new
+        {
+            reasons.push(format!("{kind} {key} is another one ({old} → {new})"));
+        }
+    }
+}

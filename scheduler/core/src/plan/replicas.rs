@@ -1,0 +1,354 @@
+//! The replicas of one service: which stay, which are made anew, which come and which go.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use orch_spec::assignment::{DesiredTask, TaskId, TaskState};
+use orch_spec::model::{NamespaceMode, NetworkMode, RestartCondition, ServiceSpec};
+
+use super::draft::Draft;
+use super::task::{self, Blueprint};
+use super::{ResourceKind, Verb, diff};
+use crate::error::{Refusal, SpecFault};
+use crate::state::{NetworkPhase, Revision, RevisionId, Task};
+
+/// More replicas of one service are taken for a slip of the keyboard.
+const MOST_REPLICAS: u64 = 10_000;
+
+/// What a service shall be.
+pub(crate) struct Want<'a> {
+    pub(crate) service: &'a str,
+    pub(crate) revision: RevisionId,
+    pub(crate) image_id: &'a str,
+    pub(crate) replicas: u32,
+    /// Make containers anew although nothing changed.
+    pub(crate) force: bool,
+    /// Keep containers although something changed.
+    pub(crate) keep: bool,
+    pub(crate) start: bool,
+    pub(crate) ungated: bool,
+    pub(crate) renew_anonymous_volumes: bool,
+    /// Another service waits for it to complete.
+    pub(crate) awaited: bool,
+}
+
+/// Services whose containers this plan has replaced or restarted, for those that follow.
+#[derive(Default)]
+pub(crate) struct Cascade {
+    pub(crate) recreated: BTreeSet<String>,
+    pub(crate) restarted: BTreeSet<String>,
+}
+
+/// Plans one service; those that it depends on have been planned before.
+pub(crate) fn plan(draft: &mut Draft<'_>, want: &Want<'_>, cascade: &mut Cascade) -> Result<(), Refusal> {
+    check(draft, want)?;
+    let revision = draft.revision(want.revision).clone();
+    let mut present: Vec<(TaskId, Option<String>)> = Vec::new();
+    for id in draft.replicas_of(want.service) {
+        let reason = recreate_reason(draft, &id, want, &revision, cascade);
+        present.push((id, reason));
+    }
+    scale_down(draft, want, &mut present);
+    let follows = follows_restart(&revision.spec, cascade);
+    for (id, reason) in &present {
+        match reason {
+            Some(reason) => {
+                recreate(draft, want, id, reason)?;
+                cascade.recreated.insert(want.service.to_owned());
+            }
+            None => keep(draft, want, id, follows.as_deref(), cascade),
+        }
+    }
+    scale_up(draft, want, present.len())
+}
+
+fn check(draft: &Draft<'_>, want: &Want<'_>) -> Result<(), Refusal> {
+    let (service, spec) = (want.service.to_owned(), &draft.revision(want.revision).spec);
+    if u64::from(want.replicas) > MOST_REPLICAS {
+        return Err(SpecFault::TooMany { service, wanted: want.replicas.into(), limit: MOST_REPLICAS }.into());
+    }
+    if want.replicas > 1 {
+        let replicas = want.replicas;
+        if let Some(name) = spec.container_name.clone() {
+            return Err(SpecFault::NamedReplicas { service, name, replicas }.into());
+        }
+        for (key, attachment) in &spec.networks {
+            if let Some(address) = attachment.ipv4_address.or(attachment.ipv6_address) {
+                let network = draft.revision(want.revision).networks.get(key).cloned().unwrap_or_default();
+                return Err(SpecFault::AddressedReplicas { service, network, address, replicas }.into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Why the task's container must be made anew, if it must.
+fn recreate_reason(
+    draft: &Draft<'_>,
+    id: &TaskId,
+    want: &Want<'_>,
+    new: &Revision,
+    cascade: &Cascade,
+) -> Option<String> {
+    let task = draft.task(id)?;
+    // A namespace that goes away takes its guests with it, whatever was asked for.
+    if let Some(parent) = task.namespace_parents().find(|parent| draft.task(parent).is_none_or(Task::is_retiring)) {
+        let name = draft.task(parent).map_or("a container", |parent| parent.container_name.as_str());
+        return Some(format!("it shares a namespace of {name}, which is recreated"));
+    }
+    if let Some(parent) = namespace_services(&new.spec).find(|parent| cascade.recreated.contains(*parent)) {
+        return Some(format!("it shares a namespace of service {parent}, which is recreated"));
+    }
+    let replaced = |name: &&orch_spec::assignment::NetworkName| {
+        let network = draft.network(name);
+        network.is_none_or(|network| {
+            matches!(network.phase, NetworkPhase::Replacing(_)) && network.users.contains(&task.id)
+        })
+    };
+    if let Some(network) = task.networks().find(replaced) {
+        return Some(format!("network {network} is made anew"));
+    }
+    if want.keep {
+        return None;
+    }
+    if want.force {
+        return Some("recreation was asked for".to_owned());
+    }
+    let mut reasons = diff::explain_changes(draft.revision(task.revision), new);
+    if !task.image_id.is_empty() && !want.image_id.is_empty() && task.image_id != want.image_id {
+        reasons.push(format!(
+            "image {} changed ({} → {})",
+            new.spec.image,
+            short(&task.image_id),
+            short(want.image_id)
+        ));
+    }
+    if reasons.is_empty() { None } else { Some(diff::join(&reasons)) }
+}
+
+/// Twelve digits are enough to tell two images apart.
+fn short(image_id: &str) -> &str {
+    let digits = image_id.strip_prefix("sha256:").unwrap_or(image_id);
+    digits.get(..12).unwrap_or(digits)
+}
+
+/// Services whose namespaces the service joins.
+pub(crate) fn namespace_services(spec: &ServiceSpec) -> impl Iterator<Item = &str> {
+    let network = match &spec.network_mode {
+        NetworkMode::Service(service) => Some(service.as_str()),
+        _ => None,
+    };
+    let pid = match &spec.pid {
+        NamespaceMode::Service(service) => Some(service.as_str()),
+        _ => None,
+    };
+    let ipc = match &spec.ipc {
+        NamespaceMode::Service(service) => Some(service.as_str()),
+        _ => None,
+    };
+    network.into_iter().chain(pid).chain(ipc)
+}
+
+/// The service with whose restart or recreation this one goes along (`restart: true`).
+pub(crate) fn follows_restart(spec: &ServiceSpec, cascade: &Cascade) -> Option<String> {
+    spec.depends_on.iter().filter(|(_, dependency)| dependency.restart).find_map(|(service, _)| {
+        if cascade.recreated.contains(service) {
+            return Some(format!("service {service} is recreated"));
+        }
+        cascade.restarted.contains(service).then(|| format!("service {service} is restarted"))
+    })
+}
+
+/// Takes the surplus out of `present`: first what is outdated, then the highest numbers.
+fn scale_down(draft: &mut Draft<'_>, want: &Want<'_>, present: &mut Vec<(TaskId, Option<String>)>) {
+    let surplus = present.len().saturating_sub(want.replicas as usize);
+    if surplus == 0 {
+        return;
+    }
+    let slot = |id: &TaskId| draft.task(id).map_or(0, |task| task.slot);
+    let mut victims: Vec<(bool, u32, TaskId)> =
+        present.iter().map(|(id, reason)| (reason.is_some(), slot(id), id.clone())).collect();
+    victims.sort();
+    for (_, _, id) in victims.into_iter().rev().take(surplus) {
+        present.retain(|(other, _)| *other != id);
+        draft.retire(&id);
+        draft.task_operation(Verb::Remove, &id, format!("scaled down to {}", want.replicas));
+    }
+}
+
+fn recreate(draft: &mut Draft<'_>, want: &Want<'_>, former: &TaskId, reason: &str) -> Result<(), Refusal> {
+    let slot = draft.task(former).map_or(1, |task| task.slot);
+    draft.retire(former);
+    let id = task::add(draft, blueprint(want, slot, Some(former.clone())))?;
+    let operation = draft.task_operation(Verb::Recreate, &id, reason);
+    order_task(draft, &id, operation);
+    Ok(())
+}
+
+fn blueprint<'a>(want: &Want<'a>, slot: u32, former: Option<TaskId>) -> Blueprint<'a> {
+    Blueprint {
+        service: want.service,
+        slot,
+        one_off: false,
+        revision: want.revision,
+        image_id: want.image_id,
+        former,
+        container_name: None,
+        goal: if want.start { DesiredTask::Running } else { DesiredTask::Created },
+        ungated: want.ungated,
+        renew_anonymous_volumes: want.renew_anonymous_volumes,
+    }
+}
+
+/// A task whose container stays: it gets the newest specification, and a start where it needs one.
+fn keep(draft: &mut Draft<'_>, want: &Want<'_>, id: &TaskId, follows: Option<&str>, cascade: &mut Cascade) {
+    let Some(task) = draft.task(id) else { return };
+    if !want.keep && task.revision != want.revision {
+        draft.task_mut(id).revision = want.revision;
+    }
+    let Some(task) = draft.task(id) else { return };
+    if want.start
+        && let Some(cause) = start_cause(task, &draft.revision(task.revision).spec, want.awaited)
+    {
+        start(draft, id, want.ungated);
+        let operation = draft.task_operation(Verb::Start, id, cause);
+        order_task(draft, id, operation);
+    } else if let Some(cause) = follows
+        && task.goal == DesiredTask::Running
+        && task.released
+    {
+        let operation = restart(draft, id, cause);
+        order_task(draft, id, operation);
+        cascade.restarted.insert(want.service.to_owned());
+    }
+}
+
+/// Why an existing container must be started, if it must; empty for one that has not been started yet.
+pub(crate) fn start_cause(task: &Task, spec: &ServiceSpec, awaited: bool) -> Option<String> {
+    match task.goal {
+        DesiredTask::Created => return Some(String::new()),
+        DesiredTask::Stopped => return Some("it was stopped".to_owned()),
+        DesiredTask::Paused | DesiredTask::Removed => return None,
+        DesiredTask::Running => {}
+    }
+    // A start that is on its way needs no other.
+    if task.goal_generation > task.status.restart_generation || !task.released {
+        return None;
+    }
+    match (task.status.state, task.status.exit_code) {
+        (TaskState::Exited, Some(0)) if awaited || ends_by_itself(spec) => None,
+        (TaskState::Exited, code) => {
+            Some(code.map_or("it had ended".to_owned(), |code| format!("it had exited ({code})")))
+        }
+        (TaskState::Failed, _) => Some("it could not be started before".to_owned()),
+        _ => None,
+    }
+}
+
+/// Whether exit code 0 is this service's success: nothing would have started it again.
+pub(crate) fn ends_by_itself(spec: &ServiceSpec) -> bool {
+    let policy = spec.restart_policy();
+    spec.deploy.mode.is_job() || policy.is_none_or(|policy| policy.condition != RestartCondition::Any)
+}
+
+/// Orders a start of a container that exists.
+pub(crate) fn start(draft: &mut Draft<'_>, id: &TaskId, ungated: bool) {
+    let task = draft.task_mut(id);
+    if task.goal != DesiredTask::Running {
+        task.released = false;
+    }
+    if task.goal != DesiredTask::Created {
+        task.goal_generation += 1;
+    }
+    task.goal = DesiredTask::Running;
+    task.ungated = ungated;
+    task.unordered = false;
+    task.stop_timeout = None;
+    task.stop_signal = None;
+}
+
+/// Orders one stop and start.
+pub(crate) fn restart(draft: &mut Draft<'_>, id: &TaskId, cause: &str) -> super::OperationId {
+    let timeout = draft.timeout;
+    let task = draft.task_mut(id);
+    task.goal_generation += 1;
+    task.stop_timeout = timeout;
+    task.stop_signal = None;
+    draft.task_operation(Verb::Restart, id, cause)
+}
+
+/// New slots get the free numbers from 1.
+fn scale_up(draft: &mut Draft<'_>, want: &Want<'_>, present: usize) -> Result<(), Refusal> {
+    let missing = (want.replicas as usize).saturating_sub(present);
+    if missing == 0 {
+        return Ok(());
+    }
+    let used: BTreeSet<u32> =
+        draft.replicas_of(want.service).iter().filter_map(|id| draft.task(id)).map(|task| task.slot).collect();
+    let free: Vec<u32> = (1..).filter(|slot| !used.contains(slot)).take(missing).collect();
+    for slot in free {
+        let id = task::add(draft, blueprint(want, slot, None))?;
+        let cause = if want.start { "" } else { "not started" };
+        let operation = draft.task_operation(Verb::Create, &id, cause);
+        order_task(draft, &id, operation);
+    }
+    Ok(())
+}
+
+/// A container comes after its networks and volumes, after what it depends on and after those that it replaces.
+pub(crate) fn order_task(draft: &mut Draft<'_>, id: &TaskId, operation: super::OperationId) {
+    let Some(task) = draft.task(id) else { return };
+    let revision = draft.revision(task.revision);
+    let networks = revision.networks.values().map(|name| (ResourceKind::Network, name.0.clone()));
+    let volumes = revision.volumes.values().map(|name| (ResourceKind::Volume, name.clone()));
+    let objects = networks.chain(volumes).filter_map(|key| draft.object_operations.get(&key).copied());
+    let gates = revision.spec.depends_on.keys().map(String::as_str).filter(|_| !task.ungated);
+    let services = gates.chain(namespace_services(&revision.spec));
+    let services = services.filter_map(|service| draft.service_operations.get(service)).flatten().copied();
+    let former = task.after.iter().filter_map(|former| draft.task_operations.get(former).copied());
+    let before: Vec<_> = objects.chain(services).chain(former).collect();
+    for first in before {
+        draft.plan.order(first, operation);
+    }
+}
+
+/// Going down is the reverse of coming up: what depends on a service goes before it.
+pub(crate) fn order_downward(draft: &mut Draft<'_>, downs: &[(TaskId, super::OperationId)]) {
+    let mut by_service: BTreeMap<String, Vec<super::OperationId>> = BTreeMap::new();
+    for (id, operation) in downs {
+        if let Some(task) = draft.task(id) {
+            by_service.entry(task.service.clone()).or_default().push(*operation);
+        }
+    }
+    for (id, operation) in downs {
+        let Some(task) = draft.task(id) else { continue };
+        let revision = draft.revision(task.revision).clone();
+        let own = task.service.clone();
+        for service in revision.spec.depends_on.keys().filter(|service| **service != own) {
+            for later in by_service.get(service).into_iter().flatten() {
+                draft.plan.order(*operation, *later);
+            }
+        }
+    }
+}
+
+/// Plans a service that was not asked for: its tasks follow those that they hang on, and nothing else happens to them.
+pub(crate) fn plan_followers(draft: &mut Draft<'_>, want: &Want<'_>, cascade: &mut Cascade) -> Result<(), Refusal> {
+    let revision = draft.revision(want.revision).clone();
+    let follows = follows_restart(&revision.spec, cascade);
+    for id in draft.replicas_of(want.service) {
+        let Some(task) = draft.task(&id) else { continue };
+        let (goal, own) = (task.goal, task.revision);
+        match recreate_reason(draft, &id, want, &revision, cascade) {
+            Some(reason) => {
+                // It comes back as it was: with its own specification, and running only if it ran.
+                let start = goal != DesiredTask::Created && goal != DesiredTask::Stopped;
+                let image_id = draft.task(&id).map(|task| task.image_id.clone()).unwrap_or_default();
+                let own = Want { revision: own, image_id: &image_id, start, ..*want };
+                recreate(draft, &own, &id, &reason)?;
+                cascade.recreated.insert(want.service.to_owned());
+            }
+            None => keep(draft, want, &id, follows.as_deref(), cascade),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,199 @@
+//! What nodes say, taken into the state. A report repeats what is, so taking it in twice changes nothing.
+
+use std::collections::BTreeMap;
+
+use orch_spec::assignment::{Health, NetworkName, NodeFacts, NodeId, NodeReport, TaskId, TaskState, TaskStatus};
+
+use crate::command::Changes;
+use crate::plan::Moment;
+use crate::settle::{Settling, is_leaving};
+use crate::state::{Availability, Node, State};
+
+impl State {
+    pub(crate) fn report(&mut self, moment: Moment, node: &NodeId, report: &NodeReport, changes: &mut Changes) {
+        match report {
+            NodeReport::Facts(facts) => self.take_facts(moment, node, facts, changes),
+            NodeReport::Tasks(statuses) => self.take_statuses(moment, node, statuses, changes),
+            NodeReport::NetworksRemoved(names) => self.take_networks_removed(moment, node, names, changes),
+            NodeReport::VolumesRemoved(names) => self.take_volumes_removed(moment, node, names, changes),
+        }
+    }
+
+    fn take_facts(&mut self, moment: Moment, id: &NodeId, facts: &NodeFacts, changes: &mut Changes) {
+        let is_new = !self.nodes.contains_key(id);
+        let node = self.nodes.entry(id.clone()).or_insert_with(Node::default);
+        if node.facts == *facts && !is_new {
+            return;
+        }
+        node.facts = facts.clone();
+        changes.objects = true;
+        if !is_new {
+            return;
+        }
+        self.event(moment, "node", "join", &id.0, &facts.hostname, "", &[]);
+        for network in self.networks.values_mut().filter(|network| network.stack.is_empty() && network.is_active()) {
+            network.nodes.insert(id.clone());
+        }
+        for volume in self.volumes.values_mut().filter(|volume| volume.stack.is_empty() && !volume.removing) {
+            volume.nodes.insert(id.clone());
+        }
+        let placed = self.place_waiting();
+        let mut settling = Settling::new(self, moment, changes);
+        for task in placed {
+            settling.mark_task(&task);
+        }
+        settling.run();
+    }
+
+    /// Gives every task that has no node yet the active node with the fewest tasks.
+    fn place_waiting(&mut self) -> Vec<TaskId> {
+        let active = self.nodes.iter().filter(|(_, node)| node.availability == Availability::Active);
+        let mut counts: BTreeMap<NodeId, usize> = active.map(|(id, _)| (id.clone(), 0)).collect();
+        for node in self.tasks.values().filter_map(|task| task.node.as_ref()) {
+            if let Some(count) = counts.get_mut(node) {
+                *count += 1;
+            }
+        }
+        let mut waiting: Vec<(u64, TaskId)> = self
+            .tasks
+            .values()
+            .filter(|task| task.node.is_none() && !task.is_retiring())
+            .map(|task| (task.sequence, task.id.clone()))
+            .collect();
+        waiting.sort();
+        for (_, id) in &waiting {
+            let with = self.tasks.get(id).and_then(|task| task.namespace_parents().next().cloned());
+            let parent = with.and_then(|parent| self.tasks.get(&parent)).and_then(|parent| parent.node.clone());
+            let fewest =
+                counts.iter().min_by_key(|(node, count)| (**count, (*node).clone())).map(|(node, _)| node.clone());
+            let Some(node) = parent.or(fewest) else { break };
+            *counts.entry(node.clone()).or_default() += 1;
+            let index = self.index;
+            if let Some(task) = self.tasks.get_mut(id) {
+                task.node = Some(node);
+                task.changed = index;
+            }
+        }
+        waiting.into_iter().map(|(_, id)| id).collect()
+    }
+
+    fn take_statuses(&mut self, moment: Moment, node: &NodeId, statuses: &[TaskStatus], changes: &mut Changes) {
+        let index = self.index;
+        let mut touched = Vec::new();
+        for status in statuses {
+            let Some(task) = self.tasks.get_mut(&status.task) else { continue };
+            // A node speaks only of what it was told to run.
+            if task.node.as_ref() != Some(node) || task.told.is_none() || task.status == *status {
+                continue;
+            }
+            let former = std::mem::replace(&mut task.status, status.clone());
+            task.changed = index;
+            self.status_events(moment, &former, status);
+            touched.push(status.task.clone());
+        }
+        let mut settling = Settling::new(self, moment, changes);
+        for id in &touched {
+            settling.mark_task(id);
+        }
+        for status in
+            statuses.iter().filter(|status| status.state == TaskState::Removed && touched.contains(&status.task))
+        {
+            settling.remove_task(&status.task);
+        }
+        settling.run();
+    }
+
+    /// What happened between two statuses of one task.
+    fn status_events(&mut self, moment: Moment, old: &TaskStatus, new: &TaskStatus) {
+        let id = &new.task;
+        let mut emit = |action: &str, attributes: &[(&str, String)]| self.task_event(moment, id, action, attributes);
+        if old.container.is_empty() && !new.container.is_empty() {
+            emit("create", &[("container", new.container.clone()), ("image", new.image_id.clone())]);
+        }
+        let code = [("exit_code", new.exit_code.map_or_else(String::new, |code| code.to_string()))];
+        let ended = new.finished_at.is_some() && new.finished_at != old.finished_at;
+        if ended {
+            if new.oom_killed {
+                emit("oom", &[]);
+            }
+            emit("die", &code);
+        }
+        if new.started_at.is_some() && new.started_at != old.started_at {
+            emit(if old.started_at.is_some() { "restart" } else { "start" }, &[]);
+        }
+        if new.health != old.health && new.health != Health::None {
+            let health = match new.health {
+                Health::None | Health::Starting => "starting",
+                Health::Healthy => "healthy",
+                Health::Unhealthy => "unhealthy",
+            };
+            emit("health_status", &[("health", health.to_owned())]);
+        }
+        if new.state == old.state {
+            return;
+        }
+        match new.state {
+            TaskState::Paused => emit("pause", &[]),
+            TaskState::Running if old.state == TaskState::Paused => emit("unpause", &[]),
+            TaskState::Failed => emit("fail", &[("error", new.error.clone())]),
+            TaskState::Exited if !ended => emit("die", &code),
+            TaskState::Removed => emit("destroy", &[]),
+            _ => {}
+        }
+    }
+
+    fn take_networks_removed(&mut self, moment: Moment, node: &NodeId, names: &[NetworkName], changes: &mut Changes) {
+        for name in names {
+            // One that is wanted is being made again by its node; only those that were to go count.
+            if let Some(network) = self.networks.get_mut(name).filter(|network| is_leaving(network)) {
+                network.nodes.remove(node);
+            }
+        }
+        let mut settling = Settling::new(self, moment, changes);
+        for name in names {
+            settling.mark_network(name);
+        }
+        settling.run();
+    }
+
+    fn take_volumes_removed(
+        &mut self,
+        moment: Moment,
+        node: &NodeId,
+        names: &[(String, Option<String>)],
+        changes: &mut Changes,
+    ) {
+        let index = self.index;
+        for (name, error) in names {
+            let Some(volume) = self.volumes.get_mut(name).filter(|volume| volume.removing && volume.users.is_empty())
+            else {
+                continue;
+            };
+            match error {
+                None => {
+                    volume.nodes.remove(node);
+                }
+                Some(error) => {
+                    volume.removing = false;
+                    volume.error.clone_from(error);
+                    let stack = volume.stack.clone();
+                    self.event(moment, "volume", "fail", name, name, &stack, &[("error", error.clone())]);
+                }
+            }
+            if let Some(volume) = self.volumes.get_mut(name) {
+                volume.changed = index;
+            }
+            changes.objects = true;
+        }
+        let stacks: Vec<String> =
+            names.iter().filter_map(|(name, _)| self.volumes.get(name)).map(|volume| volume.stack.clone()).collect();
+        let mut settling = Settling::new(self, moment, changes);
+        for (name, _) in names {
+            settling.mark_volume(name);
+        }
+        for stack in stacks {
+            settling.mark_stack(&stack);
+        }
+        settling.run();
+    }
+}

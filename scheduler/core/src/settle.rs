@@ -1,0 +1,325 @@
+//! Settling: after a change, every task that may be affected passes the gate again, and what is finished goes away.
+//!
+//! Level-triggered: marks say only where to look, what is found there decides. A mark too many costs time, never correctness.
+
+use std::collections::BTreeSet;
+
+use orch_spec::assignment::{NetworkName, TaskId};
+
+use crate::command::Changes;
+use crate::gate::{self, Gate, Memory};
+use crate::plan::Moment;
+use crate::state::{Network, NetworkPhase, State, holder_of};
+
+/// One pass.
+pub(crate) struct Settling<'s> {
+    state: &'s mut State,
+    moment: Moment,
+    changes: &'s mut Changes,
+    services: BTreeSet<(String, String)>,
+    networks: BTreeSet<NetworkName>,
+    volumes: BTreeSet<String>,
+    stacks: BTreeSet<String>,
+    memory: Memory,
+}
+
+impl<'s> Settling<'s> {
+    pub(crate) fn new(state: &'s mut State, moment: Moment, changes: &'s mut Changes) -> Self {
+        let (services, networks) = (BTreeSet::new(), BTreeSet::new());
+        let (volumes, stacks, memory) = (BTreeSet::new(), BTreeSet::new(), Memory::default());
+        Self { state, moment, changes, services, networks, volumes, stacks, memory }
+    }
+
+    /// Everything of a stack.
+    pub(crate) fn mark_stack(&mut self, stack: &str) {
+        self.changes.stacks.insert(stack.to_owned());
+        self.stacks.insert(stack.to_owned());
+        if let Some(record) = self.state.stacks.get(stack) {
+            self.services.extend(record.tasks.keys().map(|service| (stack.to_owned(), service.clone())));
+        }
+        let own = self.state.networks.values().filter(|network| !network.is_active());
+        self.networks.extend(own.map(|network| network.name.clone()));
+    }
+
+    pub(crate) fn mark_network(&mut self, name: &NetworkName) {
+        self.networks.insert(name.clone());
+    }
+
+    pub(crate) fn mark_volume(&mut self, name: &str) {
+        self.volumes.insert(name.to_owned());
+    }
+
+    /// A task is not what it was: its service, those that depend on it and those that it depends on must look again.
+    pub(crate) fn mark_task(&mut self, id: &TaskId) {
+        let Some(task) = self.state.tasks.get(id) else { return };
+        let (stack, service) = (task.stack.clone(), task.service.clone());
+        let needed: Vec<String> = gate::needs(&self.state.revision(task.revision).spec).map(str::to_owned).collect();
+        self.memory.forget(&stack, &service);
+        self.changes.stacks.insert(stack.clone());
+        self.mark_dependents(&stack, &service);
+        self.services.extend(needed.into_iter().map(|needed| (stack.clone(), needed)));
+        self.stacks.insert(stack.clone());
+        self.services.insert((stack, service));
+    }
+
+    fn mark_dependents(&mut self, stack: &str, service: &str) {
+        let dependents = self.state.stacks.get(stack).and_then(|record| record.dependents.get(service));
+        self.services.extend(dependents.into_iter().flatten().map(|dependent| (stack.to_owned(), dependent.clone())));
+    }
+
+    /// Looks everywhere that is marked until nothing is.
+    pub(crate) fn run(&mut self) {
+        loop {
+            if let Some((stack, service)) = self.services.pop_first() {
+                self.settle_service(&stack, &service);
+            } else if let Some(network) = self.networks.pop_first() {
+                self.settle_network(&network);
+            } else if let Some(volume) = self.volumes.pop_first() {
+                self.settle_volume(&volume);
+            } else if let Some(stack) = self.stacks.pop_first() {
+                self.settle_stack(&stack);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn settle_service(&mut self, stack: &str, service: &str) {
+        let ids =
+            self.state.stacks.get(stack).and_then(|record| record.tasks.get(service)).cloned().unwrap_or_default();
+        for id in ids {
+            let Some(task) = self.state.tasks.get(&id) else { continue };
+            let gate = gate::evaluate(self.state, task, &mut self.memory);
+            if gate.gone {
+                self.remove_task(&id);
+            } else {
+                self.enter(&id, gate);
+            }
+        }
+    }
+
+    fn enter(&mut self, id: &TaskId, gate: Gate) {
+        let index = self.state.index;
+        let Some(task) = self.state.tasks.get_mut(id) else { return };
+        let present = Gate {
+            told: task.told,
+            told_generation: task.told_generation,
+            released: task.released,
+            waiting: std::mem::take(&mut task.waiting),
+            blocked: std::mem::take(&mut task.blocked),
+            gone: false,
+        };
+        let is_new = present.told.is_none() && gate.told.is_some();
+        let matters = present.blocked != gate.blocked || present.told != gate.told || present.released != gate.released;
+        if present != gate {
+            task.changed = index;
+        }
+        task.told = gate.told;
+        task.told_generation = gate.told_generation;
+        task.released = gate.released;
+        task.waiting = gate.waiting;
+        task.blocked = gate.blocked;
+        if is_new {
+            self.give(id);
+        }
+        if matters {
+            self.mark_task(id);
+        }
+    }
+
+    /// The task's node is told of it for the first time, and with it of its networks and volumes.
+    fn give(&mut self, id: &TaskId) {
+        let Some(task) = self.state.tasks.get(id) else { return };
+        let Some(node) = task.node.clone() else { return };
+        let networks: Vec<NetworkName> = task.networks().cloned().collect();
+        let volumes: Vec<String> = self.state.revision(task.revision).volumes.values().cloned().collect();
+        for network in networks {
+            if let Some(network) = self.state.networks.get_mut(&network) {
+                self.changes.objects |= network.nodes.insert(node.clone());
+            }
+        }
+        for volume in volumes {
+            if let Some(volume) = self.state.volumes.get_mut(&volume) {
+                self.changes.objects |= volume.nodes.insert(node.clone());
+            }
+        }
+    }
+
+    /// Takes a task out of every list that it is in.
+    pub(crate) fn remove_task(&mut self, id: &TaskId) {
+        self.mark_task(id);
+        let index = self.state.index;
+        let Some(task) = self.state.tasks.remove(id) else { return };
+        for name in task.networks() {
+            if let Some(network) = self.state.networks.get_mut(name) {
+                leave_network(network, id, &task);
+                network.changed = index;
+                self.networks.insert(name.clone());
+            }
+        }
+        if let Some(revision) = self.state.revisions.get(&task.revision) {
+            for name in revision.volumes.values() {
+                if let Some(volume) = self.state.volumes.get_mut(name) {
+                    volume.users.remove(id);
+                    self.volumes.insert(name.clone());
+                }
+            }
+        }
+        if let Some(record) = self.state.stacks.get_mut(&task.stack)
+            && let Some(ids) = record.tasks.get_mut(&task.service)
+        {
+            ids.remove(id);
+            if ids.is_empty() {
+                record.tasks.remove(&task.service);
+            }
+        }
+        for successor in self.state.successors.remove(id).unwrap_or_default() {
+            if let Some(waiting) = self.state.tasks.get_mut(&successor) {
+                waiting.after.remove(id);
+                self.services.insert((waiting.stack.clone(), waiting.service.clone()));
+                self.changes.stacks.insert(waiting.stack.clone());
+            }
+        }
+        for former in &task.after {
+            if let Some(successors) = self.state.successors.get_mut(former) {
+                successors.remove(id);
+                if successors.is_empty() {
+                    self.state.successors.remove(former);
+                }
+            }
+        }
+        self.changes.objects = true;
+        self.drop_revision(&task);
+    }
+
+    /// Forgets the task's specification when it was the last that had it.
+    fn drop_revision(&mut self, task: &crate::state::Task) {
+        let stack = self.state.stacks.get(&task.stack);
+        let of_service =
+            stack.and_then(|stack| stack.services.get(&task.service)).is_some_and(|s| s.revision == task.revision);
+        let of_task = self.state.service_tasks(&task.stack, &task.service).any(|other| other.revision == task.revision);
+        if !of_service && !of_task {
+            self.state.revisions.remove(&task.revision);
+        }
+    }
+
+    fn settle_network(&mut self, name: &NetworkName) {
+        let Some(network) = self.state.networks.get(name) else { return };
+        if network.is_active()
+            || !network.users.is_empty()
+            || !network.reservations.is_empty()
+            || !network.nodes.is_empty()
+        {
+            return;
+        }
+        let (stack, index) = (network.stack.clone(), self.state.index);
+        self.changes.objects = true;
+        self.stacks.insert(stack.clone());
+        if let NetworkPhase::Replacing(successor) = network.phase.clone() {
+            let mut successor = *successor;
+            successor.changed = index;
+            let waiting: Vec<_> = successor.users.iter().filter_map(|id| self.state.tasks.get(id)).collect();
+            self.services.extend(waiting.into_iter().map(|task| (task.stack.clone(), task.service.clone())));
+            self.state.networks.insert(name.clone(), successor);
+            self.state.event(self.moment, "network", "recreate", &name.0, &name.0, &stack, &[]);
+        } else {
+            self.state.networks.remove(name);
+            self.state.event(self.moment, "network", "destroy", &name.0, &name.0, &stack, &[]);
+        }
+        self.changes.stacks.insert(stack);
+    }
+
+    fn settle_volume(&mut self, name: &str) {
+        let Some(volume) = self.state.volumes.get(name) else { return };
+        if !volume.removing || !volume.users.is_empty() || !volume.nodes.is_empty() {
+            return;
+        }
+        let stack = volume.stack.clone();
+        self.state.volumes.remove(name);
+        self.state.event(self.moment, "volume", "destroy", name, name, &stack, &[]);
+        self.changes.objects = true;
+        self.changes.stacks.insert(stack.clone());
+        self.stacks.insert(stack);
+    }
+
+    /// A stack that is being taken down loses its networks after its last task, then its volumes, then itself.
+    fn settle_stack(&mut self, name: &str) {
+        let Some(stack) = self.state.stacks.get(name) else { return };
+        let Some(removing) = stack.removing else { return };
+        let is_orphan = |service: &String| stack.services.get(service).is_some_and(|service| service.orphan);
+        if stack.tasks.keys().any(|service| !is_orphan(service)) {
+            return;
+        }
+        let index = self.state.index;
+        let mut left = false;
+        for network in self.state.networks.values_mut().filter(|network| network.stack == name) {
+            if !network.users.is_empty() || !network.reservations.is_empty() {
+                continue;
+            }
+            left = true;
+            if network.phase != NetworkPhase::Removing {
+                network.phase = NetworkPhase::Removing;
+                network.changed = index;
+                self.changes.objects = true;
+                self.networks.insert(network.name.clone());
+            }
+        }
+        for volume in self.state.volumes.values_mut().filter(|volume| removing.volumes && volume.stack == name) {
+            // One that a node could not remove stays, with its error: the rest goes on.
+            if !volume.users.is_empty() || !volume.error.is_empty() {
+                continue;
+            }
+            left = true;
+            if !volume.removing {
+                volume.removing = true;
+                volume.changed = index;
+                self.changes.objects = true;
+                self.volumes.insert(volume.name.clone());
+            }
+        }
+        if !left {
+            self.finish_stack(name);
+        }
+    }
+
+    fn finish_stack(&mut self, name: &str) {
+        let index = self.state.index;
+        let Some(stack) = self.state.stacks.get_mut(name) else { return };
+        stack.services.retain(|_, service| service.orphan);
+        if stack.tasks.is_empty() {
+            self.state.stacks.remove(name);
+            self.state.event(self.moment, "stack", "remove", name, name, name, &[]);
+        } else {
+            stack.removing = None;
+            stack.changed = index;
+        }
+        self.changes.stacks.insert(name.to_owned());
+        self.state.drop_revisions();
+    }
+}
+
+/// Takes a task off a network, and off its successor.
+fn leave_network(network: &mut Network, id: &TaskId, task: &crate::state::Task) {
+    let holder = holder_of(id);
+    let mut both = vec![&mut *network];
+    while let Some(one) = both.pop() {
+        one.users.remove(id);
+        let addresses = task.endpoints().iter().filter(|endpoint| endpoint.network == one.name);
+        for endpoint in addresses {
+            for pool in [&mut one.pool4, &mut one.pool6].into_iter().flatten() {
+                let (ipv4, ipv6) = (endpoint.ipv4.map(Into::into), endpoint.ipv6.map(Into::into));
+                for address in [ipv4, ipv6].into_iter().flatten() {
+                    pool.release(address, &holder);
+                }
+            }
+        }
+        if let NetworkPhase::Replacing(successor) = &mut one.phase {
+            both.push(successor);
+        }
+    }
+}
+
+/// Whether a network that goes is off every task, so that its nodes may remove it.
+pub(crate) fn is_leaving(network: &Network) -> bool {
+    !network.is_active() && network.users.is_empty() && network.reservations.is_empty()
+}

@@ -1,0 +1,69 @@
+//! Stacks, their services and the specifications of these.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use orch_spec::assignment::{FileAssignment, NetworkName, TaskId};
+use orch_spec::model::ServiceSpec;
+use serde::{Deserialize, Serialize};
+
+/// A specification in the state's table of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RevisionId(pub u64);
+
+/// A service's specification with everything resolved that the stack around it decides.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Revision {
+    /// The service as the file says it.
+    pub spec: Arc<ServiceSpec>,
+    /// Digest of what forces new containers.
+    pub hash: String,
+    /// Networks it uses: key → full name.
+    pub networks: BTreeMap<String, NetworkName>,
+    /// Named volumes it uses: key → full name.
+    pub volumes: BTreeMap<String, String>,
+    /// Its secrets and configs.
+    pub files: Vec<FileAssignment>,
+}
+
+/// A stack.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stack {
+    /// Its name.
+    pub name: String,
+    /// Paths of the files it was applied from.
+    pub files: Vec<String>,
+    /// Services that have been brought up.
+    pub services: BTreeMap<String, Service>,
+    /// Ids of its tasks by service; also for services that are not in `services` (one-offs).
+    pub tasks: BTreeMap<String, BTreeSet<TaskId>>,
+    /// Service → services that depend on it, by present and by former specifications.
+    pub dependents: BTreeMap<String, BTreeSet<String>>,
+    /// It is being taken down.
+    pub removing: Option<Removing>,
+    /// Milliseconds since the epoch.
+    pub created_at: u64,
+    /// Index of the last entry that changed its services or files.
+    pub changed: u64,
+}
+
+/// How a stack is taken down.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removing {
+    /// Volumes go too.
+    pub volumes: bool,
+}
+
+/// A service of a stack.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its specification.
+    pub revision: RevisionId,
+    /// Replicas it shall have.
+    pub replicas: u32,
+    /// Image it was last planned with; empty = not known.
+    pub image_id: String,
+    /// The file has it no more.
+    pub orphan: bool,
+}

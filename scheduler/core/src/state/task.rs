@@ -1,0 +1,173 @@
+//! Tasks.
+
+use std::collections::BTreeSet;
+
+use orch_spec::assignment::{DesiredTask, NetworkName, NodeId, TaskId, TaskNetwork, TaskState, TaskStatus};
+use serde::{Deserialize, Serialize};
+
+use super::stack::RevisionId;
+
+/// One container of a slot of a service.
+///
+/// `goal` is what commands want, `told` what its node has been told; the gate decides when the second follows the first.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Task {
+    /// Identity.
+    pub id: TaskId,
+    /// Number in the order in which tasks were made.
+    pub sequence: u64,
+    /// Its stack.
+    pub stack: String,
+    /// Its service.
+    pub service: String,
+    /// Replica number from 1; 0 = one-off.
+    pub slot: u32,
+    /// Made by `run`.
+    pub one_off: bool,
+    /// A one-off that answers to the service's names.
+    pub use_aliases: bool,
+    /// Name of its container.
+    pub container_name: String,
+    /// Its specification.
+    pub revision: RevisionId,
+    /// Image it was planned with; empty = not known.
+    pub image_id: String,
+    /// Its node; `None` until there is one for it.
+    pub node: Option<NodeId>,
+
+    /// What it shall be in the end.
+    pub goal: DesiredTask,
+    /// Grows with every order to start (again).
+    pub goal_generation: u64,
+    /// What its node has been told; `None` = nothing yet. Stays `Some` until the task is gone.
+    pub told: Option<DesiredTask>,
+    /// The generation that its node has been told.
+    pub told_generation: u64,
+    /// What it depends on has allowed its start; holds until it is stopped by request.
+    pub released: bool,
+    /// It does not wait for what it depends on (`--no-deps`).
+    pub ungated: bool,
+    /// It goes down without waiting for its dependents (`kill`).
+    pub unordered: bool,
+    /// Former tasks that hold its slot, name, port or address: it waits until they are gone.
+    pub after: BTreeSet<TaskId>,
+    /// Grace in seconds for this stop.
+    pub stop_timeout: Option<i64>,
+    /// Signal for this stop.
+    pub stop_signal: Option<String>,
+    /// Its anonymous volumes go with it.
+    pub remove_volumes: bool,
+    /// Its anonymous volumes start empty.
+    pub renew_anonymous_volumes: bool,
+
+    /// Its network.
+    pub network: Option<TaskNetwork>,
+    /// Task whose PID namespace it joins.
+    pub pid_of: Option<TaskId>,
+    /// Task whose IPC namespace it joins.
+    pub ipc_of: Option<TaskId>,
+
+    /// What its node says of it.
+    pub status: TaskStatus,
+    /// What it waits for now.
+    pub waiting: Vec<Wait>,
+    /// Why it cannot start; goes away when the cause does.
+    pub blocked: String,
+    /// Milliseconds since the epoch.
+    pub created_at: u64,
+    /// Index of the last entry that changed it.
+    pub changed: u64,
+}
+
+/// Something that a task waits for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Wait {
+    /// `dependency`, `former`, `dependent`, `namespace`, `network`, `node`.
+    pub kind: String,
+    /// The service, container, network it waits for.
+    pub on: String,
+    /// The sentence for people.
+    pub text: String,
+}
+
+impl Task {
+    /// Whether it is on its way out.
+    pub fn is_retiring(&self) -> bool {
+        self.goal == DesiredTask::Removed
+    }
+
+    /// A replica of its service that is to stay.
+    pub fn is_replica(&self) -> bool {
+        !self.one_off && !self.is_retiring()
+    }
+
+    /// Whether its process may live, or be about to.
+    pub fn may_live(&self) -> bool {
+        match self.told {
+            None => false,
+            Some(DesiredTask::Running | DesiredTask::Paused) => {
+                !matches!(self.status.state, TaskState::Exited | TaskState::Failed | TaskState::Removed)
+            }
+            // It was never started, or has been told to end: only what its node has seen counts.
+            Some(DesiredTask::Created | DesiredTask::Stopped | DesiredTask::Removed) => self.has_process(),
+        }
+    }
+
+    /// Whether its node says that it has a process, or will have one by policy.
+    pub fn has_process(&self) -> bool {
+        matches!(
+            self.status.state,
+            TaskState::Starting | TaskState::Running | TaskState::Paused | TaskState::Restarting | TaskState::Stopping
+        )
+    }
+
+    /// Whether it has been started since it was made.
+    pub fn was_started(&self) -> bool {
+        self.status.started_at.is_some() || self.has_process() || self.status.state == TaskState::Exited
+    }
+
+    /// Its endpoints, when its network is its own.
+    pub fn endpoints(&self) -> &[orch_spec::assignment::EndpointAssignment] {
+        match &self.network {
+            Some(TaskNetwork::Endpoints { endpoints, .. }) => endpoints,
+            _ => &[],
+        }
+    }
+
+    /// Ports it publishes.
+    pub fn ports(&self) -> &[orch_spec::assignment::PortAssignment] {
+        match &self.network {
+            Some(TaskNetwork::Endpoints { ports, .. }) => ports,
+            _ => &[],
+        }
+    }
+
+    /// The networks it is on.
+    pub fn networks(&self) -> impl Iterator<Item = &NetworkName> {
+        self.endpoints().iter().map(|endpoint| &endpoint.network)
+    }
+
+    /// Tasks whose namespaces it joins: network, PID, IPC.
+    pub fn namespace_parents(&self) -> impl Iterator<Item = &TaskId> {
+        let network = match &self.network {
+            Some(TaskNetwork::Task(id)) => Some(id),
+            _ => None,
+        };
+        network.into_iter().chain(&self.pid_of).chain(&self.ipc_of)
+    }
+
+    /// The key that the service's tasks are sorted by for people: replicas by number, one-offs last.
+    pub fn order(&self) -> (&str, bool, u32, u64) {
+        (&self.service, self.one_off, self.slot, self.sequence)
+    }
+}
+
+/// Holders of a task's addresses are named like this in pools.
+pub(crate) fn holder_of(task: &TaskId) -> String {
+    format!("task:{task}")
+}
+
+/// Holders of addresses that containers outside of stacks have are named like this in pools.
+pub(crate) fn reservation_holder(holder: &str) -> String {
+    format!("container:{holder}")
+}
