@@ -112,6 +112,9 @@ impl<'a> Check<'a> {
             let scalar = matches!(node.value, Value::Int(_) | Value::Float(_) | Value::Bool(_));
             let written = self.files.text(node.span);
             match &node.value {
+                Value::Bool(false) if matches!(self.path.last(), Some(Step::Key(key)) if &**key == "restart") => {
+                    problem.hint("write `restart: \"no\"` for \"never\"")
+                }
                 _ if scalar && expected.contains("text") && !written.is_empty() => {
                     problem.hint(format!("put it in quotes: `\"{written}\"`"))
                 }
@@ -142,6 +145,10 @@ impl<'a> Check<'a> {
             }
             Value::Bool(false) if self.files.text(node.span).eq_ignore_ascii_case("no") => {
                 node.value = Value::Text("no".into());
+            }
+            Value::Int(number) if unit_missing(*number, parse) => {
+                let why = format!("`{number}` has no unit; write for example `{number}s`");
+                self.bad(node, why);
             }
             _ => self.wrong(node, "a text"),
         }
@@ -412,6 +419,12 @@ impl<'a> Check<'a> {
         for key in unknown {
             if let Some(entry) = map.shift_remove(&key) {
                 self.unknown_key(&key, entry.key, table);
+                // What was probably meant counts as given, so that nothing else complains of its absence.
+                if let Some(meant) = closest(&key, table.fields.iter().map(|field| field.name))
+                    && !map.contains_key(meant)
+                {
+                    map.insert(meant.into(), Entry { key: entry.key, node: Node::invalid(entry.node.span) });
+                }
             }
         }
         if !self.partial {
@@ -514,13 +527,23 @@ pub(crate) fn with_variables(mut problem: Problem, node: &Node) -> Problem {
 
 /// "did you mean `image`?" when one of the candidates is close enough.
 pub(crate) fn suggest<'c>(found: &str, candidates: impl Iterator<Item = &'c str>) -> Option<String> {
+    closest(found, candidates).map(|candidate| format!("did you mean `{candidate}`?"))
+}
+
+/// A number that only lacks the `s` of a duration.
+fn unit_missing(number: i64, parse: Parse) -> bool {
+    parse.is_some_and(|parse| parse(&number.to_string()).is_err() && parse(&format!("{number}s")).is_ok())
+}
+
+/// The candidate that differs by few letters, if there is one.
+fn closest<'c>(found: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
     let lower = found.to_lowercase().replace('-', "_");
     candidates
         .filter(|candidate| !candidate.is_empty())
         .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.replace('-', "_").to_lowercase()), candidate))
         .filter(|(distance, candidate)| *distance <= (candidate.len().max(lower.len()) / 3).max(1))
         .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| format!("did you mean `{candidate}`?"))
+        .map(|(_, candidate)| candidate)
 }
 
 /// Where a key that is unknown here belongs.

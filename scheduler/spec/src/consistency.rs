@@ -189,6 +189,7 @@ impl<'a> Consistency<'a> {
             let secret = &entry.node;
             let has = |key| secret.some(key).is_some();
             if secret.as_map().is_some()
+                && has("external")
                 && !is_true(secret.get("external"))
                 && !has("file")
                 && !has("environment")
@@ -292,6 +293,7 @@ impl<'a> Consistency<'a> {
                 .at(mode.span, "remove one of the two")
                 .at(service.key_span("networks"), ""),
             );
+            return;
         }
         for (network, entry) in networks.into_iter().flat_map(Node::entries) {
             if !self.has("networks", network) {

@@ -57,6 +57,16 @@ fn member(node: &Node, escaped: bool, path: &[&str]) -> Json {
         (["secrets" | "configs", "mode"] | ["volumes", "tmpfs", "mode"], Value::Int(mode)) => {
             Json::String(format!("0{mode:o}"))
         }
+        // Compose prints amounts of processor time and ratios as numbers.
+        (
+            [.., "cpus" | "max_failure_ratio"] | ["cpu_period" | "cpu_quota" | "cpu_rt_period" | "cpu_rt_runtime"],
+            Value::Text(text),
+        ) if place.first() == Some(&"deploy") || place.len() == 1 => {
+            let whole = text.parse::<i64>().ok().map(Json::from);
+            whole
+                .or_else(|| text.parse().ok().and_then(Number::from_f64).map(Json::Number))
+                .unwrap_or_else(|| Json::String(text.to_string()))
+        }
         (["extra_hosts"], Value::Map(hosts)) => {
             let mut lines = Vec::new();
             for (host, entry) in hosts {

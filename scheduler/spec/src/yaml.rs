@@ -98,6 +98,10 @@ impl Builder<'_> {
         let line = text[..start].rsplit('\n').next().unwrap_or("");
         if line.contains('\t') || text[start..].starts_with('\t') {
             problem = problem.hint("indent with blanks; YAML does not allow tabs there");
+        } else if info.contains("unknown anchor") {
+            problem = problem.hint("an alias `*name` needs an anchor `&name` above it in the same document");
+        } else if info.contains("quoted scalar") || info.contains("quoted") {
+            problem = problem.hint("a quote that was opened above is not closed");
         } else if info.contains("mapping values") {
             problem = problem.hint("put a value that has `: ` in it in quotes, or check the indentation");
         }

@@ -68,7 +68,12 @@ impl Loader<'_> {
             );
             return;
         }
-        let Some((target, file)) = self.reference(&extends, name) else { return };
+        let Some((target, file)) = self.reference(&extends, name) else {
+            if service.get("image").is_none() && service.get("build").is_none() {
+                service.put("image", Node::invalid(extends.span));
+            }
+            return;
+        };
         visits.push((path.to_owned(), name.to_owned(), extends.span));
         let base = match &file {
             Some((file, span)) => self.base_of_file(&join(folder, file), *span, &target, name, scope, visits),
@@ -85,7 +90,14 @@ impl Loader<'_> {
             }
         };
         visits.pop();
-        let (Some(mut base), Some(service)) = (base, services.get_mut(name)) else { return };
+        let Some(service) = services.get_mut(name) else { return };
+        let Some(mut base) = base else {
+            // The image would have come from there; only the missing base is worth a message.
+            if service.get("image").is_none() && service.get("build").is_none() {
+                service.put("image", Node::invalid(extends.span));
+            }
+            return;
+        };
         apply_marks(&mut base, service);
         let own = std::mem::replace(service, Node::invalid(extends.span));
         let mark = own.mark;
