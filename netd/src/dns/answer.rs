@@ -35,7 +35,8 @@ pub(crate) fn answer(table: &DnsTable, sandbox: &SandboxDns, query: &ClientQuery
     }
     // RFC 6761 §6.3: nobody but the host itself can know where it is.
     if name == "localhost" || name.ends_with(".localhost") {
-        let record = NameRecord { kind: RecordKind::Alias, v4: vec![Ipv4Addr::LOCALHOST], v6: vec![Ipv6Addr::LOCALHOST] };
+        let record =
+            NameRecord { kind: RecordKind::Alias, v4: vec![Ipv4Addr::LOCALHOST], v6: vec![Ipv6Addr::LOCALHOST] };
         return Verdict::Answer(addresses(query, &record, shuffle));
     }
     let wanted = match query.question.query_type {

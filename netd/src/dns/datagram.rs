@@ -163,7 +163,9 @@ impl Buffers {
         let mut slices: Vec<[IoSliceMut<'_>; 1]> = input.iter_mut().map(|bytes| [IoSliceMut::new(bytes)]).collect();
         let count = {
             let descriptor = receiver.socket.as_raw_fd();
-            let Ok(messages) = recvmmsg(descriptor, received, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None) else { return };
+            let Ok(messages) = recvmmsg(descriptor, received, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None) else {
+                return;
+            };
             let mut count = 0;
             for (message, origin) in messages.zip(&mut origins) {
                 *origin = (message.bytes, message.address);

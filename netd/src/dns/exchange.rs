@@ -77,7 +77,11 @@ impl Asked {
 
 impl Exchange {
     /// Asks the question's servers. `None` when no server answered in time or all refused without saying why.
-    pub(crate) async fn ask(self: Arc<Self>, question: &Question, namespace: Option<Arc<Namespace>>) -> Option<UpstreamReply> {
+    pub(crate) async fn ask(
+        self: Arc<Self>,
+        question: &Question,
+        namespace: Option<Arc<Namespace>>,
+    ) -> Option<UpstreamReply> {
         let asked = Arc::new(Asked {
             name: question.name.clone(),
             kind: question.kind,
@@ -248,7 +252,8 @@ impl Exchange {
 /// A socket of the server's family, made where the server is to be asked from.
 async fn made(server: SocketAddr, kind: SockType, namespace: Option<Arc<Namespace>>) -> io::Result<OwnedFd> {
     let family = if server.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let make = move || socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None).map_err(io::Error::from);
+    let make =
+        move || socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None).map_err(io::Error::from);
     match namespace {
         None => make(),
         Some(namespace) => spawn_blocking(move || namespace.run(make)).await.map_err(io::Error::other)??,

@@ -45,7 +45,9 @@ impl ResolvConf {
             let line = line.split(['#', ';']).next().unwrap_or("");
             let mut words = line.split_whitespace();
             match words.next() {
-                Some("nameserver") => conf.nameservers.extend(words.next().filter(|w| server(w).is_some()).map(str::to_owned)),
+                Some("nameserver") => {
+                    conf.nameservers.extend(words.next().filter(|w| server(w).is_some()).map(str::to_owned))
+                }
                 Some("search") => conf.search = words.map(str::to_owned).collect(),
                 Some("domain") => conf.search = words.next().map(str::to_owned).into_iter().collect(),
                 Some("options") => conf.options.extend(words.map(str::to_owned)),
@@ -161,7 +163,8 @@ mod tests {
 
     #[test]
     fn a_link_local_server_is_dialled_through_its_interface() {
-        let servers = ResolvConf::parse("nameserver fe80::1%lo\nnameserver fe80::2%7\nnameserver fe80::3%gone0\n").servers();
+        let servers =
+            ResolvConf::parse("nameserver fe80::1%lo\nnameserver fe80::2%7\nnameserver fe80::3%gone0\n").servers();
         assert_eq!(servers.iter().map(ToString::to_string).collect::<Vec<_>>(), ["[fe80::1%1]:53", "[fe80::2%7]:53"]);
     }
 

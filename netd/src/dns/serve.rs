@@ -100,7 +100,9 @@ impl Shared {
         let upstreams = {
             let table = self.table.load();
             // Without its record we do not know what the sandbox may see, nor whether it may ask outside.
-            let Some(sandbox) = table.sandbox(&asker.sandbox) else { return Some(query.failure(ResponseCode::ServFail)) };
+            let Some(sandbox) = table.sandbox(&asker.sandbox) else {
+                return Some(query.failure(ResponseCode::ServFail));
+            };
             match answer::answer(&table, sandbox, &query, shuffle) {
                 Verdict::Answer(answer) => return Some(answer),
                 Verdict::Forward => match table.upstreams(sandbox) {

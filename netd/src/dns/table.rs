@@ -186,7 +186,8 @@ impl NetworkRecords {
 
     fn record(&mut self, name: &str, kind: RecordKind) -> Result<&mut NameRecord, NameError> {
         let name: Arc<str> = canonical(name)?.into();
-        let record = self.names.entry(name).or_insert_with(|| Arc::new(NameRecord { kind, v4: Vec::new(), v6: Vec::new() }));
+        let record =
+            self.names.entry(name).or_insert_with(|| Arc::new(NameRecord { kind, v4: Vec::new(), v6: Vec::new() }));
         Ok(Arc::make_mut(record))
     }
 
@@ -327,7 +328,8 @@ impl DnsTable {
 
     /// Adds a sandbox, or replaces what it sees.
     pub fn set_sandbox(&mut self, sandbox: SandboxId, mut dns: SandboxDns) {
-        dns.links = dns.links.into_iter().map(|(from, to)| (from.to_ascii_lowercase(), to.to_ascii_lowercase())).collect();
+        dns.links =
+            dns.links.into_iter().map(|(from, to)| (from.to_ascii_lowercase(), to.to_ascii_lowercase())).collect();
         self.sandboxes.insert(sandbox, Arc::new(dns));
     }
 
@@ -426,7 +428,8 @@ impl DnsTable {
                     || self.networks_of(sandbox).any(|n| n.subnets.iter().any(|subnet| subnet.contains(address)))
             }
         };
-        let servers = sandbox.upstreams.iter().map(|&ip| Server { address: SocketAddr::new(ip, 53), inside: inside(ip) });
+        let servers =
+            sandbox.upstreams.iter().map(|&ip| Server { address: SocketAddr::new(ip, 53), inside: inside(ip) });
         Some(servers.filter(|server| server.inside || !internal).collect())
     }
 }
