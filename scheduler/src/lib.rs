@@ -1,1 +1,14 @@
-//! The control plane: raft driver, log store, API server, dispatcher.
+//! The control plane: the durable log, the raft driver, and the API over both.
+//!
+//! One thread ([`driver`]) owns the raft node, the replicated [`State`](orch_core::State) and the [`log`]; everybody else has a
+//! [`Control`], which proposes commands and reads the state. [`server`] is the HTTP side of it. Absent on purpose: deciding. What a
+//! command does is `orch-core`'s business.
+#![forbid(unsafe_code)]
+
+pub mod control;
+mod driver;
+pub mod log;
+pub mod server;
+mod slog_bridge;
+
+pub use control::{Control, ControlConfig, ProposeError, StartError};
