@@ -10,7 +10,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use orch_engine::cgroup::Layout;
-use orch_engine::config::{ContainerConfig, ContainerId, Logging, Namespaces, NetworkNs, ProcessConfig, Resources, Seccomp, Share};
+use orch_engine::config::{
+    ContainerConfig, ContainerId, Logging, Namespaces, NetworkNs, ProcessConfig, Resources, Seccomp, Share,
+};
 use orch_engine::runtime::{Launcher, PrepareContext, Stdio, prepare};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -22,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// A change to the configuration that takes one part away.
-type Variant = (&'static str, fn(&mut ContainerConfig));
+type Variant = (&'static str, fn(&mut ContainerConfig, &mut PrepareContext));
 
 fn measure(root: &Path, count: usize) -> Result<(), Box<dyn Error>> {
     for name in ["image/bin", "image/proc", "image/dev", "image/sys", "image/etc", "mountpoint"] {
@@ -30,15 +32,19 @@ fn measure(root: &Path, count: usize) -> Result<(), Box<dyn Error>> {
     }
     fs::copy("/bin/busybox", root.join("image/bin/busybox"))?;
     symlink("busybox", root.join("image/bin/true"))?;
-    let variants: [Variant; 6] = [
-        ("default", |_| {}),
-        ("host network", |config| config.namespaces.network = NetworkNs::Host),
-        ("host ipc", |config| config.namespaces.ipc = Share::Host),
-        ("no filter", |config| config.process.seccomp = Seccomp::Unconfined),
-        ("no masks", |config| config.systempaths_unconfined = true),
-        ("reaper", |config| config.init = true),
+    let variants: [Variant; 7] = [
+        ("default", |_, _| {}),
+        ("host network", |config, _| config.namespaces.network = NetworkNs::Host),
+        ("host ipc", |config, _| config.namespaces.ipc = Share::Host),
+        ("no filter", |config, _| config.process.seccomp = Seccomp::Unconfined),
+        ("no masks", |config, _| config.systempaths_unconfined = true),
+        ("v2 groups only", |_, context| context.layout.v1.clear()),
+        ("reaper", |config, _| config.init = true),
     ];
-    say(format_args!("{:14} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}", "µs, median", "prepare", "cgroup", "compile", "clone", "child", "start", "remove"))?;
+    say(format_args!(
+        "{:14} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}",
+        "µs, median", "prepare", "cgroup", "compile", "clone", "child", "start", "remove"
+    ))?;
     for (name, change) in variants {
         let mut samples: Vec<[Duration; 7]> = Vec::new();
         let mut launcher = Launcher::unsealed()?;
@@ -61,7 +67,12 @@ fn say(line: std::fmt::Arguments<'_>) -> std::io::Result<()> {
     writeln!(std::io::stdout(), "{line}")
 }
 
-fn once(root: &Path, number: usize, launcher: &mut Launcher, change: fn(&mut ContainerConfig)) -> Result<[Duration; 7], Box<dyn Error>> {
+fn once(
+    root: &Path,
+    number: usize,
+    launcher: &mut Launcher,
+    change: fn(&mut ContainerConfig, &mut PrepareContext),
+) -> Result<[Duration; 7], Box<dyn Error>> {
     // A fresh layer each time, as for a new container.
     let (upper, work) = (root.join("upper"), root.join("work"));
     for directory in [&upper, &work] {
@@ -70,7 +81,7 @@ fn once(root: &Path, number: usize, launcher: &mut Launcher, change: fn(&mut Con
         }
         fs::create_dir(directory)?;
     }
-    let context = PrepareContext {
+    let mut context = PrepareContext {
         instance: format!("launch-times-{}", std::process::id()),
         lower: vec![root.join("image")],
         upper,
@@ -85,18 +96,17 @@ fn once(root: &Path, number: usize, launcher: &mut Launcher, change: fn(&mut Con
         layout: Layout::detect()?,
     };
     let mut config = config(number);
-    change(&mut config);
+    change(&mut config, &mut context);
     let begin = Instant::now();
     let plan = prepare(&config, &context)?;
     let prepared = begin.elapsed();
-    let begin = Instant::now();
     let launched = launcher.launch(&plan, Stdio::null())?;
-    let started = begin.elapsed();
     nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(launched.pid), None)?;
     let begin = Instant::now();
     launched.cgroup.remove()?;
     let times = launched.times;
-    Ok([prepared, times.cgroup, times.compile, times.clone, times.child, prepared + started, begin.elapsed()])
+    let start = prepared + times.cgroup + times.compile + times.clone + times.child;
+    Ok([prepared, times.cgroup, times.compile, times.clone, times.child, start, begin.elapsed()])
 }
 
 fn config(number: usize) -> ContainerConfig {

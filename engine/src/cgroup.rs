@@ -9,8 +9,8 @@ mod layout;
 mod resources;
 
 pub use group::{Cgroup, Stats};
-pub use resources::settings;
 pub use layout::{CgroupError, Hierarchy, Layout};
+pub use resources::settings;
 
 use serde::{Deserialize, Serialize};
 

@@ -24,13 +24,14 @@ mod stdio;
 mod sysctls;
 mod user;
 
+pub use crate::sys::seal::{is_sealed, sealed_executable};
 pub(crate) use capabilities::bit as capability_bit;
 pub use init_layer::create_init_layer;
 pub use launch::{LaunchError, LaunchTimes, Launched, Launcher};
 pub use plan::{
-    ExecPlan, Identity, LaunchPlan, MountSource, NamespacePlan, PlannedDevice, PlannedMount, ProcessPlan, Propagation, RootPlan, Space,
+    ExecPlan, Identity, LaunchPlan, MountSource, NamespacePlan, PlannedDevice, PlannedMount, ProcessPlan, Propagation,
+    RootPlan, Space,
 };
 pub use prepare::{ExecConfig, PrepareContext, PrepareError, RunningContainer, cgroup_path, prepare, prepare_exec};
-pub use user::UserError;
-pub use crate::sys::seal::{is_sealed, sealed_executable};
 pub use stdio::{PipeEnds, Stdio};
+pub use user::UserError;

@@ -36,7 +36,9 @@ pub enum ProfileError {
 }
 
 /// By the profile's text (`None`: the default) and capabilities.
-static COMPILED: Mutex<BTreeMap<(Option<String>, u64), Vec<u8>>> = Mutex::new(BTreeMap::new());
+static COMPILED: Mutex<BTreeMap<Key, Vec<u8>>> = Mutex::new(BTreeMap::new());
+
+type Key = (Option<String>, u64);
 
 /// The default profile for a container with these capabilities (bit n is capability n), as `struct sock_filter`s in native order.
 ///

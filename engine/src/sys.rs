@@ -9,9 +9,9 @@
 pub(crate) mod bpf;
 pub(crate) mod child;
 pub(crate) mod raw;
-pub(crate) mod xattr;
 pub(crate) mod reaper;
 pub(crate) mod seal;
+pub(crate) mod xattr;
 
 use std::ffi::CString;
 use std::io::{self, IoSliceMut};
@@ -63,5 +63,9 @@ pub(crate) fn extended_attribute(path: &Path, name: &str) -> Option<Vec<u8>> {
 pub(crate) fn hard_limit(resource: u32) -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a live `struct rlimit` that the kernel fills.
-    if unsafe { libc::getrlimit(resource, &raw mut limit) } < 0 { Err(io::Error::last_os_error()) } else { Ok(limit.rlim_max) }
+    if unsafe { libc::getrlimit(resource, &raw mut limit) } < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(limit.rlim_max)
+    }
 }

@@ -2,6 +2,7 @@
 
 #[path = "runtime/support.rs"]
 #[macro_use]
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "shared by test programs that use a part each")]
 mod support;
 
 use std::collections::BTreeMap;
@@ -106,7 +107,15 @@ fn the_mounts_are_dockers() {
         }
         assert_eq!(seen.get(target), Some(&(kind.to_owned(), options.to_owned())), "{target}");
     }
-    for target in ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/interrupts"] {
+    for target in [
+        "/etc/hosts",
+        "/etc/hostname",
+        "/etc/resolv.conf",
+        "/proc/kcore",
+        "/proc/keys",
+        "/proc/timer_list",
+        "/proc/interrupts",
+    ] {
         assert!(seen.contains_key(target) || !std::path::Path::new(target).exists(), "{target}: {seen:?}");
     }
     assert!(seen.keys().any(|target| target.starts_with("/sys/fs/cgroup")), "{seen:?}");
@@ -199,7 +208,8 @@ fn the_environment_is_complete_and_the_working_directory_is_made() {
 #[test]
 fn names_and_generated_files_are_its_own() {
     needs_root!();
-    let mut fixture = shell("hostname; cat /proc/sys/kernel/domainname /etc/hosts /etc/resolv.conf; ip link show lo | grep -c UP");
+    let mut fixture =
+        shell("hostname; cat /proc/sys/kernel/domainname /etc/hosts /etc/resolv.conf; ip link show lo | grep -c UP");
     fixture.config.domainname = "example".to_owned();
     assert_eq!(fixture.run().success(), "box\nexample\n127.0.0.1 localhost\nnameserver 127.0.0.11\n1");
 }
@@ -254,7 +264,10 @@ fn binds_volumes_and_tmpfs_are_mounted_as_asked() {
     let outcome = fixture.run();
     let lines: Vec<_> = outcome.stdout.lines().collect();
     assert_eq!(lines[..5], ["content", "below", "710", "700", "755"], "{outcome:?}");
-    assert!(lines[5].starts_with("rw,nosuid,nodev,noexec,relatime tmpfs ") && lines[5].contains("size=1024k"), "{outcome:?}");
+    assert!(
+        lines[5].starts_with("rw,nosuid,nodev,noexec,relatime tmpfs ") && lines[5].contains("size=1024k"),
+        "{outcome:?}"
+    );
     assert!(lines[6].starts_with("rw,nosuid,nodev,relatime tmpfs "), "{outcome:?}");
     assert_eq!(lines[7..], ["secret", "content"], "{outcome:?}");
     assert!(host.join("new").exists());
@@ -272,7 +285,14 @@ fn a_read_only_bind_is_read_only_all_the_way_down() {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS | nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
         let private = nix::mount::MsFlags::MS_PRIVATE | nix::mount::MsFlags::MS_REC;
         nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
-        nix::mount::mount(Some("tmpfs"), &host.join("below"), Some("tmpfs"), nix::mount::MsFlags::empty(), None::<&str>).unwrap();
+        nix::mount::mount(
+            Some("tmpfs"),
+            &host.join("below"),
+            Some("tmpfs"),
+            nix::mount::MsFlags::empty(),
+            None::<&str>,
+        )
+        .unwrap();
         fixture.config.mounts = vec![bind(host, "/in", true)];
         fixture.run()
     });
@@ -296,8 +316,10 @@ fn a_read_only_root_leaves_dev_shm_and_volumes_writable() {
 #[test]
 fn limits_devices_and_parameters_are_as_configured() {
     needs_root!();
-    let mut fixture = shell("ulimit -n; ulimit -Hn; ulimit -c; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; stat -c '%t:%T' /dev/mine; \
-        cat /proc/sys/kernel/msgmax /proc/self/oom_score_adj");
+    let mut fixture = shell(
+        "ulimit -n; ulimit -Hn; ulimit -c; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; stat -c '%t:%T' /dev/mine; \
+        cat /proc/sys/kernel/msgmax /proc/self/oom_score_adj",
+    );
     fixture.config.process.ulimits = BTreeMap::from([("nofile".to_owned(), (100, 200)), ("core".to_owned(), (0, 0))]);
     fixture.config.process.oom_score_adj = 123;
     fixture.config.devices =
@@ -309,7 +331,12 @@ fn limits_devices_and_parameters_are_as_configured() {
 #[test]
 fn a_parameter_of_the_host_is_refused() {
     needs_root!();
-    for (name, value) in [("kernel.core_pattern", "|/x"), ("vm.swappiness", "1"), ("net.ipv4.ip_forward", "1\n"), ("net/../kernel/x", "1")] {
+    for (name, value) in [
+        ("kernel.core_pattern", "|/x"),
+        ("vm.swappiness", "1"),
+        ("net.ipv4.ip_forward", "1\n"),
+        ("net/../kernel/x", "1"),
+    ] {
         let mut fixture = Fixture::new(&["true"]);
         fixture.config.sysctls = BTreeMap::from([(name.to_owned(), value.to_owned())]);
         assert!(fixture.try_start().is_err(), "{name}");
@@ -322,7 +349,8 @@ fn a_terminal_is_the_containers_own() {
     let mut fixture = shell("tty; stty size; stat -c '%F' /dev/console; echo $TERM; tty < /dev/tty");
     fixture.config.process.tty = true;
     let plan = fixture.plan();
-    let launched = fixture.launcher.launch(&plan, Stdio::terminal(30, 100)).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let launched =
+        fixture.launcher.launch(&plan, Stdio::terminal(30, 100)).unwrap_or_else(|error| panic!("{}", chain(&error)));
     let mut running = Running::adopt(launched);
     let mut output = String::new();
     let mut terminal = File::from(running.take_terminal());
@@ -351,7 +379,8 @@ fn a_reaper_is_process_one_and_hands_on_signals_and_exit_codes() {
     fixture.config.init = true;
     let mut running = fixture.start();
     running.read_until("ready");
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(running.launched().pid), nix::sys::signal::Signal::SIGTERM).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(running.launched().pid), nix::sys::signal::Signal::SIGTERM)
+        .unwrap();
     let outcome = running.wait();
     assert_eq!((outcome.code(), outcome.stdout.trim()), (9, "term"), "{outcome:?}");
 
@@ -367,7 +396,9 @@ fn containers_share_namespaces_when_asked() {
     let mut first = shell("echo shared > /dev/shm/note; echo ready; sleep 1000");
     let mut owner = first.start();
     owner.read_until("ready");
-    let mut second = shell("cat /dev/shm/note; hostname; cat /proc/1/cmdline | grep -c sleep; cd /proc/self/ns; for n in ipc net pid uts mnt; do readlink $n; done");
+    let mut second = shell(
+        "cat /dev/shm/note; hostname; cat /proc/1/cmdline | grep -c sleep; cd /proc/self/ns; for n in ipc net pid uts mnt; do readlink $n; done",
+    );
     let id = first.config.id.clone();
     second.context.containers = BTreeMap::from([(id.clone(), owner.identity())]);
     second.config.namespaces.ipc = Share::Container(id.clone());
@@ -378,7 +409,10 @@ fn containers_share_namespaces_when_asked() {
     let lines: Vec<_> = outcome.stdout.lines().collect();
     assert_eq!(lines[..3], ["shared", "box", "1"], "{outcome:?}");
     for (line, name) in lines[3..].iter().zip(["ipc", "net", "pid", "uts"]) {
-        assert_eq!(*line, fs::read_link(format!("/proc/{}/ns/{name}", owner.identity().pid)).unwrap().to_str().unwrap());
+        assert_eq!(
+            *line,
+            fs::read_link(format!("/proc/{}/ns/{name}", owner.identity().pid)).unwrap().to_str().unwrap()
+        );
     }
     assert_ne!(lines[7], fs::read_link(format!("/proc/{}/ns/mnt", owner.identity().pid)).unwrap().to_str().unwrap());
     // Once it is gone, nothing can be shared.
@@ -405,14 +439,20 @@ fn the_hosts_namespaces_can_be_used() {
 #[test]
 fn privileged_lifts_masks_filter_and_capabilities() {
     needs_root!();
-    let mut fixture = shell("grep -E '^(Seccomp|CapEff|CapInh):' /proc/self/status; mount -t tmpfs none /tmp && echo mounted; ls /dev | wc -l; \
-        grep -c ' /proc/kcore ' /proc/self/mountinfo; touch /proc/sys/kernel/domainname && echo writable");
+    let mut fixture = shell(
+        "grep -E '^(Seccomp|CapEff|CapInh):' /proc/self/status; mount -t tmpfs none /tmp && echo mounted; ls /dev | wc -l; \
+        grep -c ' /proc/kcore ' /proc/self/mountinfo; touch /proc/sys/kernel/domainname && echo writable",
+    );
     fixture.config.privileged = true;
     let outcome = fixture.run();
     let own = fs::read_to_string("/proc/self/status").unwrap();
     let bounding = own.lines().find_map(|line| line.strip_prefix("CapBnd:\t")).unwrap();
     let lines: Vec<_> = outcome.stdout.lines().collect();
-    assert_eq!(lines[..4], ["CapInh:\t0000000000000000", &format!("CapEff:\t{bounding}"), "Seccomp:\t0", "mounted"], "{outcome:?}");
+    assert_eq!(
+        lines[..4],
+        ["CapInh:\t0000000000000000", &format!("CapEff:\t{bounding}"), "Seccomp:\t0", "mounted"],
+        "{outcome:?}"
+    );
     assert!(lines[4].parse::<u32>().unwrap() > 15, "{outcome:?}");
     assert_eq!(lines[5..], ["0", "writable"], "{outcome:?}");
 }
@@ -456,12 +496,21 @@ fn a_configuration_that_makes_no_sense_is_refused_before_anything_happens() {
     assert!(refused(&|config| config.process.args.clear()).contains("nothing to execute"));
     assert!(refused(&|config| config.process.cap_add = strings(&["FLY"])).contains("FLY"));
     assert!(refused(&|config| config.hostname = "x".repeat(65)).contains("64 bytes"));
-    assert!(refused(&|config| config.process.ulimits = BTreeMap::from([("nofiles".to_owned(), (1, 1))])).contains("no such limit"));
+    assert!(
+        refused(&|config| config.process.ulimits = BTreeMap::from([("nofiles".to_owned(), (1, 1))]))
+            .contains("no such limit")
+    );
     assert!(refused(&|config| config.mounts = vec![bind("/tmp".into(), "/proc/sys", false)]).contains("/proc"));
     assert!(refused(&|config| config.mounts = vec![bind("/tmp".into(), "/x/../../proc", false)]).contains("/proc"));
     assert!(refused(&|config| config.device_cgroup_rules = strings(&["x 1:3 rwm"])).contains("device rule"));
-    assert!(refused(&|config| config.resources = Resources { memory: Some(1 << 20), ..Resources::default() }).contains("6 MiB"));
-    assert!(refused(&|config| config.namespaces.ipc = Share::Container(ContainerId("f".repeat(64)))).contains("does not run"));
+    assert!(
+        refused(&|config| config.resources = Resources { memory: Some(1 << 20), ..Resources::default() })
+            .contains("6 MiB")
+    );
+    assert!(
+        refused(&|config| config.namespaces.ipc = Share::Container(ContainerId("f".repeat(64))))
+            .contains("does not run")
+    );
     assert!(refused(&|config| config.process.cwd = "relative".to_owned()).contains("absolute"));
 }
 
@@ -498,7 +547,9 @@ fn the_root_keeps_what_was_written_and_the_image_does_not_change() {
     assert_eq!(fixture.run().success(), "again");
     assert!(fixture.image().join("etc/group").exists());
     assert_eq!(fs::metadata(fixture.image().join("etc")).unwrap().mode() & 0o777, 0o755);
-    eventually("the mount is gone", || !fs::read_to_string("/proc/self/mountinfo").unwrap().contains(fixture.root.path().to_str().unwrap()));
+    eventually("the mount is gone", || {
+        !fs::read_to_string("/proc/self/mountinfo").unwrap().contains(fixture.root.path().to_str().unwrap())
+    });
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 #[path = "runtime/support.rs"]
 #[macro_use]
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "shared by test programs that use a part each")]
 mod support;
 
 use std::fs::{self, File};
@@ -25,7 +26,7 @@ fn refusal(fixture: &mut Fixture) -> Refusal {
 /// Replaces a directory of the image.
 fn replace(fixture: &Fixture, name: &str, make: impl FnOnce(&std::path::Path)) {
     let path = fixture.image().join(name);
-    fs::remove_dir_all(&path).unwrap();
+    fs::remove_dir_all(&path).expect("the image has it");
     make(&path);
 }
 
@@ -75,7 +76,7 @@ fn exchanging_a_target_for_a_link_never_leads_out() {
             let directory = File::open(volume).unwrap();
             let mut turns = 0u64;
             while !stop.load(Ordering::Relaxed) {
-                let other = if turns % 2 == 0 { "link" } else { "escape" };
+                let other = if turns.is_multiple_of(2) { "link" } else { "escape" };
                 for _ in 0..2 {
                     renameat2(&directory, "mnt", &directory, other, RenameFlags::RENAME_EXCHANGE).unwrap();
                 }
@@ -89,7 +90,11 @@ fn exchanging_a_target_for_a_link_never_leads_out() {
         kind: MountKind::Volume { name: name.to_owned(), nocopy: true, subpath: String::new() },
         read_only: false,
     };
-    let tmpfs = Mount { target: "/vol/mnt/deep/er".to_owned(), kind: MountKind::Tmpfs { options: String::new() }, read_only: false };
+    let tmpfs = Mount {
+        target: "/vol/mnt/deep/er".to_owned(),
+        kind: MountKind::Tmpfs { options: String::new() },
+        read_only: false,
+    };
     fixture.config.mounts = vec![volume_mount("/vol", "data"), tmpfs];
     let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let (mut started, mut refused) = (0, 0);
@@ -114,7 +119,8 @@ fn exchanging_a_target_for_a_link_never_leads_out() {
 #[test]
 fn a_false_dev_null_masks_nothing_and_opens_nothing() {
     needs_root!();
-    let mut fixture = shell("cat /proc/kcore /proc/keys /proc/timer_list; echo x > /proc/sys/kernel/core_pattern; echo $?");
+    let mut fixture =
+        shell("cat /proc/kcore /proc/keys /proc/timer_list; echo x > /proc/sys/kernel/core_pattern; echo $?");
     fs::remove_file(fixture.image().join("dev/null")).ok();
     symlink("/proc/sys/kernel/core_pattern", fixture.image().join("dev/null")).unwrap();
     let before = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
@@ -207,7 +213,19 @@ fn numbers_are_never_names_and_never_wrap() {
     };
     assert_eq!(with("1000").unwrap(), "1000");
     assert_eq!(with("web").unwrap(), "33");
-    for user in ["1000abc", "-1", " 0", "2147483648", "4294967295", "4294967296", "0x0", "big", "neg", "web:2147483648", "web:none"] {
+    for user in [
+        "1000abc",
+        "-1",
+        " 0",
+        "2147483648",
+        "4294967295",
+        "4294967296",
+        "0x0",
+        "big",
+        "neg",
+        "web:2147483648",
+        "web:none",
+    ] {
         let refused = with(user).expect_err(user);
         assert_eq!(refused.exit_code, 125, "{user}: {refused}");
     }
@@ -235,7 +253,15 @@ fn odd_user_databases_are_refused_at_once() {
         |path| nix::unistd::mkfifo(path, Mode::from_bits_truncate(0o666)).unwrap(),
         |path| symlink("/dev/zero", path).unwrap(),
         |path| fs::create_dir(path).unwrap(),
-        |path| nix::sys::stat::mknod(path, nix::sys::stat::SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), nix::sys::stat::makedev(1, 5)).unwrap(),
+        |path| {
+            nix::sys::stat::mknod(
+                path,
+                nix::sys::stat::SFlag::S_IFCHR,
+                Mode::from_bits_truncate(0o666),
+                nix::sys::stat::makedev(1, 5),
+            )
+            .unwrap()
+        },
     ];
     for (index, make) in odd.into_iter().enumerate() {
         for name in ["passwd", "group"] {
@@ -285,7 +311,9 @@ fn probe_of_the_filter() {
     if std::env::var_os("ORCH_PROBE").is_none() {
         return;
     }
-    let tell = |what: &str, result: nix::Result<()>| println!("probe {what}: {}", result.map_or_else(|errno| format!("{errno:?}"), |()| "fine".to_owned()));
+    let tell = |what: &str, result: nix::Result<()>| {
+        println!("probe {what}: {}", result.map_or_else(|errno| format!("{errno:?}"), |()| "fine".to_owned()))
+    };
     tell("unshare user", unshare(CloneFlags::CLONE_NEWUSER));
     tell("unshare mount", unshare(CloneFlags::CLONE_NEWNS));
     tell("setns", setns(File::open("/proc/self/ns/net").unwrap(), CloneFlags::CLONE_NEWNET));
@@ -318,7 +346,8 @@ fn the_kernel_cannot_be_changed_through_proc_and_sys() {
     let paths = "/proc/sys/kernel/core_pattern /proc/sys/vm/swappiness /proc/irq/default_smp_affinity /sys/kernel/mm/transparent_hugepage/enabled /sys/new";
     let outcome = shell(&format!("for f in {paths}; do echo x > $f && echo $f; done; for f in /proc/kcore /proc/keys /proc/timer_list /proc/interrupts; do cat $f; done; ls /sys/firmware; true")).run();
     assert_eq!(outcome.stdout, "", "{outcome:?}");
-    let existing = paths.split(' ').filter(|path| std::path::Path::new(path).exists() || path.ends_with("/new")).count();
+    let existing =
+        paths.split(' ').filter(|path| std::path::Path::new(path).exists() || path.ends_with("/new")).count();
     assert!(outcome.stderr.matches("Read-only file system").count() >= existing - 1, "{outcome:?}");
 }
 
@@ -349,7 +378,11 @@ fn a_container_cannot_write_to_its_launchers_executable() {
         .output()
         .unwrap();
     let output = String::from_utf8_lossy(&outcome.stdout);
-    assert!(outcome.status.success() && output.contains("sealed: refused"), "{output}\n{}", String::from_utf8_lossy(&outcome.stderr));
+    assert!(
+        outcome.status.success() && output.contains("sealed: refused"),
+        "{output}\n{}",
+        String::from_utf8_lossy(&outcome.stderr)
+    );
 }
 
 #[test]
@@ -365,7 +398,10 @@ fn sealed_launcher() {
     let outcome = fixture.run();
     let lines: Vec<_> = outcome.stdout.lines().collect();
     assert_eq!(lines[1], "1", "{outcome:?}");
-    assert!(outcome.stderr.contains("Read-only file system") || outcome.stderr.contains("Operation not permitted"), "{outcome:?}");
+    assert!(
+        outcome.stderr.contains("Read-only file system") || outcome.stderr.contains("Operation not permitted"),
+        "{outcome:?}"
+    );
     assert!(lines[2].parse::<u64>().unwrap() > 0, "the true executable was opened: {outcome:?}");
     // `#!/proc/self/exe`: the launcher executes itself inside, and still cannot be written to.
     let mut script = Fixture::new(&["/self", "--list"]);

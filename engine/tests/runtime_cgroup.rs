@@ -2,6 +2,7 @@
 
 #[path = "runtime/support.rs"]
 #[macro_use]
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "shared by test programs that use a part each")]
 mod support;
 
 use std::os::fd::AsFd;
@@ -34,7 +35,8 @@ fn too_much_memory_ends_the_container_and_is_counted_as_such() {
     needs_root!();
     let mut fixture = shell("echo ready; x=a; while :; do x=$x$x; done");
     fixture.config.init = true;
-    fixture.config.resources = Resources { memory: Some(16 << 20), memory_swap: Some(16 << 20), ..Resources::default() };
+    fixture.config.resources =
+        Resources { memory: Some(16 << 20), memory_swap: Some(16 << 20), ..Resources::default() };
     let mut running = fixture.start();
     let group = running.launched().cgroup.clone();
     assert_eq!(group.stats().memory_limit, Some(16 << 20));
@@ -94,7 +96,8 @@ fn limits_are_changed_while_it_runs() {
     running.read_until("ready");
     let group = running.launched().cgroup.clone();
     for bytes in [128 << 20, 16 << 20] {
-        let resources = Resources { memory: Some(bytes), pids: Some(9), nano_cpus: Some(500_000_000), ..Resources::default() };
+        let resources =
+            Resources { memory: Some(bytes), pids: Some(9), nano_cpus: Some(500_000_000), ..Resources::default() };
         group.apply(&orch_engine::cgroup::settings(&resources, &fixture.context.layout).unwrap()).unwrap();
         let stats = group.stats();
         assert_eq!((stats.memory_limit, stats.pids_limit), (Some(bytes), Some(9)));

@@ -2,6 +2,7 @@
 
 #[path = "runtime/support.rs"]
 #[macro_use]
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "shared by test programs that use a part each")]
 mod support;
 
 use std::fs::{self, File};
@@ -58,9 +59,13 @@ fn its_terminal_is_of_the_containers_devpts() {
     let mut fixture = sleeper();
     let mut running = fixture.start();
     running.read_until("ready");
-    let process = ProcessConfig { args: strings(&["sh", "-c", "tty; stty size"]), tty: true, ..ProcessConfig::default() };
+    let process =
+        ProcessConfig { args: strings(&["sh", "-c", "tty; stty size"]), tty: true, ..ProcessConfig::default() };
     let plan = prepare_exec(&ExecConfig { process, privileged: false }, &fixture.running(&running)).unwrap();
-    let mut launched = fixture.launcher.launch_exec(&plan, Stdio::terminal(10, 20)).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let mut launched = fixture
+        .launcher
+        .launch_exec(&plan, Stdio::terminal(10, 20))
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
     let mut terminal = File::from(launched.terminal.take().unwrap());
     let (mut output, mut bytes) = (String::new(), [0; 256]);
     while let Ok(count @ 1..) = terminal.read(&mut bytes) {
@@ -76,7 +81,10 @@ fn a_container_that_is_gone_or_replaced_is_not_entered() {
     let mut fixture = sleeper();
     let mut running = fixture.start();
     running.read_until("ready");
-    let exec = ExecConfig { process: ProcessConfig { args: strings(&["true"]), ..ProcessConfig::default() }, privileged: false };
+    let exec = ExecConfig {
+        process: ProcessConfig { args: strings(&["true"]), ..ProcessConfig::default() },
+        privileged: false,
+    };
     // The same number, another start: what a reused number looks like.
     let mut other = fixture.running(&running);
     other.init.start_time += 1;
@@ -103,6 +111,9 @@ fn a_joining_process_cannot_be_looked_into() {
     drop::<Running>(running);
     let leaked = fs::read_to_string(fixture.path("upper/leaked")).unwrap_or_default();
     // What remains are descriptors of processes of the container itself: its pipes and its own files.
-    let host: Vec<_> = leaked.lines().filter(|line| line.contains("orch") || line.contains("cgroup") || line.contains("ns/")).collect();
+    let host: Vec<_> = leaked
+        .lines()
+        .filter(|line| line.contains("orch") || line.contains("cgroup") || line.contains("ns/"))
+        .collect();
     assert!(host.is_empty(), "{host:?}");
 }

@@ -109,7 +109,9 @@ impl Cgroup {
                 match fs::create_dir(&directory) {
                     Ok(()) => break,
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists => break,
-                    Err(error) if error.kind() == io::ErrorKind::NotFound && tries < 5 => self.make_parents(hierarchy)?,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound && tries < 5 => {
+                        self.make_parents(hierarchy)?
+                    }
                     Err(source) => return Err(CgroupError::Create { path: directory, source }),
                 }
                 tries += 1;
@@ -166,7 +168,9 @@ impl Cgroup {
             }
             match write(&path, &setting.value) {
                 // v1 keeps memory ≤ memory + swap: when both are raised, the second must be written first.
-                Err(error) if setting.file == "memory.limit_in_bytes" && refused.is_none() => refused = Some((setting, error)),
+                Err(error) if setting.file == "memory.limit_in_bytes" && refused.is_none() => {
+                    refused = Some((setting, error))
+                }
                 other => other?,
             }
         }
@@ -188,7 +192,8 @@ impl Cgroup {
         };
         let directory = v2.directory(&self.path);
         let opened = File::open(&directory).map_err(|source| CgroupError::Read { path: directory, source })?;
-        let program = bpf::device_program(rules).map_err(|source| CgroupError::DeviceFilter { action: "load", source })?;
+        let program =
+            bpf::device_program(rules).map_err(|source| CgroupError::DeviceFilter { action: "load", source })?;
         bpf::attach_device_program(&program, opened.as_raw_fd())
             .map_err(|source| CgroupError::DeviceFilter { action: "attach", source })
     }
@@ -212,7 +217,8 @@ impl Cgroup {
 
     /// The v1 directories and their controllers, for showing them inside.
     pub(crate) fn v1_views(&self) -> Vec<(PathBuf, Vec<String>)> {
-        let view = |hierarchy: &Hierarchy| (hierarchy.directory(&self.path), hierarchy.controllers.iter().cloned().collect());
+        let view =
+            |hierarchy: &Hierarchy| (hierarchy.directory(&self.path), hierarchy.controllers.iter().cloned().collect());
         self.layout.v1.iter().map(view).collect()
     }
 
@@ -289,7 +295,8 @@ impl Cgroup {
     /// # Errors
     /// When a process could not be killed; the group is thawed all the same.
     pub fn kill(&self) -> Result<(), CgroupError> {
-        let one_shot = self.directory_of("").map(|directory| directory.join("cgroup.kill")).filter(|file| file.exists());
+        let one_shot =
+            self.directory_of("").map(|directory| directory.join("cgroup.kill")).filter(|file| file.exists());
         let killed = match one_shot {
             Some(file) => write(&file, "1"),
             None => self.kill_one_by_one(),
@@ -320,7 +327,11 @@ impl Cgroup {
     /// What the group has used. Files that this kernel lacks count as zero.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        if self.layout.v1_of("memory").is_some() || self.layout.v1_of("cpuacct").is_some() { self.stats_v1() } else { self.stats_v2() }
+        if self.layout.v1_of("memory").is_some() || self.layout.v1_of("cpuacct").is_some() {
+            self.stats_v1()
+        } else {
+            self.stats_v2()
+        }
     }
 
     fn stats_v2(&self) -> Stats {
@@ -342,7 +353,9 @@ impl Cgroup {
     fn stats_v1(&self) -> Stats {
         let file = |controller: &str, name: &str| self.directory_of(controller).map(|directory| directory.join(name));
         let value = |controller, name| file(controller, name).and_then(|path| number(&path));
-        let inactive = file("memory", "memory.stat").and_then(|path| keyed(&path, "total_inactive_file").ok().flatten()).unwrap_or(0);
+        let inactive = file("memory", "memory.stat")
+            .and_then(|path| keyed(&path, "total_inactive_file").ok().flatten())
+            .unwrap_or(0);
         let io = file("blkio", "blkio.throttle.io_service_bytes_recursive")
             .filter(|path| path.exists())
             .or_else(|| file("blkio", "blkio.throttle.io_service_bytes"));
@@ -386,7 +399,9 @@ impl Cgroup {
             write(&directory.join("cgroup.event_control"), &format!("{} {}", event.as_raw_fd(), opened.as_raw_fd()))?;
             return Ok(Some(event.into()));
         }
-        let Some(events) = self.directory_of("").map(|directory| directory.join("memory.events")).filter(|path| path.exists()) else {
+        let Some(events) =
+            self.directory_of("").map(|directory| directory.join("memory.events")).filter(|path| path.exists())
+        else {
             return Ok(None);
         };
         let failed = |errno: nix::Error| CgroupError::Read { path: events.clone(), source: errno.into() };
@@ -470,7 +485,9 @@ fn pass_down(directory: &Path, controllers: &BTreeSet<String>) -> Result<(), Cgr
 fn move_to_leaf(directory: &Path) -> Result<(), CgroupError> {
     let leaf = directory.join("engine");
     match fs::create_dir(&leaf) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(CgroupError::Create { path: leaf, source: error }),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(CgroupError::Create { path: leaf, source: error });
+        }
         _ => {}
     }
     for pid in read(&directory.join("cgroup.procs"))?.split_whitespace() {
@@ -517,7 +534,11 @@ fn open_procs(directory: &Path) -> Result<OwnedFd, CgroupError> {
 }
 
 /// Asks until it is so: first at once, then at growing intervals up to 10 ms.
-fn wait_until(directory: &Path, what: &'static str, mut so: impl FnMut() -> Result<bool, CgroupError>) -> Result<(), CgroupError> {
+fn wait_until(
+    directory: &Path,
+    what: &'static str,
+    mut so: impl FnMut() -> Result<bool, CgroupError>,
+) -> Result<(), CgroupError> {
     let deadline = Instant::now() + PATIENCE;
     let mut pause = Duration::from_micros(50);
     while !so()? {

@@ -170,7 +170,9 @@ impl Layout {
                     // Super block options: `rw,cpu,cpuacct` or `rw,xattr,name=systemd`.
                     let controllers: BTreeSet<String> = options
                         .split(',')
-                        .filter(|word| !matches!(*word, "rw" | "ro" | "xattr" | "noprefix" | "clone_children" | "cpuset_v2_mode"))
+                        .filter(|word| {
+                            !matches!(*word, "rw" | "ro" | "xattr" | "noprefix" | "clone_children" | "cpuset_v2_mode")
+                        })
                         .filter(|word| !word.starts_with("release_agent="))
                         .map(str::to_owned)
                         .collect();

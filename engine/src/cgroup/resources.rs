@@ -67,7 +67,9 @@ impl Lowering<'_> {
                 None => i64::try_from(limit.saturating_mul(2)).unwrap_or(-1),
                 Some(-1) => -1,
                 Some(total) if u64::try_from(total).is_ok_and(|total| total >= limit) => total,
-                Some(total) => return refuse("memory_swap", format!("{total} is below the memory limit {limit}; it counts both")),
+                Some(total) => {
+                    return refuse("memory_swap", format!("{total} is below the memory limit {limit}; it counts both"));
+                }
             };
             match self.version("a memory limit", "memory", "memory")? {
                 Version::One => {
@@ -76,7 +78,8 @@ impl Lowering<'_> {
                     self.push("memory", "memory.memsw.limit_in_bytes", total, true);
                 }
                 Version::Two => {
-                    let swap = u64::try_from(total).map_or_else(|_| "max".to_owned(), |total| (total - limit).to_string());
+                    let swap =
+                        u64::try_from(total).map_or_else(|_| "max".to_owned(), |total| (total - limit).to_string());
                     self.push("", "memory.swap.max", swap, true);
                     self.push("", "memory.max", limit, false);
                 }
@@ -115,11 +118,16 @@ impl Lowering<'_> {
         }
         let (period, quota) = match resources.nano_cpus.filter(|cpus| *cpus > 0) {
             Some(_) if resources.cpu_quota.is_some() || resources.cpu_period.is_some() => {
-                return refuse("cpus", "it cannot be combined with a CPU period or quota, which say the same".to_owned());
+                return refuse(
+                    "cpus",
+                    "it cannot be combined with a CPU period or quota, which say the same".to_owned(),
+                );
             }
             // A billionth of a CPU is a ten-thousandth of a µs of the period; the kernel takes no quota below 1000 µs.
             Some(cpus) => (Some(PERIOD), Some(i64::try_from(cpus / 10_000).unwrap_or(i64::MAX).max(1000))),
-            None => (resources.cpu_period.filter(|period| *period > 0), resources.cpu_quota.filter(|quota| *quota != 0)),
+            None => {
+                (resources.cpu_period.filter(|period| *period > 0), resources.cpu_quota.filter(|quota| *quota != 0))
+            }
         };
         if period.is_none() && quota.is_none() {
             return Ok(());
@@ -140,7 +148,8 @@ impl Lowering<'_> {
                 }
             }
             Version::Two => {
-                let quota = quota.filter(|quota| *quota > 0).map_or_else(|| "max".to_owned(), |quota| quota.to_string());
+                let quota =
+                    quota.filter(|quota| *quota > 0).map_or_else(|| "max".to_owned(), |quota| quota.to_string());
                 self.push("", "cpu.max", format!("{quota} {}", period.unwrap_or(PERIOD)), false);
             }
         }
@@ -149,7 +158,9 @@ impl Lowering<'_> {
 
     fn cpuset(&mut self, resources: &Resources) -> Result<(), CgroupError> {
         let Some(set) = resources.cpuset.as_deref().filter(|set| !set.is_empty()) else { return Ok(()) };
-        let range = |word: &str| word.split('-').all(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()));
+        let range = |word: &str| {
+            word.split('-').all(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+        };
         if !set.split(',').all(range) {
             return refuse("cpuset", format!("{set:?} is not a list such as `0-3,5`"));
         }
@@ -255,7 +266,10 @@ mod tests {
 
     fn v2() -> Layout {
         let controllers = ["cpu", "cpuset", "io", "memory", "pids"].map(str::to_owned).into();
-        Layout { v2: Some(Hierarchy { mount: "/sys/fs/cgroup".into(), base: String::new(), controllers }), v1: Vec::new() }
+        Layout {
+            v2: Some(Hierarchy { mount: "/sys/fs/cgroup".into(), base: String::new(), controllers }),
+            v1: Vec::new(),
+        }
     }
 
     fn v1() -> Layout {
@@ -265,20 +279,36 @@ mod tests {
             controllers: name.split(',').map(str::to_owned).collect(),
         };
         Layout {
-            v2: Some(Hierarchy { mount: "/sys/fs/cgroup/unified".into(), base: String::new(), controllers: BTreeSet::new() }),
+            v2: Some(Hierarchy {
+                mount: "/sys/fs/cgroup/unified".into(),
+                base: String::new(),
+                controllers: BTreeSet::new(),
+            }),
             v1: ["cpu,cpuacct", "cpuset", "memory", "pids", "blkio"].map(hierarchy).to_vec(),
         }
     }
 
     /// One line a setting.
     fn lines(resources: &Resources, layout: &Layout) -> Vec<String> {
-        let line = |setting: Setting| format!("{}={}{}", setting.file, setting.value, if setting.optional { " ?" } else { "" });
+        let line = |setting: Setting| {
+            format!("{}={}{}", setting.file, setting.value, if setting.optional { " ?" } else { "" })
+        };
         settings(resources, layout).unwrap().into_iter().map(line).collect()
     }
 
     #[test]
     fn weights_follow_the_published_vectors() {
-        let vectors = [(2, 1), (102, 17), (256, 35), (512, 59), (1024, 100), (2048, 174), (4096, 303), (8192, 532), (262_144, 10_000)];
+        let vectors = [
+            (2, 1),
+            (102, 17),
+            (256, 35),
+            (512, 59),
+            (1024, 100),
+            (2048, 174),
+            (4096, 303),
+            (8192, 532),
+            (262_144, 10_000),
+        ];
         for (shares, expected) in vectors {
             assert_eq!(weight(shares), expected, "{shares}");
         }

@@ -80,7 +80,9 @@ pub(super) fn resolve(add: &[String], remove: &[String], privileged: bool) -> Re
             if name.eq_ignore_ascii_case("ALL") {
                 return Ok(0);
             }
-            bit(name).ok_or_else(|| PrepareError::invalid(field, format!("{name:?} is not a capability; `man 7 capabilities` lists them")))
+            bit(name).ok_or_else(|| {
+                PrepareError::invalid(field, format!("{name:?} is not a capability; `man 7 capabilities` lists them"))
+            })
         };
         names.iter().map(known).try_fold(0, |mask, bit| bit.map(|bit| mask | bit))
     };
@@ -107,7 +109,10 @@ fn own_bounding() -> u64 {
 /// Whether this process has a capability in effect.
 pub(super) fn have(name: &str) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:")).and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
     bit(name).is_some_and(|bit| mask.unwrap_or(0) & bit != 0)
 }
 

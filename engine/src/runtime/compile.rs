@@ -52,7 +52,12 @@ impl<'a> Compiler<'a> {
         number
     }
 
-    pub(super) fn container(mut self, plan: &LaunchPlan, cgroup: &Cgroup, stdio: Stdio) -> Result<Compiled, LaunchError> {
+    pub(super) fn container(
+        mut self,
+        plan: &LaunchPlan,
+        cgroup: &Cgroup,
+        stdio: Stdio,
+    ) -> Result<Compiled, LaunchError> {
         let mut compiled = self.process(&plan.id, &plan.process, stdio, plan.init)?;
         let spaces = &plan.namespaces;
         compiled.flags |= libc::CLONE_NEWNS as u64;
@@ -93,13 +98,18 @@ impl<'a> Compiler<'a> {
         }
         compiled.new_time_namespace = true;
         compiled.program.hostname = plan.hostname.as_deref().map(|name| text("the host name", name)).transpose()?;
-        compiled.program.domainname = plan.domainname.as_deref().map(|name| text("the domain name", name)).transpose()?;
+        compiled.program.domainname =
+            plan.domainname.as_deref().map(|name| text("the domain name", name)).transpose()?;
         let (root, op_names) = self.root(plan, cgroup)?;
         compiled.program.root = Some(root);
         compiled.op_names = op_names;
         for (name, value, optional) in &plan.sysctls {
             let path = format!("sys/{}", name.replace('.', "/"));
-            compiled.program.sysctls.push((text("a kernel parameter", &path)?, text("a kernel parameter", value)?, *optional));
+            compiled.program.sysctls.push((
+                text("a kernel parameter", &path)?,
+                text("a kernel parameter", value)?,
+                *optional,
+            ));
             compiled.sysctl_names.push(name.clone());
         }
         self.finish(compiled, cgroup)
@@ -109,7 +119,8 @@ impl<'a> Compiler<'a> {
         let mut compiled = self.process(&plan.id, &plan.process, stdio, false)?;
         let init = pidfd(plan.container)?;
         // All that init has; those that it shares with us are joined too, which changes nothing. User namespaces are not used.
-        let mut kinds = libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+        let mut kinds =
+            libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
         if Path::new("/proc/self/ns/time").exists() {
             kinds |= libc::CLONE_NEWTIME;
         }

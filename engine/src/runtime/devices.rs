@@ -49,19 +49,23 @@ pub(super) fn plan(config: &ContainerConfig) -> Result<Devices, PrepareError> {
             }
         }
     }
-    let parse = |rule: &str| rule.parse::<DeviceRule>().map_err(|problem| PrepareError::invalid("device_cgroup_rules", problem));
+    let parse = |rule: &str| {
+        rule.parse::<DeviceRule>().map_err(|problem| PrepareError::invalid("device_cgroup_rules", problem))
+    };
     let mut rules = DEFAULT_RULES.iter().map(|rule| parse(rule)).collect::<Result<Vec<_>, _>>()?;
     for device in &config.devices {
         let invalid = |problem: String| PrepareError::invalid(format!("devices.{}", device.source), problem);
         let permissions = if device.permissions.is_empty() { "rwm" } else { &device.permissions };
-        let access = access_bits(permissions).ok_or_else(|| invalid(format!("{permissions:?} is not some of `rwm`")))?;
+        let access =
+            access_bits(permissions).ok_or_else(|| invalid(format!("{permissions:?} is not some of `rwm`")))?;
         let target = if device.target.is_empty() { &device.source } else { &device.target };
         if !target.starts_with('/') || target.split('/').any(|part| part == "..") {
             return Err(invalid(format!("the target {target:?} is not an absolute path")));
         }
         let before = nodes.len();
         let source = Path::new(&device.source);
-        collect(source, Path::new(target), &mut nodes).map_err(|error| PrepareError::Read { path: source.to_owned(), source: error })?;
+        collect(source, Path::new(target), &mut nodes)
+            .map_err(|error| PrepareError::Read { path: source.to_owned(), source: error })?;
         if nodes.len() == before {
             return Err(invalid("it is neither a device nor a directory with devices".to_owned()));
         }

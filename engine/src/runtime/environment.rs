@@ -8,7 +8,8 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /// Defaults, then the configuration; the last of a name wins, a name without `=` removes it.
 pub(super) fn merge(config: &ProcessConfig, hostname: &str, home: &str) -> Result<Vec<String>, PrepareError> {
-    let mut merged: Vec<(String, String)> = vec![("PATH".to_owned(), DEFAULT_PATH.to_owned()), ("HOSTNAME".to_owned(), hostname.to_owned())];
+    let mut merged: Vec<(String, String)> =
+        vec![("PATH".to_owned(), DEFAULT_PATH.to_owned()), ("HOSTNAME".to_owned(), hostname.to_owned())];
     if config.tty {
         merged.push(("TERM".to_owned(), "xterm".to_owned()));
     }
@@ -41,7 +42,10 @@ pub(super) fn candidates(command: &str, env: &[String]) -> Vec<String> {
     }
     let path = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
     // An empty element is the working directory; a relative one would be looked up there too, which Docker refuses.
-    path.split(':').filter(|directory| directory.starts_with('/')).map(|directory| format!("{}/{command}", directory.trim_end_matches('/'))).collect()
+    path.split(':')
+        .filter(|directory| directory.starts_with('/'))
+        .map(|directory| format!("{}/{command}", directory.trim_end_matches('/')))
+        .collect()
 }
 
 #[cfg(test)]

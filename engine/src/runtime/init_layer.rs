@@ -27,7 +27,8 @@ pub fn create_init_layer(directory: &Path) -> io::Result<()> {
 
 fn fill(root: &Path) -> io::Result<()> {
     let directory = |name: &str| fs::DirBuilder::new().mode(0o755).create(root.join(name));
-    let file = |name: &str| fs::File::options().write(true).create_new(true).mode(0o755).open(root.join(name)).map(drop);
+    let file =
+        |name: &str| fs::File::options().write(true).create_new(true).mode(0o755).open(root.join(name)).map(drop);
     for name in ["", "dev", "dev/pts", "dev/shm", "proc", "sys", "etc"] {
         directory(name)?;
     }

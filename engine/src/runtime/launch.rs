@@ -173,9 +173,12 @@ impl Launcher {
     /// # Errors
     /// When /proc or /dev/null cannot be opened.
     pub fn unsealed() -> Result<Self, LaunchError> {
-        let open = |what: &'static str| File::open(what).map(OwnedFd::from).map_err(|source| LaunchError::Host { what, source });
+        let open = |what: &'static str| {
+            File::open(what).map(OwnedFd::from).map_err(|source| LaunchError::Host { what, source })
+        };
         let null = File::options().read(true).write(true).open("/dev/null");
-        let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok().and_then(|text| text.trim().parse().ok());
+        let last =
+            std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok().and_then(|text| text.trim().parse().ok());
         Ok(Self {
             null: null.map_err(|source| LaunchError::Host { what: "/dev/null", source })?.into(),
             executable: open("/proc/self/exe")?,
@@ -286,7 +289,10 @@ impl Launcher {
         if matches!(self.time, Time::Clone) {
             match clone_into(cgroup, compiled, libc::CLONE_NEWTIME as u64) {
                 // Kernels before 6.4 take the bit for part of the exit signal.
-                Err(Errno::EINVAL) => self.time = File::open("/proc/thread-self/ns/time").map_or(Time::None, |own| Time::Unshare(own.into())),
+                Err(Errno::EINVAL) => {
+                    self.time =
+                        File::open("/proc/thread-self/ns/time").map_or(Time::None, |own| Time::Unshare(own.into()))
+                }
                 other => return other,
             }
         }
@@ -358,9 +364,15 @@ impl Compiled {
             Step::Root => "cannot attach the root file system".to_owned(),
             Step::Mount => match failure.errno {
                 Errno::ELOOP | Errno::ENOTDIR => {
-                    format!("cannot mount {}: it must be mounted on an ordinary directory, without links on the way", named(&self.op_names))
+                    format!(
+                        "cannot mount {}: it must be mounted on an ordinary directory, without links on the way",
+                        named(&self.op_names)
+                    )
                 }
-                Errno::EPERM => format!("cannot mount {}: not allowed there (nothing may be mounted inside /proc)", named(&self.op_names)),
+                Errno::EPERM => format!(
+                    "cannot mount {}: not allowed there (nothing may be mounted inside /proc)",
+                    named(&self.op_names)
+                ),
                 _ => format!("cannot mount {}", named(&self.op_names)),
             },
             Step::Sysctl => format!("cannot set the kernel parameter {}", named(&self.sysctl_names)),
@@ -370,15 +382,21 @@ impl Compiled {
             Step::Streams => "cannot connect the standard streams".to_owned(),
             Step::Pivot => "cannot make the root file system the root".to_owned(),
             Step::Directory => format!("cannot enter the working directory {:?}", self.directory),
-            Step::DirectoryOutside => format!("the working directory {:?} lies outside of the container's root", self.directory),
+            Step::DirectoryOutside => {
+                format!("the working directory {:?} lies outside of the container's root", self.directory)
+            }
             Step::Descriptors => "cannot close the launcher's descriptors".to_owned(),
             Step::Capabilities => "cannot set the capabilities".to_owned(),
             Step::User => "cannot change the user".to_owned(),
             Step::Filter => "cannot install the system-call filter".to_owned(),
             Step::Exec => match failure.errno {
                 Errno::ENOENT if !argv0.contains('/') => format!("cannot execute {argv0:?}: not found in PATH"),
-                Errno::ENOENT => format!("cannot execute {argv0:?}: no such file in the container, or its interpreter is missing"),
-                Errno::ENOEXEC => format!("cannot execute {argv0:?}: exec format error (built for another processor, or a script without #!)"),
+                Errno::ENOENT => {
+                    format!("cannot execute {argv0:?}: no such file in the container, or its interpreter is missing")
+                }
+                Errno::ENOEXEC => format!(
+                    "cannot execute {argv0:?}: exec format error (built for another processor, or a script without #!)"
+                ),
                 _ => format!("cannot execute {argv0:?}"),
             },
         };

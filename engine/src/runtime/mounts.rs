@@ -6,7 +6,10 @@ use std::path::{Component, Path};
 use super::plan::{MountSource, NamespacePlan, PlannedMount, Propagation, Space};
 use super::prepare::{PrepareContext, PrepareError};
 use crate::config::{ContainerConfig, Mount, MountKind, Share};
-use crate::sys::raw::{MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, MOUNT_ATTR_STRICTATIME};
+use crate::sys::raw::{
+    MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY,
+    MOUNT_ATTR_STRICTATIME,
+};
 
 /// Docker's default size of /dev/shm.
 const SHM_SIZE: u64 = 64 << 20;
@@ -46,7 +49,11 @@ pub(super) fn read_only() -> Vec<String> {
 }
 
 /// The default mounts, the generated files, then the user's by depth. A user's mount at a default's target replaces it.
-pub(super) fn plan(config: &ContainerConfig, context: &PrepareContext, namespaces: &NamespacePlan) -> Result<Vec<PlannedMount>, PrepareError> {
+pub(super) fn plan(
+    config: &ContainerConfig,
+    context: &PrepareContext,
+    namespaces: &NamespacePlan,
+) -> Result<Vec<PlannedMount>, PrepareError> {
     let mut asked = Vec::new();
     for mount in &config.mounts {
         asked.push(user_mount(mount, context)?);
@@ -60,11 +67,17 @@ pub(super) fn plan(config: &ContainerConfig, context: &PrepareContext, namespace
     }
     let taken = |target: &str| asked.iter().any(|mount| mount.target == target);
     let below_dev = |mount: &PlannedMount| taken("/dev") && mount.target.starts_with("/dev/");
-    let mut planned: Vec<_> = defaults(config, namespaces).into_iter().filter(|mount| !taken(&mount.target) && !below_dev(mount)).collect();
-    let generated = [("/etc/resolv.conf", &context.resolv_conf), ("/etc/hostname", &context.hostname), ("/etc/hosts", &context.hosts)];
+    let mut planned: Vec<_> =
+        defaults(config, namespaces).into_iter().filter(|mount| !taken(&mount.target) && !below_dev(mount)).collect();
+    let generated = [
+        ("/etc/resolv.conf", &context.resolv_conf),
+        ("/etc/hostname", &context.hostname),
+        ("/etc/hosts", &context.hosts),
+    ];
     for (target, source) in generated {
         if let Some(source) = source.as_ref().filter(|_| !taken(target)) {
-            let mut mount = bind(target.to_owned(), source.clone(), if config.read_only { MOUNT_ATTR_RDONLY } else { 0 });
+            let mut mount =
+                bind(target.to_owned(), source.clone(), if config.read_only { MOUNT_ATTR_RDONLY } else { 0 });
             if let MountSource::Bind { replace, .. } = &mut mount.source {
                 *replace = true;
             }
@@ -97,7 +110,11 @@ fn defaults(config: &ContainerConfig, namespaces: &NamespacePlan) -> Vec<Planned
     };
     let size = if config.shm_size == 0 { SHM_SIZE } else { config.shm_size };
     let shm = |size: u64| MountSource::Tmpfs {
-        options: vec![("source".to_owned(), "shm".to_owned()), ("mode".to_owned(), "1777".to_owned()), ("size".to_owned(), size.to_string())],
+        options: vec![
+            ("source".to_owned(), "shm".to_owned()),
+            ("mode".to_owned(), "1777".to_owned()),
+            ("size".to_owned(), size.to_string()),
+        ],
         inherit_mode: false,
     };
     match namespaces.ipc {
@@ -146,10 +163,15 @@ fn user_mount(mount: &Mount, context: &PrepareContext) -> Result<PlannedMount, P
                 "" | "private" | "rprivate" => Propagation::Private,
                 "slave" | "rslave" => Propagation::Slave,
                 "shared" | "rshared" => Propagation::Shared,
-                other => return Err(refuse(format!("{other:?} is not a propagation; write rprivate, rslave or rshared"))),
+                other => {
+                    return Err(refuse(format!("{other:?} is not a propagation; write rprivate, rslave or rshared")));
+                }
             };
             let mut planned = bind(target, source.clone(), locked);
-            if let MountSource::Bind { create, recursive: planned_recursive, propagation: planned_propagation, .. } = &mut planned.source {
+            if let MountSource::Bind {
+                create, recursive: planned_recursive, propagation: planned_propagation, ..
+            } = &mut planned.source
+            {
                 (*create, *planned_recursive, *planned_propagation) = (*create_host_path, *recursive, propagation);
             }
             Ok(planned)
@@ -158,7 +180,8 @@ fn user_mount(mount: &Mount, context: &PrepareContext) -> Result<PlannedMount, P
             let Some(directory) = context.volumes.get(name) else {
                 return Err(refuse(format!("there is no volume {name:?}")));
             };
-            let local = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+            let local =
+                |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
             if !local(Path::new(subpath)) {
                 return Err(refuse(format!("the subpath {subpath:?} must be relative and without `..`")));
             }
@@ -197,7 +220,9 @@ fn tmpfs_options(text: &str) -> Result<(Vec<(String, String)>, u64), String> {
             "relatime" | "private" | "rprivate" | "defaults" => {}
             _ => {
                 let (key, value) = word.split_once('=').unwrap_or((word, ""));
-                if !matches!(key, "size" | "mode" | "uid" | "gid" | "nr_inodes" | "nr_blocks" | "huge" | "mpol") || value.is_empty() {
+                if !matches!(key, "size" | "mode" | "uid" | "gid" | "nr_inodes" | "nr_blocks" | "huge" | "mpol")
+                    || value.is_empty()
+                {
                     return Err(format!("{word:?} is not an option of tmpfs"));
                 }
                 options.retain(|(known, _): &(String, String)| known != key);

@@ -100,14 +100,19 @@ pub fn cgroup_path(instance: &str, config: &ContainerConfig) -> String {
     let parent = config.resources.cgroup_parent.as_deref().unwrap_or("");
     // Cleaned: a parent never leads above the engine's own root.
     let parents = parent.split('/').filter(|part| !part.is_empty()).map(cgroup_part);
-    let parts: Vec<_> = std::iter::once(root).chain(parents).chain([cgroup_part(&config.group), config.id.short().to_owned()]).collect();
+    let parts: Vec<_> = std::iter::once(root)
+        .chain(parents)
+        .chain([cgroup_part(&config.group), config.id.short().to_owned()])
+        .collect();
     parts.join("/")
 }
 
 /// One level's name: no slash, no dots alone, and never one of the kernel's own files, which all have a dot inside.
 fn cgroup_part(name: &str) -> String {
-    let clean: String =
-        name.chars().map(|letter| if letter.is_ascii_alphanumeric() || letter == '-' || letter == '_' { letter } else { '_' }).collect();
+    let clean: String = name
+        .chars()
+        .map(|letter| if letter.is_ascii_alphanumeric() || letter == '-' || letter == '_' { letter } else { '_' })
+        .collect();
     if clean.is_empty() { "_".to_owned() } else { clean }
 }
 
@@ -219,7 +224,12 @@ pub fn prepare_exec(exec: &ExecConfig, container: &RunningContainer) -> Result<E
     })
 }
 
-fn process(config: &ProcessConfig, privileged: bool, user: user::User, env: Vec<String>) -> Result<ProcessPlan, PrepareError> {
+fn process(
+    config: &ProcessConfig,
+    privileged: bool,
+    user: user::User,
+    env: Vec<String>,
+) -> Result<ProcessPlan, PrepareError> {
     let capabilities = capabilities::resolve(&config.cap_add, &config.cap_drop, privileged)?;
     let filter = match &config.seccomp {
         _ if privileged => None,
@@ -228,10 +238,16 @@ fn process(config: &ProcessConfig, privileged: bool, user: user::User, env: Vec<
         Seccomp::Profile(text) => Some(seccomp::custom_filter(text, capabilities)?),
     };
     let Some(command) = config.args.first().filter(|command| !command.is_empty()) else {
-        return Err(PrepareError::invalid("command", "there is nothing to execute: neither the image nor the configuration names a command"));
+        return Err(PrepareError::invalid(
+            "command",
+            "there is nothing to execute: neither the image nor the configuration names a command",
+        ));
     };
     if !(-1000..=1000).contains(&config.oom_score_adj) {
-        return Err(PrepareError::invalid("oom_score_adj", format!("{} is not within -1000..1000", config.oom_score_adj)));
+        return Err(PrepareError::invalid(
+            "oom_score_adj",
+            format!("{} is not within -1000..1000", config.oom_score_adj),
+        ));
     }
     let cwd = if config.cwd.is_empty() { "/".to_owned() } else { config.cwd.clone() };
     if !cwd.starts_with('/') {

@@ -55,7 +55,11 @@ impl Stdio {
     /// A terminal of this size (never 0 × 0, which programs divide by).
     #[must_use]
     pub fn terminal(rows: u16, columns: u16) -> Self {
-        if rows == 0 || columns == 0 { Self::Terminal { rows: 24, columns: 80 } } else { Self::Terminal { rows, columns } }
+        if rows == 0 || columns == 0 {
+            Self::Terminal { rows: 24, columns: 80 }
+        } else {
+            Self::Terminal { rows, columns }
+        }
     }
 
     /// The container's /dev/null three times.

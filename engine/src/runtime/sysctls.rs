@@ -21,7 +21,10 @@ const NETWORK_DEFAULTS: [(&str, &str); 2] =
     [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
 
 /// Name, value, and whether a kernel without it is fine. Only what belongs to a namespace of the container is let through.
-pub(super) fn plan(config: &ContainerConfig, namespaces: &NamespacePlan) -> Result<Vec<(String, String, bool)>, PrepareError> {
+pub(super) fn plan(
+    config: &ContainerConfig,
+    namespaces: &NamespacePlan,
+) -> Result<Vec<(String, String, bool)>, PrepareError> {
     let own_network = namespaces.network != NetworkNs::Host;
     let mut planned = Vec::new();
     if own_network {
@@ -31,7 +34,9 @@ pub(super) fn plan(config: &ContainerConfig, namespaces: &NamespacePlan) -> Resu
     for (name, value) in &config.sysctls {
         let refuse = |problem: &str| Err(PrepareError::invalid(format!("sysctls.{name}"), problem));
         let dotted = name.replace('/', ".");
-        let plain = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-:".contains(&byte));
+        let plain = |part: &str| {
+            !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-:".contains(&byte))
+        };
         if !dotted.split('.').all(plain) {
             return refuse("this is not a parameter's name");
         }

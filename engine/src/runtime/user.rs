@@ -202,18 +202,25 @@ pub(super) fn resolve(view: &View, user: &str, group_add: &[String]) -> Result<U
     let (name, group) = user.split_once(':').unwrap_or((user, ""));
     let name = if name.is_empty() { "0" } else { name };
     let entry = match number("user", name)? {
-        Some(uid) => entries(&passwd).find(|entry| entry.id == Some(uid)).unwrap_or(Entry { id: Some(uid), ..Entry::default() }),
-        None => entries(&passwd).find(|entry| entry.name == name).ok_or_else(|| unknown("user", name, "/etc/passwd"))?,
+        Some(uid) => {
+            entries(&passwd).find(|entry| entry.id == Some(uid)).unwrap_or(Entry { id: Some(uid), ..Entry::default() })
+        }
+        None => {
+            entries(&passwd).find(|entry| entry.name == name).ok_or_else(|| unknown("user", name, "/etc/passwd"))?
+        }
     };
     let uid = in_range("user", name, entry.id)?;
     let named_groups = !group.is_empty() || !group_add.is_empty();
     let own_groups = group.is_empty() && !entry.name.is_empty();
     // Read only when something depends on it: an odd file must not stop a container of numbers.
-    let database = if named_groups || own_groups { view.read("/etc/group")?.unwrap_or_default() } else { String::new() };
+    let database =
+        if named_groups || own_groups { view.read("/etc/group")?.unwrap_or_default() } else { String::new() };
     let lookup = |name: &str| match number("group", name)? {
         Some(gid) => Ok(gid),
         None => {
-            let entry = entries(&database).find(|entry| entry.name == name).ok_or_else(|| unknown("group", name, "/etc/group"))?;
+            let entry = entries(&database)
+                .find(|entry| entry.name == name)
+                .ok_or_else(|| unknown("group", name, "/etc/group"))?;
             in_range("group", name, entry.id)
         }
     };

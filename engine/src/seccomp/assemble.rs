@@ -177,7 +177,9 @@ fn tree(ranges: &[(u32, Vec<Instruction>)]) -> Vec<Instruction> {
     let pivot = right[0].0;
     let (left, right) = (tree(left), tree(right));
     let mut code = match u8::try_from(left.len()) {
-        Ok(distance) => vec![Instruction { code: JUMP_GREATER_OR_EQUAL, then: distance, otherwise: 0, constant: pivot }],
+        Ok(distance) => {
+            vec![Instruction { code: JUMP_GREATER_OR_EQUAL, then: distance, otherwise: 0, constant: pivot }]
+        }
         Err(_) => vec![
             Instruction { code: JUMP_GREATER_OR_EQUAL, then: 0, otherwise: 1, constant: pivot },
             instruction(JUMP, left.len() as u32),
@@ -226,12 +228,9 @@ fn condition(test: &Test, rest: usize) -> Vec<Instruction> {
             instruction(AND, mask as u32),
             jump(JUMP_EQUAL, value_low, 0, fail(0)),
         ],
-        Comparison::NotEqual => vec![
-            load(high),
-            jump(JUMP_EQUAL, value_high, 0, 2),
-            load(low),
-            jump(JUMP_EQUAL, value_low, fail(0), 0),
-        ],
+        Comparison::NotEqual => {
+            vec![load(high), jump(JUMP_EQUAL, value_high, 0, 2), load(low), jump(JUMP_EQUAL, value_low, fail(0), 0)]
+        }
         Comparison::Greater => ordered(high, low, value_high, value_low, JUMP_GREATER, true, &fail),
         Comparison::GreaterOrEqual => ordered(high, low, value_high, value_low, JUMP_GREATER_OR_EQUAL, true, &fail),
         Comparison::LessOrEqual => ordered(high, low, value_high, value_low, JUMP_GREATER, false, &fail),
@@ -317,17 +316,22 @@ mod tests {
             (Comparison::Greater, |a, b| a > b),
             (Comparison::GreaterOrEqual, |a, b| a >= b),
         ];
-        let values = [0, 1, 2, 0xffff_fffe, 0xffff_ffff, 0x1_0000_0000, 0x1_0000_0001, 0x2_0000_0000, u64::MAX - 1, u64::MAX];
+        let values =
+            [0, 1, 2, 0xffff_fffe, 0xffff_ffff, 0x1_0000_0000, 0x1_0000_0001, 0x2_0000_0000, u64::MAX - 1, u64::MAX];
         for (comparison, holds) in comparisons {
             for value in values {
                 // Two tests, so that a wrong distance lands in the wrong place.
-                let tests = [Test { index: 3, comparison, value }, Test { index: 0, comparison: Comparison::Equal, value: 7 }];
+                let tests =
+                    [Test { index: 3, comparison, value }, Test { index: 0, comparison: Comparison::Equal, value: 7 }];
                 let program = assemble(&policy(Calls::from([(5, vec![allow(&tests)])])));
                 for argument in values {
                     let expected = if holds(argument, value) { verdict::ALLOW } else { verdict::errno(libc::EPERM) };
                     let got = answer(&program, Abi::X86_64.audit(), 5, [7, 0, 0, argument, 0, 0]);
                     assert_eq!(got, expected, "{argument:#x} {comparison:?} {value:#x}");
-                    assert_eq!(answer(&program, Abi::X86_64.audit(), 5, [8, 0, 0, argument, 0, 0]), verdict::errno(libc::EPERM));
+                    assert_eq!(
+                        answer(&program, Abi::X86_64.audit(), 5, [8, 0, 0, argument, 0, 0]),
+                        verdict::errno(libc::EPERM)
+                    );
                 }
             }
         }
@@ -369,7 +373,11 @@ mod tests {
             (libc::SYS_mount, [0; 6], verdict::errno(libc::EPERM)),
             (1000, [0; 6], verdict::errno(libc::ENOSYS)),
         ] {
-            assert_eq!(answer(&program, Abi::X86_64.audit(), number as u32, arguments), expected, "{number} {arguments:x?}");
+            assert_eq!(
+                answer(&program, Abi::X86_64.audit(), number as u32, arguments),
+                expected,
+                "{number} {arguments:x?}"
+            );
         }
         let admin = super::super::default_filter(1 << 21).unwrap();
         for number in [libc::SYS_mount, libc::SYS_clone3, libc::SYS_bpf] {

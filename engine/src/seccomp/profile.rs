@@ -53,7 +53,9 @@ fn rules(who: Who, capabilities: u64) -> Option<Vec<Rule>> {
             let families = [libc::AF_ALG, libc::AF_VSOCK].map(|family| rule(&[test(INT, family as u64)], refused));
             Some(families.into_iter().chain([allowed]).collect())
         }
-        Who::Personality => Some(PERSONALITIES.iter().map(|value| rule(&[test(INT, *value)], verdict::ALLOW)).collect()),
+        Who::Personality => {
+            Some(PERSONALITIES.iter().map(|value| rule(&[test(INT, *value)], verdict::ALLOW)).collect())
+        }
         Who::Fork if holds("SYS_ADMIN") => Some(vec![allowed]),
         Who::Fork => Some(vec![rule(&[test(Comparison::Masked(NEW_NAMESPACES), 0)], verdict::ALLOW)]),
         Who::Fork3 if holds("SYS_ADMIN") => Some(vec![allowed]),
@@ -159,8 +161,10 @@ fn abis(profile: &Profile) -> Vec<Abi> {
         Abi::Aarch64 => "SCMP_ARCH_AARCH64",
     };
     let mapped = profile.arch_map.iter().flatten().filter(|map| map.architecture == name(NATIVE));
-    let named: Vec<&String> =
-        mapped.flat_map(|map| map.sub_architectures.iter().flatten()).chain(profile.architectures.iter().flatten()).collect();
+    let named: Vec<&String> = mapped
+        .flat_map(|map| map.sub_architectures.iter().flatten())
+        .chain(profile.architectures.iter().flatten())
+        .collect();
     let more = COMPATIBLE.iter().filter(|abi| named.iter().any(|named| *named == name(**abi)));
     std::iter::once(&NATIVE).chain(more).copied().collect()
 }
@@ -183,7 +187,8 @@ impl Condition {
 
 fn kernel_is_at_least(wanted: &str) -> bool {
     let version = |text: &str| {
-        let mut numbers = text.split(|letter: char| !letter.is_ascii_digit()).map_while(|word| word.parse::<u32>().ok());
+        let mut numbers =
+            text.split(|letter: char| !letter.is_ascii_digit()).map_while(|word| word.parse::<u32>().ok());
         (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
     };
     nix::sys::utsname::uname().is_ok_and(|name| version(&name.release().to_string_lossy()) >= version(wanted))

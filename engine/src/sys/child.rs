@@ -139,7 +139,6 @@ pub(crate) enum Place {
 #[derive(Debug)]
 pub(crate) enum Entry {
     Directory { name: CString, mode: u32 },
-    File { name: CString, mode: u32 },
     Link { name: CString, target: CString },
     Node { name: CString, mode: u32, device: u64, uid: u32, gid: u32 },
 }
@@ -416,7 +415,9 @@ impl Child<'_> {
                 raw::close(target);
                 Ok(())
             }
-            Op::Foreign { mount_namespace, source, attrs, target } => self.foreign(*mount_namespace, source, *attrs, target),
+            Op::Foreign { mount_namespace, source, attrs, target } => {
+                self.foreign(*mount_namespace, source, *attrs, target)
+            }
             Op::Populate { directory, entries } => {
                 let directory = self.target(directory, Place::Directory)?;
                 for entry in entries {
@@ -488,8 +489,9 @@ impl Child<'_> {
         // by descriptor, and the way back restores "/" as this namespace's root.
         let here = raw::openat(libc::AT_FDCWD, c"/proc/self/ns/mnt", libc::O_RDONLY)?;
         raw::setns(mount_namespace, libc::CLONE_NEWNS)?;
-        let tree = open_in(libc::AT_FDCWD, source, libc::O_PATH | libc::O_DIRECTORY, 0, NO_SYMLINKS)
-            .and_then(|fd| raw::open_tree(fd, c"", raw::OPEN_TREE_CLONE | raw::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as u32));
+        let tree = open_in(libc::AT_FDCWD, source, libc::O_PATH | libc::O_DIRECTORY, 0, NO_SYMLINKS).and_then(|fd| {
+            raw::open_tree(fd, c"", raw::OPEN_TREE_CLONE | raw::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as u32)
+        });
         raw::setns(here, libc::CLONE_NEWNS)?;
         raw::close(here);
         let tree = tree?;
@@ -557,7 +559,8 @@ impl Child<'_> {
     fn write_proc(&self, path: &CStr, value: &CStr) -> Sys<()> {
         // `self` is a symbolic link of procfs; it stays beneath, and nothing can be mounted on a detached tree.
         let file = raw::openat2(self.proc, path, libc::O_WRONLY, 0, BENEATH | NO_XDEV | NO_MAGICLINKS)?;
-        let genuine = raw::magic(file).and_then(|magic| if magic == raw::PROC_MAGIC { Ok(()) } else { Err(Errno::EPERM) });
+        let genuine =
+            raw::magic(file).and_then(|magic| if magic == raw::PROC_MAGIC { Ok(()) } else { Err(Errno::EPERM) });
         let written = genuine.and_then(|()| raw::write(file, value.to_bytes()).map(drop));
         raw::close(file);
         written
@@ -591,7 +594,14 @@ impl Child<'_> {
 
     /// /dev/null of the container if it is the genuine device.
     fn container_null(&self) -> Option<RawFd> {
-        let fd = open_in(self.root, c"/dev/null", libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK, 0, IN_ROOT | NO_SYMLINKS).ok()?;
+        let fd = open_in(
+            self.root,
+            c"/dev/null",
+            libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK,
+            0,
+            IN_ROOT | NO_SYMLINKS,
+        )
+        .ok()?;
         let stat = raw::fstat(fd).ok()?;
         let genuine = stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == libc::makedev(1, 3);
         if genuine {
@@ -605,14 +615,18 @@ impl Child<'_> {
     /// (CVE-2025-52565); the master goes to the launcher.
     fn make_terminal(&mut self, rows: u16, columns: u16) -> Sys<RawFd> {
         if self.terminals < 0 {
-            self.terminals = open_in(self.root, c"/dev/pts", libc::O_PATH | libc::O_DIRECTORY, 0, IN_ROOT | NO_SYMLINKS)?;
+            self.terminals =
+                open_in(self.root, c"/dev/pts", libc::O_PATH | libc::O_DIRECTORY, 0, IN_ROOT | NO_SYMLINKS)?;
         }
         if raw::magic(self.terminals)? != raw::DEVPTS_MAGIC {
             return Err(Errno::EPERM);
         }
-        let master = raw::openat2(self.terminals, c"ptmx", libc::O_RDWR | libc::O_NOCTTY, 0, BENEATH | NO_SYMLINKS | NO_XDEV)?;
+        let master =
+            raw::openat2(self.terminals, c"ptmx", libc::O_RDWR | libc::O_NOCTTY, 0, BENEATH | NO_SYMLINKS | NO_XDEV)?;
         raw::unlock_pty(master)?;
-        let slave = raw::ioctl(master, libc::TIOCGPTPEER as u64, (libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) as u64)? as RawFd;
+        let slave =
+            raw::ioctl(master, libc::TIOCGPTPEER as u64, (libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) as u64)?
+                as RawFd;
         raw::set_window_size(slave, rows, columns)?;
         raw::send_with_fd(self.status, &Record::Terminal.encode(), Some(master))?;
         raw::close(master);
@@ -679,7 +693,8 @@ impl Child<'_> {
         let program = self.program;
         for capability in 0..=program.last_capability {
             if program.capabilities & (1 << capability) == 0 {
-                raw::prctl(libc::PR_CAPBSET_DROP, u64::from(capability), 0).at_index(Step::Capabilities, capability as usize)?;
+                raw::prctl(libc::PR_CAPBSET_DROP, u64::from(capability), 0)
+                    .at_index(Step::Capabilities, capability as usize)?;
             }
         }
         // Capabilities survive the change of user until they are set explicitly below.
@@ -843,7 +858,6 @@ fn mask_source(scratch: &CStr) -> Sys<RawFd> {
 fn make_entry(directory: RawFd, entry: &Entry) -> Sys<()> {
     match entry {
         Entry::Directory { name, mode } => raw::mkdirat(directory, name, *mode),
-        Entry::File { name, mode } => raw::mknodat(directory, name, libc::S_IFREG | mode, 0),
         Entry::Link { name, target } => raw::symlinkat(target, directory, name),
         Entry::Node { name, mode, device, uid, gid } => {
             raw::mknodat(directory, name, *mode, *device)?;

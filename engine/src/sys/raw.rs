@@ -79,7 +79,14 @@ pub(crate) fn mount_setattr(tree: RawFd, recursive: bool, attr: &MountAttr) -> S
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: `attr` is a live `struct mount_attr` of exactly the size given; the kernel only reads it.
     done(unsafe {
-        libc::syscall(libc::SYS_mount_setattr, tree, c"".as_ptr(), flags, attr as *const MountAttr, size_of::<MountAttr>())
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree,
+            c"".as_ptr(),
+            flags,
+            attr as *const MountAttr,
+            size_of::<MountAttr>(),
+        )
     })
 }
 
@@ -95,7 +102,9 @@ pub(crate) fn fsconfig_string(context: RawFd, key: &CStr, value: &CStr) -> Sys<(
 
 pub(crate) fn fsconfig_flag(context: RawFd, key: &CStr) -> Sys<()> {
     // SAFETY: the key is NUL-terminated; a flag takes no value, for which the kernel wants a null pointer.
-    done(unsafe { libc::syscall(libc::SYS_fsconfig, context, FSCONFIG_SET_FLAG, key.as_ptr(), std::ptr::null::<c_char>(), 0) })
+    done(unsafe {
+        libc::syscall(libc::SYS_fsconfig, context, FSCONFIG_SET_FLAG, key.as_ptr(), std::ptr::null::<c_char>(), 0)
+    })
 }
 
 pub(crate) fn fsconfig_create(context: RawFd) -> Sys<()> {
@@ -189,11 +198,6 @@ pub(crate) fn symlinkat(target: &CStr, dir: RawFd, name: &CStr) -> Sys<()> {
 pub(crate) fn unlinkat(dir: RawFd, name: &CStr) -> Sys<()> {
     // SAFETY: the name is NUL-terminated; the kernel only reads it.
     done(unsafe { libc::syscall(libc::SYS_unlinkat, dir, name.as_ptr(), 0) })
-}
-
-pub(crate) fn fchmodat(dir: RawFd, name: &CStr, mode: u32) -> Sys<()> {
-    // SAFETY: the name is NUL-terminated; the kernel only reads it.
-    done(unsafe { libc::syscall(libc::SYS_fchmodat, dir, name.as_ptr(), mode) })
 }
 
 pub(crate) fn fchownat(dir: RawFd, name: &CStr, uid: u32, gid: u32) -> Sys<()> {
@@ -386,7 +390,8 @@ pub(crate) fn set_window_size(tty: RawFd, rows: u16, columns: u16) -> Sys<()> {
 /// Raises the loopback device of the calling thread's network namespace.
 pub(crate) fn loopback_up() -> Sys<()> {
     // SAFETY: integers only.
-    let socket = fd(unsafe { libc::syscall(libc::SYS_socket, libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    let socket =
+        fd(unsafe { libc::syscall(libc::SYS_socket, libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
     // SAFETY: `struct ifreq` is a name and a union of plain data, for which all zeroes is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     request.ifr_name[0] = b'l' as c_char;
@@ -448,7 +453,8 @@ pub(crate) struct CloneArgs {
 /// [`exec`] or [`exit`]. `flags` must not hold CLONE_VM. `args.pidfd`, when asked for, must point at a live int.
 pub(crate) unsafe fn clone3(args: &CloneArgs) -> Sys<i32> {
     // SAFETY: `args` is live and of the size given; the rest is the caller's promise.
-    check(unsafe { libc::syscall(libc::SYS_clone3, args as *const CloneArgs, size_of::<CloneArgs>()) }).map(|pid| pid as i32)
+    check(unsafe { libc::syscall(libc::SYS_clone3, args as *const CloneArgs, size_of::<CloneArgs>()) })
+        .map(|pid| pid as i32)
 }
 
 /// execve(2); returns only the error.
@@ -514,14 +520,17 @@ pub(crate) fn wait_signal() -> Sys<c_int> {
     let all = u64::MAX;
     let none = std::ptr::null::<c_void>();
     // SAFETY: the mask is a live 64-bit integer, the kernel's sigset size; null pointers ask for no details and no time limit.
-    check(unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, &raw const all, none, none, 8) }).map(|signal| signal as c_int)
+    check(unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, &raw const all, none, none, 8) })
+        .map(|signal| signal as c_int)
 }
 
 /// Collects one child that has ended, if any: its number and status.
 pub(crate) fn wait_any() -> Sys<Option<(i32, c_int)>> {
     let mut status: c_int = 0;
     // SAFETY: the status is a live int; no usage is asked for.
-    let pid = check(unsafe { libc::syscall(libc::SYS_wait4, -1, &raw mut status, libc::WNOHANG, std::ptr::null::<c_void>()) })?;
+    let pid = check(unsafe {
+        libc::syscall(libc::SYS_wait4, -1, &raw mut status, libc::WNOHANG, std::ptr::null::<c_void>())
+    })?;
     Ok(if pid == 0 { None } else { Some((pid as i32, status)) })
 }
 

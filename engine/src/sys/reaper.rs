@@ -145,7 +145,11 @@ fn supervise(child: i32) -> ! {
                 while let Ok(Some((pid, status))) = raw::wait_any() {
                     if pid == child {
                         // The kernel kills what is left in this process namespace.
-                        raw::exit(if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) });
+                        raw::exit(if libc::WIFSIGNALED(status) {
+                            128 + libc::WTERMSIG(status)
+                        } else {
+                            libc::WEXITSTATUS(status)
+                        });
                     }
                 }
             }

@@ -67,7 +67,8 @@ fn overlay_view(path: &Path) -> io::Result<OwnedFd> {
     let context = own(raw::fsopen(c"overlay")?);
     raw::fsconfig_string(context.as_raw_fd(), c"lowerdir", &lower)?;
     let tree = mount(&context, raw::MOUNT_ATTR_RDONLY | raw::MOUNT_ATTR_NODEV)?;
-    let executable = raw::openat2(tree.as_raw_fd(), &text(name.as_bytes())?, libc::O_RDONLY, 0, raw::BENEATH | raw::NO_SYMLINKS)?;
+    let executable =
+        raw::openat2(tree.as_raw_fd(), &text(name.as_bytes())?, libc::O_RDONLY, 0, raw::BENEATH | raw::NO_SYMLINKS)?;
     let executable = own(executable);
     // The same file, not what an upgrade has meanwhile put in its place.
     let same = |left: libc::stat, right: libc::stat| left.st_ino == right.st_ino && left.st_size == right.st_size;

@@ -18,9 +18,7 @@ pub(crate) fn get(fd: impl AsFd, name: &CStr) -> io::Result<Option<Vec<u8>>> {
     let result = read(|buffer| {
         // SAFETY: `name` ends in NUL by its type; the kernel writes at most `buffer.len()` bytes into the exclusively borrowed
         // buffer; the descriptor is open for as long as `fd` is borrowed.
-        unsafe {
-            libc::fgetxattr(fd.as_fd().as_raw_fd(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len())
-        }
+        unsafe { libc::fgetxattr(fd.as_fd().as_raw_fd(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) }
     });
     match result {
         Ok(value) => Ok(Some(value)),

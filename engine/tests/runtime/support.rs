@@ -15,7 +15,8 @@ use nix::unistd::Pid;
 use orch_engine::cgroup::{Cgroup, Layout};
 use orch_engine::config::{ContainerConfig, ContainerId, Namespaces, NetworkNs, ProcessConfig, Resources, Share};
 use orch_engine::runtime::{
-    ExecConfig, Identity, LaunchPlan, Launched, Launcher, PrepareContext, RunningContainer, Stdio, cgroup_path, prepare, prepare_exec,
+    ExecConfig, Identity, LaunchPlan, Launched, Launcher, PrepareContext, RunningContainer, Stdio, cgroup_path,
+    prepare, prepare_exec,
 };
 
 /// How long anything may take before a test says that it hangs.
@@ -98,10 +99,13 @@ impl Fixture {
 
     /// Starts it with pipes; the error is the whole chain.
     pub fn try_start(&mut self) -> Result<Running, Refusal> {
-        let plan = prepare(&self.config, &self.context).map_err(|error| Refusal { text: chain(&error), exit_code: 125 })?;
+        let plan =
+            prepare(&self.config, &self.context).map_err(|error| Refusal { text: chain(&error), exit_code: 125 })?;
         let (stdio, ends) = Stdio::pipes(false).unwrap();
-        let launched =
-            self.launcher.launch(&plan, stdio).map_err(|error| Refusal { text: chain(&error), exit_code: error.exit_code() })?;
+        let launched = self
+            .launcher
+            .launch(&plan, stdio)
+            .map_err(|error| Refusal { text: chain(&error), exit_code: error.exit_code() })?;
         Ok(Running { launched: Some(launched), stdout: Some(ends.stdout), stderr: Some(ends.stderr), owner: true })
     }
 
@@ -127,12 +131,15 @@ impl Fixture {
     }
 
     pub fn exec_process(&mut self, running: &Running, exec: ExecConfig) -> Result<Outcome, Refusal> {
-        let plan =
-            prepare_exec(&exec, &self.running(running)).map_err(|error| Refusal { text: chain(&error), exit_code: 125 })?;
+        let plan = prepare_exec(&exec, &self.running(running))
+            .map_err(|error| Refusal { text: chain(&error), exit_code: 125 })?;
         let (stdio, ends) = Stdio::pipes(false).unwrap();
-        let launched =
-            self.launcher.launch_exec(&plan, stdio).map_err(|error| Refusal { text: chain(&error), exit_code: error.exit_code() })?;
-        Ok(Running { launched: Some(launched), stdout: Some(ends.stdout), stderr: Some(ends.stderr), owner: false }.wait())
+        let launched = self
+            .launcher
+            .launch_exec(&plan, stdio)
+            .map_err(|error| Refusal { text: chain(&error), exit_code: error.exit_code() })?;
+        Ok(Running { launched: Some(launched), stdout: Some(ends.stdout), stderr: Some(ends.stderr), owner: false }
+            .wait())
     }
 }
 
@@ -299,12 +306,14 @@ pub fn busybox_image(directory: &Path) {
         fs::copy("/bin/busybox", directory.join("bin/busybox")).unwrap();
     }
     for applet in [
-        "sh", "true", "false", "cat", "ls", "id", "env", "sleep", "mount", "echo", "stat", "readlink", "mknod", "hostname", "kill", "test",
-        "head", "dd", "pwd", "touch", "mkdir", "ps", "tty", "stty", "grep", "wc", "chmod", "ln", "rm", "ip", "unshare", "seq", "yes", "sort", "cut", "sync",
+        "sh", "true", "false", "cat", "ls", "id", "env", "sleep", "mount", "echo", "stat", "readlink", "mknod",
+        "hostname", "kill", "test", "head", "dd", "pwd", "touch", "mkdir", "ps", "tty", "stty", "grep", "wc", "chmod",
+        "ln", "rm", "ip", "unshare", "seq", "yes", "sort", "cut", "sync",
     ] {
         symlink("busybox", directory.join("bin").join(applet)).unwrap();
     }
-    fs::write(directory.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/home/web:/bin/sh\n").unwrap();
+    fs::write(directory.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/home/web:/bin/sh\n")
+        .unwrap();
     fs::write(directory.join("etc/group"), "root:x:0:\nweb:x:1000:\nlogs:x:2000:web,other\n").unwrap();
 }
 

@@ -90,7 +90,6 @@ impl Compiler<'_> {
         Ok(Ok(self.keep(own(tree))))
     }
 
-
     fn directory(&mut self, path: &Path) -> Result<RawFd, LaunchError> {
         let name = path_text(path)?;
         let fd = raw::openat(libc::AT_FDCWD, &name, libc::O_PATH | libc::O_DIRECTORY)
@@ -126,10 +125,17 @@ impl Compiler<'_> {
             MountSource::Mqueue => vec![fresh(c"mqueue", &[], Place::Directory)?],
             // gid 5 is `tty` in every distribution; the terminal's group decides who may write to it.
             MountSource::DevPts => {
-                vec![fresh(c"devpts", &[("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")], Place::Directory)?]
+                vec![fresh(
+                    c"devpts",
+                    &[("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")],
+                    Place::Directory,
+                )?]
             }
             MountSource::Dev => {
-                vec![fresh(c"tmpfs", &[("mode", "755"), ("size", "65536k")], Place::Ordinary)?, default_devices(&target)]
+                vec![
+                    fresh(c"tmpfs", &[("mode", "755"), ("size", "65536k")], Place::Ordinary)?,
+                    default_devices(&target),
+                ]
             }
             MountSource::Cgroup => self.cgroup(mount, plan, cgroup)?,
             MountSource::Tmpfs { options, inherit_mode } => {
@@ -199,12 +205,15 @@ impl Compiler<'_> {
         }];
         for (directory, names) in cgroup.v1_views() {
             // `cpu,cpuacct` as one directory, and a link for each word of it.
-            let joined = names.iter().map(|name| name.strip_prefix("name=").unwrap_or(name)).collect::<Vec<_>>().join(",");
+            let joined =
+                names.iter().map(|name| name.strip_prefix("name=").unwrap_or(name)).collect::<Vec<_>>().join(",");
             let tree = bind_tree(&directory, "", false, Propagation::Private, mount.attrs)?;
             let inside = text("a control group", &format!("{}/{joined}", mount.target))?;
             ops.push(Op::Tree { tree: self.keep(tree), target: inside, place: Place::Directory });
             if names.len() > 1 {
-                let link = |name: &String| Ok(Entry::Link { name: text("a controller", name)?, target: text("a controller", &joined)? });
+                let link = |name: &String| {
+                    Ok(Entry::Link { name: text("a controller", name)?, target: text("a controller", &joined)? })
+                };
                 let entries = names.iter().map(link).collect::<Result<_, LaunchError>>()?;
                 ops.push(Op::Populate { directory: target.clone(), entries });
             }
@@ -245,7 +254,13 @@ fn overlay_options(root: &RootPlan) -> Result<OverlayOptions, LaunchError> {
 }
 
 /// Clones a path of the host as a detached tree with the attributes and propagation asked for.
-fn bind_tree(source: &Path, subpath: &str, recursive: bool, propagation: Propagation, attrs: u64) -> Result<OwnedFd, LaunchError> {
+fn bind_tree(
+    source: &Path,
+    subpath: &str,
+    recursive: bool,
+    propagation: Propagation,
+    attrs: u64,
+) -> Result<OwnedFd, LaunchError> {
     let mut opened = own(raw::openat(libc::AT_FDCWD, &path_text(source)?, libc::O_PATH)
         .map_err(|errno| open_error("open the mount's source", source, errno))?);
     if !subpath.is_empty() {
