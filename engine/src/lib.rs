@@ -12,3 +12,7 @@ pub mod cgroup;
 pub mod runtime;
 pub mod seccomp;
 mod sys;
+pub mod container;
+pub mod copy;
+pub mod engine;
+pub mod volume;

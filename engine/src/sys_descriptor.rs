@@ -21,8 +21,8 @@ pub(crate) fn receive(
 ) -> io::Result<usize> {
     let mut space = nix::cmsg_space!([RawFd; MAX_PASSED]);
     let mut iov = [io::IoSliceMut::new(buffer)];
-    let message =
-        recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC).map_err(io::Error::from)?;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)
+        .map_err(io::Error::from)?;
     let truncated = message.flags.contains(MsgFlags::MSG_CTRUNC);
     for control in message.cmsgs().map_err(io::Error::from)? {
         if let ControlMessageOwned::ScmRights(raw) = control {

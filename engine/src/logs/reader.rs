@@ -95,7 +95,10 @@ pub struct LogReader {
 
 impl std::fmt::Debug for LogReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LogReader").field("directory", &self.directory).field("query", &self.query).finish_non_exhaustive()
+        f.debug_struct("LogReader")
+            .field("directory", &self.directory)
+            .field("query", &self.query)
+            .finish_non_exhaustive()
     }
 }
 
@@ -167,7 +170,9 @@ impl LogReader {
         self.stopped.load(Ordering::Relaxed)
             || (self.ended)()
             || self.query.until.is_some_and(|until| {
-                SystemTime::now().duration_since(UNIX_EPOCH).is_ok_and(|now| now.as_nanos() > until.unsigned_abs().into())
+                SystemTime::now()
+                    .duration_since(UNIX_EPOCH)
+                    .is_ok_and(|now| now.as_nanos() > until.unsigned_abs().into())
             })
     }
 

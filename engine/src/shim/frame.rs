@@ -57,10 +57,14 @@ impl Outgoing {
     /// # Errors
     /// `Malformed` when it is beyond the bounds.
     pub fn new<T: Serialize>(version: u16, message: &T, descriptors: Vec<OwnedFd>) -> Result<Self, FrameError> {
-        let bytes = postcard::to_extend(message, vec![0_u8; HEADER]).map_err(|e| FrameError::Malformed(e.to_string()))?;
+        let bytes =
+            postcard::to_extend(message, vec![0_u8; HEADER]).map_err(|e| FrameError::Malformed(e.to_string()))?;
         let body = bytes.len() - HEADER;
         if body > MAX_BODY || descriptors.len() > sys_descriptor::MAX_PASSED {
-            return Err(FrameError::Malformed(format!("{body} bytes and {} descriptors are too many", descriptors.len())));
+            return Err(FrameError::Malformed(format!(
+                "{body} bytes and {} descriptors are too many",
+                descriptors.len()
+            )));
         }
         let mut frame = Self { bytes, sent: 0, descriptors };
         let body = u32::try_from(body).expect("MAX_BODY is below 4 GiB");
@@ -146,7 +150,10 @@ impl Reader {
             return Ok(None);
         }
         if self.descriptors.len() < count {
-            return Err(FrameError::Malformed(format!("{count} descriptors announced, {} came", self.descriptors.len())));
+            return Err(FrameError::Malformed(format!(
+                "{count} descriptors announced, {} came",
+                self.descriptors.len()
+            )));
         }
         let message = postcard::from_bytes(&self.buffer[HEADER..HEADER + body])
             .map_err(|e| FrameError::Malformed(e.to_string()))?;

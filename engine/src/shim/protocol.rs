@@ -25,9 +25,9 @@ pub enum Request {
     Subscribe,
     /// What runs?
     List,
-    /// Start a container. Descriptors: its directory, then those of the plan.
+    /// Start a container. Descriptor: its directory.
     Start(Start),
-    /// Start a further process in a container. Descriptors: those of the plan.
+    /// Start a further process in a container.
     Exec(Exec),
     /// Send a signal.
     Signal {
@@ -77,9 +77,6 @@ pub struct Start {
     /// The runtime's compiled plan.
     #[serde(with = "bytes")]
     pub plan: Vec<u8>,
-    /// Where its processes live and are counted, for killing what is left over and for the reason of its end.
-    #[serde(with = "bytes")]
-    pub cgroup: Vec<u8>,
     /// Size of its terminal, if it has one.
     pub terminal: Option<(u16, u16)>,
     /// Keep its stdin open.

@@ -1,0 +1,108 @@
+//! The shim's view of the runtime: a compiled plan goes in, a process with its streams comes out; and what becomes of its cgroup.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use crate::cgroup::Cgroup;
+use crate::runtime::{ExecPlan, LaunchError, LaunchPlan, Launched, Launcher, Stdio};
+
+/// A shim cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing}")]
+pub struct ShimError {
+    /// What it was doing.
+    pub doing: &'static str,
+    /// Why it failed.
+    #[source]
+    pub source: io::Error,
+}
+
+/// What a new process gets as its standard streams.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Streams {
+    /// A terminal of this many lines and columns.
+    Terminal(u16, u16),
+    /// Pipes; without `stdin` it reads /dev/null.
+    Pipes { stdin: bool },
+    /// /dev/null.
+    Null,
+}
+
+/// A process whose execve has succeeded.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) pid: i32,
+    pub(super) start_time: u64,
+    pub(super) pidfd: OwnedFd,
+    pub(super) group: Cgroup,
+    /// Our ends.
+    pub(super) stdin: Option<OwnedFd>,
+    pub(super) stdout: Option<OwnedFd>,
+    pub(super) stderr: Option<OwnedFd>,
+    pub(super) terminal: Option<OwnedFd>,
+}
+
+/// A process that did not start.
+#[derive(Debug)]
+pub(super) struct NotStarted {
+    /// 125, 126 or 127.
+    pub(super) code: i32,
+    pub(super) message: String,
+}
+
+impl NotStarted {
+    pub(super) fn new(doing: &str, e: &dyn std::error::Error) -> Self {
+        Self { code: 125, message: format!("{doing}: {}", chain(e)) }
+    }
+}
+
+/// An error with its causes on one line.
+fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Starts the first process of a container.
+pub(super) fn container(launcher: &mut Launcher, plan: &[u8], streams: Streams) -> Result<Process, NotStarted> {
+    let plan: LaunchPlan = postcard::from_bytes(plan).map_err(|e| NotStarted::new("read the start plan", &e))?;
+    with_streams(streams, |stdio| launcher.launch(&plan, stdio))
+}
+
+/// Starts a further process.
+pub(super) fn exec(launcher: &mut Launcher, plan: &[u8], streams: Streams) -> Result<Process, NotStarted> {
+    let plan: ExecPlan = postcard::from_bytes(plan).map_err(|e| NotStarted::new("read the plan", &e))?;
+    with_streams(streams, |stdio| launcher.launch_exec(&plan, stdio))
+}
+
+fn with_streams(
+    streams: Streams,
+    launch: impl FnOnce(Stdio) -> Result<Launched, LaunchError>,
+) -> Result<Process, NotStarted> {
+    let (stdio, ends) = match streams {
+        Streams::Null => (Stdio::null(), None),
+        Streams::Terminal(rows, columns) => (Stdio::terminal(rows, columns), None),
+        Streams::Pipes { stdin } => {
+            let (stdio, ends) = Stdio::pipes(stdin).map_err(|e| NotStarted::new("make its pipes", &e))?;
+            (stdio, Some(ends))
+        }
+    };
+    let launched = launch(stdio).map_err(|e| NotStarted { code: e.exit_code(), message: chain(&e) })?;
+    let Launched { pid, pidfd, start_time, terminal, cgroup, .. } = launched;
+    let (stdin, stdout, stderr) =
+        ends.map_or((None, None, None), |ends| (ends.stdin, Some(ends.stdout), Some(ends.stderr)));
+    Ok(Process { pid, start_time, pidfd, group: cgroup, stdin, stdout, stderr, terminal })
+}
+
+/// Removes a container's group if nothing lives in it; never waits.
+pub(super) fn remove_if_empty(group: &Cgroup) -> bool {
+    match group.procs() {
+        Ok(processes) if !processes.is_empty() => false,
+        // Unreadable: gone already, which removing says.
+        _ => group.remove().is_ok(),
+    }
+}

@@ -1,0 +1,150 @@
+//! Starting containers and further processes in them.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::epoll::EpollFlags;
+
+use super::launch::{self, NotStarted, Process, Streams};
+use super::process::{Container, Exec, Input, Output};
+use super::protocol::{self, Reply, RunRecord, Start};
+use super::record;
+use super::server::{Server, Source, now};
+use crate::logs::writer::LogWriter;
+
+impl Server {
+    /// Starts a container and answers what to reply.
+    pub(super) fn start(&mut self, start: Start, descriptors: Vec<OwnedFd>) -> Reply {
+        if self.containers.contains_key(&start.container) {
+            return Reply::Refused { message: format!("container {} is running already", start.container) };
+        }
+        match self.try_start(start, descriptors) {
+            Ok(run) => Reply::Started(run),
+            Err(NotStarted { code, message }) => Reply::NotStarted { code, message },
+        }
+    }
+
+    fn try_start(&mut self, start: Start, mut descriptors: Vec<OwnedFd>) -> Result<RunRecord, NotStarted> {
+        let supervise = |e: io::Error| NotStarted::new("supervise the container", &e);
+        let directory = descriptors.pop().ok_or_else(|| supervise(io::ErrorKind::InvalidInput.into()))?;
+        let log = LogWriter::new(directory.try_clone().map_err(supervise)?, start.log);
+        let streams = match start.terminal {
+            Some((rows, columns)) => Streams::Terminal(rows, columns),
+            None => Streams::Pipes { stdin: start.stdin },
+        };
+        // Taken before there is a process, so that a full disk is found in time.
+        record::reserve_exit(&directory).map_err(|e| NotStarted::new("write to the container's directory", &e))?;
+        let started_at = now();
+        let mut process = launch::container(&mut self.launcher, &start.plan, streams)?;
+        let run =
+            RunRecord { pid: process.pid, start_time: process.start_time, boot_id: self.boot_id.clone(), started_at };
+        match self.supervise(&start, &mut process, &directory, &run) {
+            Ok((outputs, input, init_token)) => {
+                let container = Container {
+                    run: run.clone(),
+                    init: process.pidfd,
+                    init_token,
+                    directory,
+                    group: process.group,
+                    log,
+                    outputs,
+                    input,
+                    stdin_once: start.stdin_once,
+                    ending: None,
+                };
+                self.containers.insert(start.container, container);
+                Ok(run)
+            }
+            Err(e) => {
+                // Not even its end could be watched.
+                let _ = process.group.kill();
+                let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(process.pid), None);
+                launch::remove_if_empty(&process.group);
+                Err(supervise(e))
+            }
+        }
+    }
+
+    /// Takes a running process and its streams into the loop.
+    #[expect(clippy::type_complexity, reason = "the parts of one struct, put together by the only caller")]
+    fn supervise(
+        &mut self,
+        start: &Start,
+        process: &mut Process,
+        directory: &OwnedFd,
+        run: &RunRecord,
+    ) -> io::Result<([Option<Output>; 2], Option<Input>, u64)> {
+        record::write_run(directory, run)?;
+        let id = &start.container;
+        let is_terminal = process.terminal.is_some();
+        let first = self.output(id, 0, process.terminal.take().or(process.stdout.take()), is_terminal)?;
+        let second = self.output(id, 1, process.stderr.take(), false)?;
+        let input = match (process.stdin.take(), is_terminal && start.stdin) {
+            (Some(pipe), _) => {
+                nonblocking(&pipe)?;
+                let token = self.watch(&pipe, EpollFlags::empty(), Source::Input(id.clone()))?;
+                Some(Input { pipe: Some(pipe), token, pending: VecDeque::new(), closing: false })
+            }
+            (None, true) => {
+                let token = first.as_ref().map_or(0, |output| output.token);
+                Some(Input { pipe: None, token, pending: VecDeque::new(), closing: false })
+            }
+            (None, false) => None,
+        };
+        let init_token = self.watch(&process.pidfd, EpollFlags::EPOLLIN, Source::Init(id.clone()))?;
+        Ok(([first, second], input, init_token))
+    }
+
+    fn output(
+        &mut self,
+        id: &str,
+        index: usize,
+        descriptor: Option<OwnedFd>,
+        terminal: bool,
+    ) -> io::Result<Option<Output>> {
+        let Some(descriptor) = descriptor else { return Ok(None) };
+        nonblocking(&descriptor)?;
+        let token = self.watch(&descriptor, EpollFlags::EPOLLIN, Source::Output(id.to_owned(), index))?;
+        Ok(Some(Output { descriptor, token, terminal, watched: true, look_again: None, held_until: None }))
+    }
+
+    /// Starts a further process for the client `owner`, and answers it.
+    pub(super) fn exec(&mut self, owner: u64, exec: protocol::Exec) -> (Reply, Vec<OwnedFd>) {
+        match self.containers.get(&exec.container) {
+            Some(container) if container.ending.is_none() => {}
+            _ => {
+                let message = format!("container {} is not running", exec.container);
+                return (Reply::Refused { message }, Vec::new());
+            }
+        }
+        let streams = match exec.terminal {
+            // A terminal that nobody holds would hang up at once.
+            _ if exec.detach => Streams::Null,
+            Some((rows, columns)) => Streams::Terminal(rows, columns),
+            None => Streams::Pipes { stdin: exec.stdin },
+        };
+        let process = match launch::exec(&mut self.launcher, &exec.plan, streams) {
+            Ok(process) => process,
+            Err(NotStarted { code, message }) => return (Reply::NotStarted { code, message }, Vec::new()),
+        };
+        let Process { pid, pidfd, stdin, stdout, stderr, terminal, .. } = process;
+        let token = match self.watch(&pidfd, EpollFlags::EPOLLIN, Source::Exec) {
+            Ok(token) => token,
+            Err(e) => {
+                let _ = crate::sys_descriptor::pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
+                let NotStarted { code, message } = NotStarted::new("supervise the process", &e);
+                return (Reply::NotStarted { code, message }, Vec::new());
+            }
+        };
+        self.execs.insert(token, Exec { owner: (owner, exec.exec), container: exec.container, pid, pidfd });
+        (Reply::ExecStarted { pid }, [terminal, stdout, stderr, stdin].into_iter().flatten().collect())
+    }
+}
+
+fn nonblocking(descriptor: impl AsFd) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(descriptor.as_fd(), FcntlArg::F_GETFL)?);
+    fcntl(descriptor.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
