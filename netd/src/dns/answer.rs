@@ -148,3 +148,109 @@ fn own(query: &ClientQuery, answers: Vec<Record>) -> Vec<u8> {
     message.answers = answers;
     encode(&message)
 }
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::op::{Message, Query};
+    use proptest::prelude::*;
+
+    use super::super::query::{Reject, Transport};
+    use super::super::table::NetworkRecords;
+    use super::*;
+
+    fn table() -> (DnsTable, SandboxDns) {
+        let mut records = NetworkRecords::new("shop_default").unwrap();
+        for last in 1..=100u8 {
+            for name in ["web", "tasks.web"] {
+                let kind = if name == "web" { RecordKind::Service } else { RecordKind::Tasks };
+                records.add(name, kind, IpAddr::from([10, 0, 0, last])).unwrap();
+                let v6 = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, u16::from(last));
+                records.add(name, kind, IpAddr::V6(v6)).unwrap();
+            }
+        }
+        records.subnet("10.0.0.0/24".parse().unwrap());
+        let mut table = DnsTable::default();
+        table.set_network("shop".into(), records);
+        (table, SandboxDns { networks: vec!["shop".into()], ..SandboxDns::default() })
+    }
+
+    fn handle(packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        let (table, sandbox) = table();
+        match ClientQuery::read(packet, transport) {
+            Ok(query) => match answer(&table, &sandbox, &query, &mut Shuffle::new()) {
+                Verdict::Answer(bytes) => Some(bytes),
+                Verdict::Forward => None,
+            },
+            Err(Reject::Answer(bytes)) => Some(bytes),
+            Err(Reject::Drop) => None,
+        }
+    }
+
+    fn query(name: &str, kind: RecordType, size: Option<u16>) -> Vec<u8> {
+        let mut message = Message::query();
+        message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+        message.edns = size.map(|size| {
+            let mut edns = hickory_proto::op::Edns::new();
+            edns.set_max_payload(size);
+            edns
+        });
+        message.to_vec().unwrap()
+    }
+
+    #[test]
+    fn no_udp_answer_is_longer_than_its_client_can_take() {
+        for name in ["web.", "tasks.web.", "tasks.web.shop_default."] {
+            for kind in [RecordType::A, RecordType::AAAA, RecordType::ANY] {
+                for size in [None, Some(0), Some(512), Some(700), Some(1232), Some(65535)] {
+                    let bytes = handle(&query(name, kind, size), Transport::Udp).unwrap();
+                    let most = usize::from(size.unwrap_or(512).clamp(512, 1232));
+                    assert!(bytes.len() <= most, "{name} {kind} {size:?}: {}", bytes.len());
+                    let message = Message::from_vec(&bytes).unwrap();
+                    assert_eq!(message.edns.is_some(), size.is_some());
+                    assert!(!message.answers.is_empty());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn whole_reverse_names_are_addresses_and_parts_are_not() {
+        assert_eq!(reverse_address("4.3.2.1.in-addr.arpa"), Some(IpAddr::from([1, 2, 3, 4])));
+        for other in
+            ["3.2.1.in-addr.arpa", "5.4.3.2.1.in-addr.arpa", "256.3.2.1.in-addr.arpa", "in-addr.arpa", "1.ip6.arpa"]
+        {
+            assert_eq!(reverse_address(other), None, "{other}");
+        }
+        let digits = "1.0.0.0.".repeat(8) + "ip6.arpa";
+        assert_eq!(reverse_address(&digits).unwrap().to_string(), "1:1:1:1:1:1:1:1");
+        assert_eq!(reverse_address(&("é.".repeat(32) + "ip6.arpa")), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_from_a_client_cause_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+            handle(&bytes, Transport::Udp);
+            handle(&bytes, Transport::Tcp);
+        }
+
+        #[test]
+        fn a_damaged_query_gets_a_readable_answer_or_none(
+            damage in prop::collection::vec((0usize..60, any::<u8>()), 0..6),
+            cut in 0usize..8,
+            kind in any::<u16>(),
+        ) {
+            let mut bytes = query("tasks.web.shop_default.", RecordType::from(kind), Some(1232));
+            for (at, byte) in damage {
+                if let Some(place) = bytes.get_mut(at) {
+                    *place = byte;
+                }
+            }
+            bytes.truncate(bytes.len() - cut);
+            if let Some(given) = handle(&bytes, Transport::Udp) {
+                let message = Message::from_vec(&given).unwrap();
+                prop_assert_eq!(message.metadata.id.to_be_bytes(), [bytes[0], bytes[1]]);
+                prop_assert!(given.len() <= 1232);
+            }
+        }
+    }
+}

@@ -95,3 +95,72 @@ impl Generations {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use hickory_proto::op::{Message, MessageType};
+    use hickory_proto::rr::rdata::A;
+    use hickory_proto::rr::{RData, Record};
+
+    use super::super::reply::UpstreamQuery;
+    use super::*;
+
+    fn question(number: usize) -> Question {
+        let label = format!("n{number:06}");
+        let mut name = vec![7];
+        name.extend_from_slice(label.as_bytes());
+        name.push(0);
+        Question { name: name.into(), kind: 1, dnssec: false, checking_disabled: false, upstreams: Arc::default() }
+    }
+
+    fn reply(question: &Question) -> Arc<UpstreamReply> {
+        let query = UpstreamQuery::new(&question.name, 1, false, false, false);
+        let mut message = Message::from_vec(&query.bytes).unwrap();
+        message.metadata.message_type = MessageType::Response;
+        let name = message.queries[0].name.clone();
+        message.add_answer(Record::from_rdata(name, 30, RData::A(A::new(192, 0, 2, 1))));
+        Arc::new(UpstreamReply::read(&message.to_vec().unwrap(), &query).unwrap())
+    }
+
+    #[test]
+    fn it_stays_bounded_and_keeps_what_is_used() {
+        let cache = Cache::default();
+        let now = Instant::now();
+        let used = question(0);
+        cache.put(&used, &reply(&used));
+        for number in 1..20_000 {
+            let question = question(number);
+            cache.put(&question, &reply(&question));
+            assert!(cache.get(&used, now).is_some(), "{number}");
+        }
+        assert!(cache.len() <= 2 * MOST_ENTRIES, "{}", cache.len());
+        assert!(cache.get(&question(1), now).is_none());
+    }
+
+    #[test]
+    fn what_is_over_is_not_given_out() {
+        let cache = Cache::default();
+        let question = question(1);
+        cache.put(&question, &reply(&question));
+        assert!(cache.get(&question, Instant::now() + Duration::from_secs(29)).is_some());
+        assert!(cache.get(&question, Instant::now() + Duration::from_secs(31)).is_none());
+    }
+
+    #[test]
+    fn other_servers_and_other_kinds_of_question_are_kept_apart() {
+        let cache = Cache::default();
+        let one = question(1);
+        cache.put(&one, &reply(&one));
+        let sandbox = Arc::new(Upstreams { servers: Vec::new(), sandbox: Some("a".into()) });
+        for other in [
+            Question { upstreams: sandbox, ..one.clone() },
+            Question { dnssec: true, ..one.clone() },
+            Question { checking_disabled: true, ..one.clone() },
+            Question { kind: 28, ..one.clone() },
+        ] {
+            assert!(cache.get(&other, Instant::now()).is_none());
+        }
+    }
+}

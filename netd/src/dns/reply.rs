@@ -273,3 +273,184 @@ fn skip_name(packet: &[u8], mut at: usize) -> Option<usize> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::op::{Edns, Message, MessageType};
+    use hickory_proto::rr::rdata::{A, SOA};
+    use hickory_proto::rr::{Name, RData, Record, RecordType};
+    use proptest::prelude::*;
+
+    use super::super::query::Transport;
+    use super::*;
+
+    fn name() -> Name {
+        Name::from_ascii("www.example.com.").unwrap()
+    }
+
+    fn asked() -> UpstreamQuery {
+        UpstreamQuery::new(&wire_name(&name()), RecordType::A.into(), false, false, true)
+    }
+
+    /// What an honest server answers.
+    fn answer(query: &UpstreamQuery, change: impl FnOnce(&mut Message)) -> Vec<u8> {
+        let mut message = Message::from_vec(&query.bytes).unwrap();
+        message.metadata.message_type = MessageType::Response;
+        change(&mut message);
+        message.to_vec().unwrap()
+    }
+
+    fn address(ttl: u32) -> Record {
+        Record::from_rdata(name(), ttl, RData::A(A::new(192, 0, 2, 1)))
+    }
+
+    fn client(edns: bool, transport: Transport) -> ClientQuery {
+        let mut message = Message::query();
+        message.metadata.recursion_desired = true;
+        message
+            .add_query(hickory_proto::op::Query::query(Name::from_ascii("WWW.example.com.").unwrap(), RecordType::A));
+        message.edns = edns.then(Edns::new);
+        ClientQuery::read(&message.to_vec().unwrap(), transport).unwrap()
+    }
+
+    #[test]
+    fn an_upstream_query_is_one_that_others_can_read() {
+        let query = asked();
+        let message = Message::from_vec(&query.bytes).unwrap();
+        assert_eq!(message.queries[0].name, name());
+        assert!(message.metadata.recursion_desired);
+        assert_eq!(message.edns.unwrap().max_payload(), EDNS_SIZE);
+    }
+
+    #[test]
+    fn ttls_go_down_with_time_and_lifetimes_are_bounded() {
+        let query = asked();
+        for (ttl, lifetime) in [(0, 0), (7, 7), (60, 60), (86_400, 60), (u32::MAX, 0)] {
+            let reply = UpstreamReply::read(&answer(&query, |m| { m.add_answer(address(ttl)); }), &query).unwrap();
+            assert_eq!(reply.lifetime, Duration::from_secs(lifetime), "{ttl}");
+        }
+        let reply = UpstreamReply::read(&answer(&query, |m| { m.add_answer(address(30)); }), &query).unwrap();
+        for (age, left) in [(0, 30), (10, 20), (40, 0)] {
+            let bytes = reply.render(&client(true, Transport::Udp), reply.received + Duration::from_secs(age));
+            let message = Message::from_vec(&bytes).unwrap();
+            assert_eq!(message.answers[0].ttl, left);
+            assert_eq!(message.queries[0].name.to_string(), "WWW.example.com.");
+            assert!(message.edns.is_some());
+        }
+        assert!(reply.is_fresh(reply.received + Duration::from_secs(29)));
+        assert!(!reply.is_fresh(reply.received + Duration::from_secs(30)));
+    }
+
+    #[test]
+    fn a_denial_is_kept_five_seconds_at_most_and_only_with_a_soa() {
+        let query = asked();
+        let denial = |ttl: Option<u32>| {
+            let bytes = answer(&query, |message| {
+                message.metadata.response_code = ResponseCode::NXDomain;
+                if let Some(ttl) = ttl {
+                    let soa = SOA::new(name(), name(), 1, 1, 1, 1, 1);
+                    message.add_authority(Record::from_rdata(name(), ttl, RData::SOA(soa)));
+                }
+            });
+            UpstreamReply::read(&bytes, &query).unwrap().lifetime.as_secs()
+        };
+        assert_eq!((denial(None), denial(Some(2)), denial(Some(900))), (0, 2, 5));
+    }
+
+    #[test]
+    fn failures_and_cut_answers_are_never_kept() {
+        let query = asked();
+        let cut = answer(&query, |message| {
+            message.add_answer(address(60));
+            message.metadata.truncation = true;
+        });
+        let failed = answer(&query, |message| message.metadata.response_code = ResponseCode::ServFail);
+        for bytes in [cut, failed] {
+            assert_eq!(UpstreamReply::read(&bytes, &query).unwrap().lifetime, Duration::ZERO);
+        }
+    }
+
+    #[test]
+    fn an_opt_record_before_others_takes_the_additional_section_with_it() {
+        let query = asked();
+        let mut bytes = answer(&query, |message| { message.add_answer(address(60)); });
+        // The OPT record is last; one more behind it, whose name points to the question.
+        bytes.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 10, 0, 0, 1]);
+        bytes[11] += 1;
+        let reply = UpstreamReply::read(&bytes, &query).unwrap();
+        let message = Message::from_vec(&reply.render(&client(false, Transport::Udp), Instant::now())).unwrap();
+        assert_eq!((message.answers.len(), message.additionals.len()), (1, 0));
+        assert!(message.edns.is_none());
+    }
+
+    #[test]
+    fn an_answer_too_long_for_the_client_is_cut_to_its_question() {
+        let query = asked();
+        let bytes = answer(&query, |message| {
+            message.add_answers((0..60).map(|_| address(60)));
+        });
+        let reply = UpstreamReply::read(&bytes, &query).unwrap();
+        let cut = Message::from_vec(&reply.render(&client(false, Transport::Udp), Instant::now())).unwrap();
+        assert!(cut.metadata.truncation && cut.answers.is_empty());
+        let whole = Message::from_vec(&reply.render(&client(false, Transport::Tcp), Instant::now())).unwrap();
+        assert_eq!((whole.metadata.truncation, whole.answers.len()), (false, 60));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_from_upstream_cause_a_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..600), genuine in any::<bool>()) {
+            let query = asked();
+            if genuine && bytes.len() >= query.question_end {
+                // Let it pass the gate, so that the records are walked.
+                bytes[..query.question_end].copy_from_slice(&query.bytes[..query.question_end]);
+                bytes[2] |= QR;
+                bytes[7] = 2;
+            }
+            if let Ok(reply) = UpstreamReply::read(&bytes, &query) {
+                reply.render(&client(true, Transport::Udp), Instant::now());
+            }
+            let _ = UpstreamReply::read_any_case(&bytes, &query);
+        }
+
+        #[test]
+        fn a_damaged_answer_is_refused_or_stays_within_its_bounds(
+            damage in prop::collection::vec((0usize..400, any::<u8>()), 0..8),
+            cut in 0usize..400,
+        ) {
+            let query = asked();
+            let mut bytes = answer(&query, |message| {
+                message.add_answers((0..5).map(address));
+                message.add_authority(address(3));
+                message.add_additional(address(4));
+            });
+            for (at, byte) in damage {
+                if let Some(place) = bytes.get_mut(at) {
+                    *place = byte;
+                }
+            }
+            bytes.truncate(bytes.len().saturating_sub(cut % 40));
+            if let Ok(reply) = UpstreamReply::read(&bytes, &query) {
+                let client = client(true, Transport::Udp);
+                let given = reply.render(&client, Instant::now());
+                prop_assert!(given.len() <= client.limit);
+                prop_assert_eq!(&given[..2], &client.metadata.id.to_be_bytes());
+                prop_assert!(reply.lifetime <= Duration::from_secs(60));
+            }
+        }
+
+        /// hickory-proto as the judge of our own walk over records.
+        #[test]
+        fn what_we_pass_on_has_the_records_that_came(answers in 0usize..20, authorities in 0usize..5, additionals in 0usize..5) {
+            let query = asked();
+            let bytes = answer(&query, |message| {
+                message.add_answers((0..answers).map(|_| address(60)));
+                message.add_authorities((0..authorities).map(|_| address(60)));
+                message.add_additionals((0..additionals).map(|_| address(60)));
+            });
+            let reply = UpstreamReply::read(&bytes, &query).unwrap();
+            let given = Message::from_vec(&reply.render(&client(true, Transport::Tcp), Instant::now())).unwrap();
+            prop_assert_eq!((given.answers.len(), given.authorities.len(), given.additionals.len()), (answers, authorities, additionals));
+            prop_assert!(given.edns.is_some());
+        }
+    }
+}

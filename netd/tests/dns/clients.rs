@@ -46,6 +46,13 @@ fn prepared(world: &World) -> (Upstream, Sandbox, Etc) {
     });
     world.shop();
     let sandbox = world.sandbox(&["shop"]);
+    // glibc asks for no family of which it has only loopback addresses.
+    let ip = |arguments: &str| succeed(Command::new("ip").args(["-n", &sandbox.name]).args(arguments.split(' ')));
+    ip("link add eth0 type veth peer name eth1");
+    ip("addr add 10.89.0.9/24 dev eth0");
+    ip("addr add fd00:89::9/64 dev eth0 nodad");
+    ip("link set eth0 up");
+    ip("link set eth1 up");
     let etc = Etc::new(&sandbox, "nameserver 127.0.0.1\nsearch corp.example\n");
     (upstream, sandbox, etc)
 }
@@ -65,7 +72,11 @@ fn glibc_resolves_services_reverse_names_and_the_world() {
         assert!(text(getent("hosts", "10.89.0.2")).contains("shop-db-1.shop_default"));
         assert!(text(getent("ahostsv4", "www.example.com")).starts_with("192.0.2.1 "));
         assert!(!getent("ahostsv4", "nobody.example.com").status.success());
-        assert!(upstream.seen().iter().all(|seen| !seen.name.to_ascii_lowercase().starts_with("db")), "{:?}", upstream.seen());
+        assert!(
+            upstream.seen().iter().all(|seen| !seen.name.to_ascii_lowercase().starts_with("db")),
+            "{:?}",
+            upstream.seen()
+        );
     });
 }
 

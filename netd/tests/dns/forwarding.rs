@@ -161,7 +161,8 @@ fn without_any_answer_the_client_is_told_so_and_own_names_are_answered_meanwhile
 #[test]
 fn a_refusal_by_all_servers_reaches_the_client_at_once() {
     on_a_host(|world| {
-        let upstream = Upstream::start("127.0.0.1", |asked, _| vec![reply(asked, ResponseCode::ServFail).to_vec().unwrap()]);
+        let upstream =
+            Upstream::start("127.0.0.1", |asked, _| vec![reply(asked, ResponseCode::ServFail).to_vec().unwrap()]);
         let answer = world.sandbox(&[]).ask("www.example.com", RecordType::A);
         assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
         assert_eq!(upstream.seen().len(), 1);
@@ -311,7 +312,8 @@ fn a_sandbox_without_a_way_out_is_never_forwarded_for() {
         };
         refused("secret.attacker.example");
         // Naming a server of one's own, that the host could reach, opens no way either.
-        let dns = SandboxDns { networks: vec!["vault".into()], upstreams: vec![ip("127.0.0.1")], ..SandboxDns::default() };
+        let dns =
+            SandboxDns { networks: vec!["vault".into()], upstreams: vec![ip("127.0.0.1")], ..SandboxDns::default() };
         world.dns.set_sandbox(sandbox.id.clone(), SandboxDns { dial: orch_netd::dns::Dial::Host, ..dns });
         refused("secret.attacker.example");
         assert!(host.seen().is_empty(), "{:?}", host.seen());
@@ -330,7 +332,8 @@ fn a_server_on_the_sandboxs_own_networks_is_asked_from_inside_and_others_from_th
         let _elsewhere = Upstream::knowing("127.0.0.53", "192.0.2.53", 60);
         let (own, plain) = (world.sandbox(&[]), world.sandbox(&[]));
         let _inside = own.run(|| Upstream::knowing("127.0.0.1", "10.9.9.9", 60));
-        let with = |dns: &[&str]| SandboxDns { upstreams: dns.iter().map(|text| ip(text)).collect(), ..SandboxDns::default() };
+        let with =
+            |dns: &[&str]| SandboxDns { upstreams: dns.iter().map(|text| ip(text)).collect(), ..SandboxDns::default() };
         world.dns.set_sandbox(own.id.clone(), with(&["127.0.0.1"]));
         assert_eq!(own.addresses("www.example.com"), ["10.9.9.9"]);
         // What one sandbox's server says is not given to another sandbox.

@@ -30,7 +30,10 @@ fn a_container_may_be_a_dns_server_itself() {
         world.shop();
         let sandbox = world.sandbox(&["shop"]);
         let (udp, tcp) = sandbox.run(|| {
-            (UdpSocket::bind("0.0.0.0:53").expect("port 53 is free"), TcpListener::bind("0.0.0.0:53").expect("port 53 is free"))
+            (
+                UdpSocket::bind("0.0.0.0:53").expect("port 53 is free"),
+                TcpListener::bind("0.0.0.0:53").expect("port 53 is free"),
+            )
         });
         assert_eq!(sandbox.addresses("db"), ["10.89.0.2"]);
         assert_eq!(sorted(&sandbox.ask_tcp("db", RecordType::A)), ["10.89.0.2"]);
@@ -216,7 +219,18 @@ fn a_namespace_goes_when_its_sandbox_is_detached() {
         let sandbox = Sandbox::new();
         // A veth end on the host goes when the namespace with the other end does.
         let host_end = format!("dnst{}", std::process::id() % 100_000);
-        succeed(Command::new("ip").args(["link", "add", &host_end, "type", "veth", "peer", "name", "eth0", "netns", &sandbox.name]));
+        succeed(Command::new("ip").args([
+            "link",
+            "add",
+            &host_end,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            &sandbox.name,
+        ]));
         serve_shop(&world.dns, &sandbox);
         assert_eq!(sandbox.addresses("db"), ["10.89.0.2"]);
         world.dns.detach(&sandbox.id);

@@ -101,7 +101,8 @@ fn our_subnets_are_reversed_here_and_others_upstream() {
         let sandbox = world.sandbox(&["shop"]);
         let stranger = world.sandbox(&[]);
         let v6 = "3.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.9.8.0.0.0.0.d.f.ip6.arpa";
-        for (name, target) in [("2.0.89.10.in-addr.arpa", "shop-db-1.shop_default."), (v6, "shop-web-1.shop_default.")] {
+        for (name, target) in [("2.0.89.10.in-addr.arpa", "shop-db-1.shop_default."), (v6, "shop-web-1.shop_default.")]
+        {
             let answer = sandbox.ask(name, RecordType::PTR);
             assert!(matches!(&answer.answers[0].data, RData::PTR(ptr) if ptr.0.to_string() == target), "{answer}");
         }

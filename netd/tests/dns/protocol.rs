@@ -45,7 +45,8 @@ fn what_is_wrong_with_a_query_is_said() {
 
         let mut future = with_edns(good, 1232, false);
         future.edns.as_mut().unwrap().set_version(1);
-        assert_eq!(code(&sandbox, &future.to_vec().unwrap()), ResponseCode::BADVERS);
+        // BADVERS shares its number with BADSIG.
+        assert_eq!(u16::from(code(&sandbox, &future.to_vec().unwrap())), u16::from(ResponseCode::BADVERS));
     });
 }
 

@@ -30,7 +30,10 @@ pub(crate) struct Upstream {
 impl Upstream {
     /// Listens at `address`, port 53, in the namespace of the calling thread. `answer` gives the datagrams (over TCP: the one
     /// message) to send for a question; none means silence.
-    pub(crate) fn start(address: &str, answer: impl Fn(&Message, bool) -> Vec<Vec<u8>> + Send + Sync + 'static) -> Upstream {
+    pub(crate) fn start(
+        address: &str,
+        answer: impl Fn(&Message, bool) -> Vec<Vec<u8>> + Send + Sync + 'static,
+    ) -> Upstream {
         let (seen, stop): (Arc<Mutex<Vec<Seen>>>, Arc<AtomicBool>) = Default::default();
         let answer = Arc::new(answer);
         let udp = UdpSocket::bind((address, 53)).unwrap();
