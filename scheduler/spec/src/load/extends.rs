@@ -21,6 +21,9 @@ pub(super) struct ExtendedFile {
     done: BTreeSet<String>,
 }
 
+/// A text and where it was written.
+type Located = (String, Span);
+
 /// One service on the way, to notice circles.
 type Visit = (String, String, Span);
 
@@ -112,7 +115,7 @@ impl Loader<'_> {
     }
 
     /// The service and file that an `extends` names.
-    fn reference(&mut self, extends: &Node, name: &str) -> Option<((String, Span), Option<(String, Span)>)> {
+    fn reference(&mut self, extends: &Node, name: &str) -> Option<(Located, Option<Located>)> {
         let located = |node: &Node| node.as_text().map(|text| (text.to_owned(), node.span));
         match &extends.value {
             Value::Text(text) => Some(((text.to_string(), extends.span), None)),
