@@ -1,0 +1,225 @@
+//! The state as the API shows it.
+
+use std::collections::BTreeMap;
+
+use orch_api::control::{
+    EndpointView, NetworkView, NodeView, OperationView, PlanView, ServiceView, StackSummary, StackView, TaskView, VolumeView, WaitView,
+};
+use orch_core::{Availability, Network, NetworkPhase, Node, Plan, State, Task, Volume};
+use orch_spec::assignment::{Health, NodeId, TaskState};
+use orch_spec::model::{DependencyCondition, RestartPolicy, ServiceSpec};
+
+/// A plan as data.
+pub(crate) fn plan(plan: &Plan) -> PlanView {
+    let operations: Vec<OperationView> = plan
+        .operations()
+        .into_iter()
+        .map(|(id, op, depends_on)| OperationView {
+            id,
+            action: op.verb.as_str().to_owned(),
+            resource: format!("{} {}", op.kind.as_str(), op.name),
+            cause: op.cause.clone(),
+            service: op.service.clone(),
+            task: op.task.as_ref().map(|t| t.0.clone()).unwrap_or_default(),
+            depends_on,
+        })
+        .collect();
+    PlanView { changes: operations.len(), operations }
+}
+
+/// `running(4)`, `exited(1), running(3)`: by state, in the order of the alphabet, as Compose prints it.
+fn status(state: &State, name: &str) -> String {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for task in state.stack_tasks(name).filter(|t| !t.one_off) {
+        let word = serde_json::to_value(task.status.state).ok().and_then(|v| v.as_str().map(str::to_owned));
+        *counts.entry(word.unwrap_or_default()).or_default() += 1;
+    }
+    let parts: Vec<String> = counts.into_iter().map(|(word, count)| format!("{word}({count})")).collect();
+    parts.join(", ")
+}
+
+/// A stack in a list.
+pub(crate) fn summary(state: &State, name: &str) -> Option<StackSummary> {
+    let stack = state.stacks.get(name)?;
+    Some(StackSummary {
+        name: stack.name.clone(),
+        status: status(state, name),
+        services: stack.services.len(),
+        files: stack.files.clone(),
+        removing: stack.removing.is_some(),
+    })
+}
+
+/// A stack with all that belongs to it.
+pub(crate) fn stack(state: &State, name: &str) -> Option<StackView> {
+    let stack = state.stacks.get(name)?;
+    let mut tasks: Vec<&Task> = state.stack_tasks(name).collect();
+    tasks.sort_by_key(|t| t.order());
+    let uses = |network: &&Network| network.stack == name || tasks.iter().any(|t| t.networks().any(|n| *n == network.name));
+    let mounts = |volume: &&Volume| volume.stack == name || tasks.iter().any(|t| volume.users.contains(&t.id));
+    Some(StackView {
+        index: state.index,
+        name: stack.name.clone(),
+        status: status(state, name),
+        files: stack.files.clone(),
+        services: stack.services.keys().filter_map(|service| self::service(state, name, service)).collect(),
+        networks: state.networks.values().filter(uses).map(|n| network(state, n)).collect(),
+        volumes: state.volumes.values().filter(mounts).map(|v| volume(state, v)).collect(),
+        tasks: tasks.into_iter().map(|t| task(state, t)).collect(),
+        removing: stack.removing.is_some(),
+    })
+}
+
+fn restart(spec: &ServiceSpec) -> String {
+    match spec.restart {
+        None | Some(RestartPolicy::No) => "no".to_owned(),
+        Some(RestartPolicy::Always) => "always".to_owned(),
+        Some(RestartPolicy::UnlessStopped) => "unless-stopped".to_owned(),
+        Some(RestartPolicy::OnFailure { max_attempts: None }) => "on-failure".to_owned(),
+        Some(RestartPolicy::OnFailure { max_attempts: Some(most) }) => format!("on-failure:{most}"),
+    }
+}
+
+/// A service of a stack.
+fn service(state: &State, stack: &str, name: &str) -> Option<ServiceView> {
+    let service = state.stacks.get(stack)?.services.get(name)?;
+    let revision = state.revision(service.revision);
+    let spec = &revision.spec;
+    let tasks: Vec<&Task> = state.service_tasks(stack, name).filter(|t| t.is_replica()).collect();
+    let runs = |t: &&&Task| matches!(t.status.state, TaskState::Running | TaskState::Paused);
+    let ready = |t: &&&Task| t.status.state == TaskState::Running && matches!(t.status.health, Health::None | Health::Healthy);
+    let services = &state.stacks.get(stack)?.services;
+    let one_shot = services.values().any(|other| {
+        let dependency = state.revision(other.revision).spec.depends_on.get(name).copied();
+        dependency.is_some_and(|d| d.condition == DependencyCondition::CompletedSuccessfully)
+    });
+    Some(ServiceView {
+        id: format!("{stack}_{name}"),
+        name: name.to_owned(),
+        stack: stack.to_owned(),
+        mode: if spec.deploy.mode.is_global() { "global" } else { "replicated" }.to_owned(),
+        desired: service.replicas,
+        running: count(tasks.iter().filter(runs).count()),
+        ready: count(tasks.iter().filter(ready).count()),
+        image: spec.image.clone(),
+        ports: tasks.first().map(|t| t.ports().to_vec()).unwrap_or_default(),
+        update_status: String::new(),
+        orphan: service.orphan,
+        health_check: spec.healthcheck.is_some(),
+        one_shot,
+        restart: restart(spec),
+        hash: revision.hash.clone(),
+        depends_on: spec.depends_on.keys().cloned().collect(),
+    })
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// A task.
+pub(crate) fn task(state: &State, task: &Task) -> TaskView {
+    let revision = state.revision(task.revision);
+    let current = state.stacks.get(&task.stack).and_then(|s| s.services.get(&task.service)).map(|s| s.revision);
+    let networks = task
+        .endpoints()
+        .iter()
+        .map(|endpoint| {
+            let key = revision.networks.iter().find(|(_, name)| **name == endpoint.network).map(|(key, _)| key.clone());
+            let view = EndpointView { network: endpoint.network.0.clone(), ipv4: endpoint.ipv4, ipv6: endpoint.ipv6 };
+            (key.unwrap_or_else(|| endpoint.network.0.clone()), view)
+        })
+        .collect();
+    TaskView {
+        id: task.id.0.clone(),
+        stack: task.stack.clone(),
+        service: task.service.clone(),
+        slot: task.slot,
+        one_off: task.one_off,
+        node: task.node.as_ref().map(|n| n.0.clone()).unwrap_or_default(),
+        container_name: task.container_name.clone(),
+        image: revision.spec.image.clone(),
+        image_id: task.image_id.clone(),
+        spec_hash: revision.hash.clone(),
+        up_to_date: current == Some(task.revision),
+        desired: task.goal,
+        status: task.status.clone(),
+        waiting_on: task.waiting.iter().map(|w| WaitView { kind: w.kind.clone(), on: w.on.clone(), text: w.text.clone() }).collect(),
+        blocked: task.blocked.clone(),
+        networks,
+        ports: task.ports().to_vec(),
+        created_at: task.created_at,
+    }
+}
+
+/// A network.
+pub(crate) fn network(state: &State, network: &Network) -> NetworkView {
+    let pool = |pool: &Option<orch_core::Pool>| pool.as_ref().map(|p| (p.subnet.to_string(), p.gateway));
+    let (pool4, pool6) = (pool(&network.pool4), pool(&network.pool6));
+    let mut endpoints: BTreeMap<String, EndpointView> = BTreeMap::new();
+    for task in network.users.iter().filter_map(|id| state.tasks.get(id)) {
+        for endpoint in task.endpoints().iter().filter(|e| e.network == network.name) {
+            let view = EndpointView { network: network.name.0.clone(), ipv4: endpoint.ipv4, ipv6: endpoint.ipv6 };
+            endpoints.insert(task.container_name.clone(), view);
+        }
+    }
+    for reservation in network.reservations.values() {
+        let view = EndpointView { network: network.name.0.clone(), ipv4: reservation.ipv4, ipv6: reservation.ipv6 };
+        endpoints.insert(reservation.name.clone(), view);
+    }
+    NetworkView {
+        name: network.name.0.clone(),
+        stack: network.stack.clone(),
+        key: network.key.clone(),
+        driver: network.definition.driver.clone(),
+        subnet4: pool4.as_ref().map(|p| p.0.clone()),
+        gateway4: pool4.and_then(|p| if let std::net::IpAddr::V4(a) = p.1 { Some(a) } else { None }),
+        subnet6: pool6.as_ref().map(|p| p.0.clone()),
+        gateway6: pool6.and_then(|p| if let std::net::IpAddr::V6(a) = p.1 { Some(a) } else { None }),
+        internal: network.definition.internal,
+        labels: network.definition.labels.clone(),
+        driver_opts: network.definition.driver_opts.clone(),
+        removing: network.phase == NetworkPhase::Removing,
+        endpoints,
+        created_at: network.created_at,
+    }
+}
+
+/// A volume.
+pub(crate) fn volume(state: &State, volume: &Volume) -> VolumeView {
+    VolumeView {
+        name: volume.name.clone(),
+        stack: volume.stack.clone(),
+        key: volume.key.clone(),
+        driver: volume.driver.clone(),
+        driver_opts: volume.driver_opts.clone(),
+        labels: volume.labels.clone(),
+        removing: volume.removing,
+        error: volume.error.clone(),
+        users: volume.users.iter().filter_map(|id| state.tasks.get(id)).map(|t| t.container_name.clone()).collect(),
+        created_at: volume.created_at,
+    }
+}
+
+/// A node. One host for now: the only one manages and leads.
+pub(crate) fn node(state: &State, id: &NodeId, node: &Node) -> NodeView {
+    NodeView {
+        id: id.0.clone(),
+        hostname: node.facts.hostname.clone(),
+        address: String::new(),
+        role: "manager".to_owned(),
+        leader: true,
+        state: "ready".to_owned(),
+        availability: match node.availability {
+            Availability::Active => "active",
+            Availability::Pause => "pause",
+            Availability::Drain => "drain",
+        }
+        .to_owned(),
+        version: node.facts.version.clone(),
+        platform: node.facts.platform.clone(),
+        cpus: node.facts.cpus,
+        memory: node.facts.memory,
+        tasks: count(state.tasks.values().filter(|t| t.node.as_ref() == Some(id)).count()),
+    }
+}
