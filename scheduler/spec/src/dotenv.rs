@@ -4,6 +4,9 @@ use crate::interpolate::{TemplateError, expand};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+/// Bytes that the variables in one file may expand to; each line may double the one before.
+const MAX_EXPANSION: usize = 4 << 20;
+
 /// One variable of a file.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Assignment {
@@ -39,7 +42,7 @@ pub(crate) fn parse(
 ) -> Result<Vec<Assignment>, DotenvError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let text = &text.replace("\r\n", "\n");
-    let mut reader = Reader { text, at: 0, lookup, own: BTreeMap::new(), list: Vec::new() };
+    let mut reader = Reader { text, at: 0, lookup, own: BTreeMap::new(), list: Vec::new(), expanded: 0 };
     match format {
         Format::Dotenv => while reader.statement()? {},
         Format::Raw => reader.raw(),
@@ -53,6 +56,8 @@ struct Reader<'a> {
     lookup: &'a dyn Fn(&str) -> Option<String>,
     own: BTreeMap<String, String>,
     list: Vec<Assignment>,
+    /// Bytes that variables expanded to so far.
+    expanded: usize,
 }
 
 impl Reader<'_> {
@@ -231,7 +236,7 @@ impl Reader<'_> {
         self.unterminated(start)
     }
 
-    fn expand(&self, template: &str, start: usize, end: usize) -> Result<String, DotenvError> {
+    fn expand(&mut self, template: &str, start: usize, end: usize) -> Result<String, DotenvError> {
         if !template.contains('$') {
             return Ok(template.to_owned());
         }
@@ -239,7 +244,13 @@ impl Reader<'_> {
             variable_names(template).filter_map(|name| (self.lookup)(name).map(|value| (name, value))).collect();
         let lookup = |name: &str| outside.get(name).or_else(|| self.own.get(name)).map(String::as_str);
         match expand(template, &lookup) {
-            Ok(expansion) => Ok(expansion.text),
+            Ok(expansion) => {
+                self.expanded += expansion.text.len();
+                if self.expanded > MAX_EXPANSION {
+                    return self.error("the values of this file grow too large".into(), start, end);
+                }
+                Ok(expansion.text)
+            }
             Err(TemplateError::Required { name, message, .. }) => {
                 self.error(format!("required variable {name} is missing a value: {message}"), start, end)
             }

@@ -35,6 +35,14 @@ use std::collections::BTreeMap;
 pub const MAX_STACK_FILE: usize = 8 << 20;
 /// Environment files hold settings.
 pub const MAX_ENV_FILE: usize = 1 << 20;
+/// Files under files: nobody includes deeper, and every level is a call.
+const MAX_INCLUDE_DEPTH: usize = 32;
+/// Files that one load may include; a file reached over many ways is read each time.
+const MAX_INCLUDES: u32 = 500;
+/// Services on top of services: as with includes, every level is a call.
+const MAX_EXTENDS_DEPTH: usize = 64;
+/// Values that `extends` may copy: as many again as a whole stack may have.
+const MAX_EXTENDED_NODES: usize = 200_000;
 /// Secrets and configs travel in one request and lie in the replicated log.
 pub const MAX_CONTENT: usize = 1 << 20;
 
@@ -171,6 +179,8 @@ pub fn load(request: &LoadRequest, source: &dyn Source) -> Loaded {
         report: Report::default(),
         extended: BTreeMap::new(),
         scopes: 0,
+        extended_nodes: 0,
+        expanded: 0,
     };
     let outcome = loader.run();
     let Loader { files, mut report, .. } = loader;
@@ -209,6 +219,10 @@ struct Loader<'a> {
     /// Files that something extends from, by scope and path.
     extended: BTreeMap<(u32, String), extends::ExtendedFile>,
     scopes: u32,
+    /// Values copied by `extends` so far.
+    extended_nodes: usize,
+    /// Bytes that variables expanded to so far.
+    expanded: usize,
 }
 
 /// What a group of files is read with: the command line's, or those of one `include`.
@@ -321,6 +335,10 @@ impl Loader<'_> {
             }
         };
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let known = self.files.iter().find(|(_, file)| file.path == shown && *file.text == *text).map(|(id, _)| id);
+        if let Some(id) = known {
+            return Some(id);
+        }
         let id = self.files.add(shown, text);
         if let Some(at) = text.find('\0') {
             let start = crate::span::offset(at);
@@ -394,10 +412,11 @@ impl Loader<'_> {
             environment: &scope.environment,
             files: &self.files,
             report: &mut self.report,
-            expanded: 0,
+            expanded: self.expanded,
             path: Vec::new(),
         };
         interpolation.tree(node);
+        self.expanded = interpolation.expanded;
     }
 
     fn version(&mut self, document: &mut Node, seen: &mut bool) {

@@ -191,6 +191,15 @@ impl Node {
         }
     }
 
+    /// How many values this is, itself included.
+    pub(crate) fn count(&self) -> usize {
+        match &self.value {
+            Value::List(items) => 1 + items.iter().map(Self::count).sum::<usize>(),
+            Value::Map(map) => 1 + map.values().map(|entry| entry.node.count()).sum::<usize>(),
+            _ => 1,
+        }
+    }
+
     /// What a message calls this kind of value.
     pub(crate) fn kind_name(&self) -> &'static str {
         match self.value {

@@ -200,3 +200,65 @@ fn five_hundred_services_with_variables_and_dependencies_load() {
     let loaded = read(text);
     assert_eq!(loaded.spec.expect("it is a good stack").services.len(), 500);
 }
+
+/// Several files in one folder.
+struct Many(BTreeMap<String, String>);
+
+impl Source for Many {
+    fn read(&self, path: &str, _: usize) -> Result<Vec<u8>, ReadError> {
+        self.0.get(path).map(|text| text.clone().into_bytes()).ok_or(ReadError::Missing)
+    }
+
+    fn is_file(&self, path: &str) -> bool {
+        self.0.contains_key(path)
+    }
+}
+
+fn read_many(files: impl IntoIterator<Item = (String, String)>) -> Loaded {
+    let files = files.into_iter().map(|(name, text)| (format!("/p/{name}"), text)).collect();
+    load(&LoadRequest { working_dir: "/p".into(), ..LoadRequest::default() }, &Many(files))
+}
+
+#[test]
+fn includes_cannot_multiply() {
+    let file = |level: usize| {
+        let name = if level == 0 { "stack.yaml".to_owned() } else { format!("{level}.yaml") };
+        let next = format!("{}.yaml", level + 1);
+        (name, format!("include: [{next}, ./{next}, .//{next}]\nservices: {{s{level}: {{image: x}}}}\n"))
+    };
+    assert!(codes(&read_many((0..30).map(file))).contains(&code::YAML_LIMIT));
+    assert!(codes(&read_many((0..2000).map(file))).contains(&code::YAML_LIMIT));
+}
+
+#[test]
+fn extends_cannot_multiply_or_recurse_without_end() {
+    let mut chain = String::from("services:\n  s0: {image: x}\n");
+    for level in 1..20_000 {
+        let _ = writeln!(chain, "  s{level}: {{extends: s{}}}", level - 1);
+    }
+    let backwards: String = chain
+        .lines()
+        .take(2)
+        .chain(chain.lines().skip(2).collect::<Vec<_>>().into_iter().rev())
+        .fold(String::new(), |mut text, line| {
+            text.push_str(line);
+            text.push('\n');
+            text
+        });
+    assert!(codes(&read(backwards)).contains(&code::YAML_LIMIT));
+    let mut wide = format!("services:\n  base: {{image: x, environment: {{{}}}}}\n", pairs(20_000));
+    for index in 0..5_000 {
+        let _ = writeln!(wide, "  s{index}: {{extends: base}}");
+    }
+    assert!(codes(&read(wide)).contains(&code::YAML_LIMIT));
+}
+
+#[test]
+fn environment_files_cannot_double_their_lines_without_end() {
+    let mut doubling = String::from("A0=xxxxxxxxxxxxxxxx\n");
+    for line in 1..200 {
+        let _ = writeln!(doubling, "A{line}=$A{0}$A{0}", line - 1);
+    }
+    let stack = ("stack.yaml".to_owned(), "services: {a: {image: x}}\n".to_owned());
+    assert!(codes(&read_many([stack, (".env".to_owned(), doubling)])).contains(&code::ENV_FILE_SYNTAX));
+}

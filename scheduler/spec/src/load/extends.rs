@@ -1,6 +1,6 @@
 //! `extends`: a service on top of another one, of the same document or of another file.
 
-use super::{Loader, Scope};
+use super::{Loader, MAX_EXTENDED_NODES, MAX_EXTENDS_DEPTH, Scope};
 use crate::check::{Check, Step, suggest};
 use crate::code;
 use crate::merge::{apply_marks, merge, strip_marks};
@@ -77,6 +77,13 @@ impl Loader<'_> {
             }
             return;
         };
+        if visits.len() >= MAX_EXTENDS_DEPTH || self.extended_nodes > MAX_EXTENDED_NODES {
+            let message = format!(
+                "too much is extended: at most {MAX_EXTENDS_DEPTH} services on top of each other, and {MAX_EXTENDED_NODES} values"
+            );
+            self.report.add(Problem::error(code::YAML_LIMIT, message).at(extends.span, "the limit is passed here"));
+            return;
+        }
         visits.push((path.to_owned(), name.to_owned(), extends.span));
         let base = match &file {
             Some((file, span)) => self.base_of_file(&join(folder, file), *span, &target, name, scope, visits),
@@ -101,6 +108,7 @@ impl Loader<'_> {
             }
             return;
         };
+        self.extended_nodes += base.count();
         apply_marks(&mut base, service);
         let own = std::mem::replace(service, Node::invalid(extends.span));
         let mark = own.mark;

@@ -1,6 +1,6 @@
 //! `include`: other stacks copied underneath this one.
 
-use super::{Loader, Scope};
+use super::{Loader, MAX_INCLUDE_DEPTH, MAX_INCLUDES, Scope};
 use crate::check::{Check, Step};
 use crate::code;
 use crate::merge::{apply_marks, merge};
@@ -82,6 +82,14 @@ impl Loader<'_> {
             return None;
         }
 
+        if scope.chain.len() > MAX_INCLUDE_DEPTH || self.scopes >= MAX_INCLUDES {
+            let message = format!(
+                "too many includes: at most {MAX_INCLUDE_DEPTH} below each other and {MAX_INCLUDES} in all are followed"
+            );
+            self.report.add(Problem::error(code::YAML_LIMIT, message).at(*first_span, "the limit is passed here"));
+            return None;
+        }
+
         let mut environment = scope.environment.clone();
         let listed = texts("env_file");
         if listed.is_empty() {
@@ -98,6 +106,8 @@ impl Loader<'_> {
             self.env_files_below(&mut environment, &files, listed.first().map(|(_, span)| *span));
         }
 
+        self.scopes += 1;
+        let id = self.scopes;
         let mut parsed = Vec::new();
         let mut chain = scope.chain.clone();
         for (path, span) in &paths {
@@ -106,8 +116,7 @@ impl Loader<'_> {
             chain.push(path.clone());
             parsed.push((path, documents));
         }
-        self.scopes += 1;
-        let inner = Scope { id: self.scopes, folder, environment, chain };
+        let inner = Scope { id, folder, environment, chain };
         let mut model = self.model(parsed, &inner)?;
         self.finish_model(&mut model, &inner);
         if let Value::Map(map) = &mut model.value {
