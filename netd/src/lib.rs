@@ -1,12 +1,26 @@
 //! Bridges, overlay, nftables, addresses and DNS of one host.
+//!
+//! [`Netd`] is the entry: networks (a bridge each), sandboxes (a network namespace with endpoints) and published ports. It
+//! knows no container and no service: who gets which address is decided elsewhere.
+//!
+//! What must outlive the agent lies in the kernel: links under names that follow from instance and id, namespaces bound to
+//! files, one nftables table that is owned by our socket and stays when the socket closes. Beside it there are small
+//! records in the run directory, of what was asked for. [`Netd::open`] takes all of it over; [`Netd::sync`] observes, plans
+//! and executes until what is equals what shall be.
+//!
+//! Threads: callers' own, for the short time of a call; one that a new namespace is made on, for each sandbox; one that
+//! hears what other programs do to nf_tables; one for the relay, once a port needs it. No async runtime is needed outside.
+//!
+//! Absent on purpose: no command is started (`ip`, `nft`, `iptables` need not be there), no packet of a published port is
+//! copied through user space but for `[::1]` and a family the sandbox lacks, nothing is written to `bridge-nf-call-*`.
 
 #![forbid(unsafe_code)]
 
 pub mod address;
 mod check;
 pub mod config;
-pub mod dns;
 mod conntrack;
+pub mod dns;
 pub mod error;
 mod foreign;
 mod link;

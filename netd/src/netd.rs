@@ -102,6 +102,16 @@ impl Netd {
     /// Without `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`; when the run directory cannot be written; when a living process owns the
     /// instance's nftables table.
     pub fn open(config: NetdConfig) -> Result<Netd, NetdError> {
+        Netd::open_with(config, true)
+    }
+
+    /// Like [`Netd::open`], but leaves the nftables table open to other programs, as it is on kernels before 6.9: what they
+    /// take out of it is put back as soon as it is noticed.
+    pub fn open_unowned(config: NetdConfig) -> Result<Netd, NetdError> {
+        Netd::open_with(config, false)
+    }
+
+    fn open_with(config: NetdConfig, own: bool) -> Result<Netd, NetdError> {
         crate::check::instance(&config.instance)?;
         let host = Arc::new(Namespace::current().map_err(NetdError::system("open the host's network namespace"))?);
         let names = Names::new(&config.instance);
@@ -118,6 +128,9 @@ impl Netd {
             names,
             host,
         });
+        if !own {
+            lock(&shared.table).disown();
+        }
         shared.adopt()?;
         let watch = Watch::start(Arc::clone(&shared))?;
         Ok(Netd { shared, _watch: watch })

@@ -69,7 +69,7 @@ impl Shared {
                 return self.put_up(record, &Change::default()).map(|_| ());
             }
             self.refuse_when_used(record, config)?;
-            self.take_down(&[record.clone()]).into_result().map_err(|mut errors| errors.0.swap_remove(0))?;
+            self.take_down(std::slice::from_ref(record)).into_result().map_err(|mut errors| errors.0.swap_remove(0))?;
         }
         let mtu = if config.mtu > 0 { config.mtu } else { self.egress_mtu()? };
         let bridge = config.bridge_name.clone().unwrap_or_else(|| self.names.bridge(&config.id));
@@ -295,10 +295,10 @@ fn keep_router_advertisements() {
     for interface in interfaces.flatten() {
         let name = sysctl::interface(&interface.file_name().to_string_lossy());
         let setting = format!("net.ipv6.conf.{name}.accept_ra");
-        if sysctl::read(&setting).as_deref() == Some("1") {
-            if let Err(error) = sysctl::write(&setting, "2") {
-                tracing::warn!(%error, "an interface may lose its IPv6 default route");
-            }
+        if sysctl::read(&setting).as_deref() == Some("1")
+            && let Err(error) = sysctl::write(&setting, "2")
+        {
+            tracing::warn!(%error, "an interface may lose its IPv6 default route");
         }
     }
 }

@@ -9,7 +9,8 @@ use std::{fs, io};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, listen, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrStorage, bind, getsockname, listen,
+    setsockopt, socket, sockopt,
 };
 
 use crate::config::{PortRequest, Protocol, PublishedPort};
@@ -102,9 +103,11 @@ fn on(address: &Option<IpAddr>) -> String {
 /// A socket that holds a port.
 #[derive(Debug)]
 pub(crate) enum Held {
-    /// Listens: a socket that is merely bound would let another one bind too, as both say SO_REUSEADDR.
+    /// Listens, for the relay to serve.
     Tcp(TcpListener),
     Udp(UdpSocket),
+    /// Holds the number and does no more: the table leads away all that would reach it.
+    Led(#[expect(dead_code, reason = "it is there to be there")] OwnedFd),
 }
 
 /// A port of the host that is ours.
@@ -114,14 +117,15 @@ pub(crate) struct Reservation {
     pub(crate) held: Vec<Held>,
 }
 
-/// Takes a port of the host of the calling thread's namespace.
-pub(crate) fn reserve(request: &PortRequest) -> Result<Reservation, PortError> {
+/// Takes a port of the host of the calling thread's namespace. `led4`: the table leads all that comes over IPv4, so that
+/// nobody needs to serve on the socket for it.
+pub(crate) fn reserve(request: &PortRequest, led4: bool) -> Result<Reservation, PortError> {
     let (first, last) = request.host_ports;
     if (first, last) == (0, 0) {
-        return reserve_any(request);
+        return reserve_any(request, led4);
     }
     for port in first..=last.max(first) {
-        match hold(request, port) {
+        match hold(request, port, led4) {
             Ok((port, held)) => return Ok(reservation(request, port, held)),
             Err(Errno::EADDRINUSE) if last > first => {}
             Err(errno) => return Err(explain(request, port, errno)),
@@ -131,10 +135,10 @@ pub(crate) fn reserve(request: &PortRequest) -> Result<Reservation, PortError> {
     Err(PortError::AllTaken { first, last, protocol: request.protocol, address: request.host_ip, owner })
 }
 
-fn reserve_any(request: &PortRequest) -> Result<Reservation, PortError> {
+fn reserve_any(request: &PortRequest, led4: bool) -> Result<Reservation, PortError> {
     let mut outcome = Errno::EADDRINUSE;
     for _ in 0..ANY_PORT_ATTEMPTS {
-        match hold(request, 0) {
+        match hold(request, 0, led4) {
             Ok((port, held)) => return Ok(reservation(request, port, held)),
             Err(errno) => outcome = errno,
         }
@@ -159,7 +163,7 @@ fn explain(request: &PortRequest, port: u16, errno: Errno) -> PortError {
 }
 
 /// Binds one port on all addresses that the request means; 0 lets the kernel choose.
-fn hold(request: &PortRequest, mut port: u16) -> Result<(u16, Vec<Held>), Errno> {
+fn hold(request: &PortRequest, mut port: u16, led4: bool) -> Result<(u16, Vec<Held>), Errno> {
     if request.protocol == Protocol::Sctp {
         // The kernel need not know SCTP to forward it, and then has no sockets for it.
         return if port == 0 { Err(Errno::EPROTONOSUPPORT) } else { Ok((port, Vec::new())) };
@@ -170,9 +174,9 @@ fn hold(request: &PortRequest, mut port: u16) -> Result<(u16, Vec<Held>), Errno>
     };
     let mut held = Vec::with_capacity(addresses.len());
     for address in &addresses {
-        match hold_one(*address, port, request.protocol) {
-            Ok(socket) => {
-                port = local_port(&socket).unwrap_or(port);
+        match hold_one(*address, port, request.protocol, led4 && address.is_ipv4()) {
+            Ok((socket, chosen)) => {
+                port = chosen;
                 held.push(socket);
             }
             // A host without IPv6.
@@ -183,36 +187,42 @@ fn hold(request: &PortRequest, mut port: u16) -> Result<(u16, Vec<Held>), Errno>
     Ok((port, held))
 }
 
-fn local_port(held: &Held) -> Option<u16> {
-    let address = match held {
-        Held::Tcp(listener) => listener.local_addr(),
-        Held::Udp(socket) => socket.local_addr(),
-    };
-    address.ok().map(|address| address.port())
+fn hold_one(address: IpAddr, port: u16, protocol: Protocol, led: bool) -> Result<(Held, u16), Errno> {
+    if protocol == Protocol::Udp {
+        let fd = bound(address, port, SockType::Datagram, false)?;
+        let port = local_port(&fd)?;
+        return Ok((if led { Held::Led(fd) } else { Held::Udp(UdpSocket::from(fd)) }, port));
+    }
+    // Connections of an earlier holder that linger in TIME_WAIT would refuse us the port without SO_REUSEADDR. With it, a
+    // socket that is merely bound would let others bind too: so all of them listen. And people find it with `ss -l`.
+    let fd = bound(address, port, SockType::Stream, true)?;
+    listen(&fd, Backlog::MAXALLOWABLE)?;
+    let port = local_port(&fd)?;
+    Ok((if led { Held::Led(fd) } else { Held::Tcp(TcpListener::from(fd)) }, port))
 }
 
-fn hold_one(address: IpAddr, port: u16, protocol: Protocol) -> Result<Held, Errno> {
+/// A bound socket. SO_REUSEADDR is for TCP alone: over UDP others could share the port with it.
+fn bound(address: IpAddr, port: u16, kind: SockType, reuse: bool) -> Result<OwnedFd, Errno> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let kind = if protocol == Protocol::Udp { SockType::Datagram } else { SockType::Stream };
     let fd: OwnedFd = socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
     if family == AddressFamily::Inet6 {
         // The IPv4 addresses have a socket of their own.
         setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
     }
-    if protocol == Protocol::Tcp {
-        // Connections of an earlier holder that linger in TIME_WAIT would refuse us the port. For UDP the same option
-        // would let others share it.
+    if reuse {
         setsockopt(&fd, sockopt::ReuseAddr, &true)?;
     }
     match SocketAddr::new(address, port) {
         SocketAddr::V4(v4) => bind(fd.as_raw_fd(), &SockaddrIn::from(v4))?,
         SocketAddr::V6(v6) => bind(fd.as_raw_fd(), &SockaddrIn6::from(v6))?,
     }
-    if protocol == Protocol::Udp {
-        return Ok(Held::Udp(UdpSocket::from(fd)));
-    }
-    listen(&fd, Backlog::MAXALLOWABLE)?;
-    Ok(Held::Tcp(TcpListener::from(fd)))
+    Ok(fd)
+}
+
+fn local_port(fd: &OwnedFd) -> Result<u16, Errno> {
+    let address: SockaddrStorage = getsockname(fd.as_raw_fd())?;
+    let v4 = address.as_sockaddr_in().map(SockaddrIn::port);
+    v4.or(address.as_sockaddr_in6().map(SockaddrIn6::port)).ok_or(Errno::EAFNOSUPPORT)
 }
 
 /// A socket of this host, as `/proc/net/tcp` and its kin list it.
@@ -325,14 +335,19 @@ mod tests {
 
     #[test]
     fn a_held_port_is_refused_to_others_and_named_after_its_process() {
-        let held =
-            reserve(&PortRequest { host_ports: (0, 0), ..PortRequest::tcp(0, 80) }.on(Ipv4Addr::LOCALHOST.into()));
-        let held = held.unwrap();
-        let again = PortRequest::tcp(held.port.host_port, 80).on(Ipv4Addr::LOCALHOST.into());
-        let error = reserve(&again).unwrap_err();
-        let PortError::Taken { owner: PortOwner::Process { pid, .. }, .. } = &error else { panic!("{error}") };
-        assert_eq!(*pid, std::process::id());
-        drop(held);
-        reserve(&again).unwrap();
+        let loopback = |host| PortRequest::tcp(host, 80).on(Ipv4Addr::LOCALHOST.into());
+        for led4 in [false, true] {
+            let held = reserve(&loopback(0), led4).unwrap();
+            let again = loopback(held.port.host_port);
+            for led4 in [false, true] {
+                let error = reserve(&again, led4).unwrap_err();
+                let PortError::Taken { owner: PortOwner::Process { pid, .. }, .. } = &error else { panic!("{error}") };
+                assert_eq!(*pid, std::process::id());
+            }
+            // The standard library says SO_REUSEADDR.
+            TcpListener::bind((Ipv4Addr::LOCALHOST, held.port.host_port)).unwrap_err();
+            drop(held);
+            reserve(&again, led4).unwrap();
+        }
     }
 }

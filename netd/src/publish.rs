@@ -97,8 +97,9 @@ impl Shared {
             tracing::warn!(sandbox = %id, "its ports are not published: it is on internal networks only");
             return Ok(Vec::new());
         }
+        let led4 = reach.ipv4.is_some();
         let reserved: Result<Vec<Reservation>, PortError> =
-            self.in_host(|| requests.iter().map(port::reserve).collect())?;
+            self.in_host(|| requests.iter().map(|request| port::reserve(request, led4)).collect())?;
         let reserved = reserved.map_err(|error| self.name_sandbox(error))?;
         reserved.into_iter().map(|reservation| self.hold(reservation, reach)).collect()
     }
@@ -110,7 +111,8 @@ impl Shared {
             PortError::AllTaken { first, protocol, owner, .. } => (*first, *protocol, owner),
             _ => return error,
         };
-        if matches!(owner, PortOwner::Process { pid, .. } if *pid == std::process::id()) {
+        let ours = matches!(owner, PortOwner::Process { pid, .. } if *pid == std::process::id());
+        if ours {
             let state = lock(&self.state);
             let has = |ports: &[PublishedPort]| ports.iter().any(|p| p.host_port == port && p.protocol == wanted);
             if let Some((id, _)) = state.sandboxes.iter().find(|(_, sandbox)| has(&sandbox.record.ports)) {
@@ -128,18 +130,15 @@ impl Shared {
             let local = match &held {
                 Held::Tcp(listener) => listener.local_addr(),
                 Held::Udp(socket) => socket.local_addr(),
-            };
-            let ipv4 = local.map_err(NetdError::system("read a socket's address"))?.is_ipv4();
-            // Datagrams over IPv4 are all led by the table, unless the sandbox has only IPv6.
-            let idle = matches!(held, Held::Udp(_)) && ipv4 && reach.ipv4.is_some();
-            match reach.from(ipv4).filter(|_| !idle) {
-                Some(target) => {
-                    let target = SocketAddr::new(target, port.target);
-                    let served = self.relay.serve(held, target);
-                    holding.served.push(served.map_err(NetdError::system(format!("serve port {}", port.host_port)))?);
+                Held::Led(_) => {
+                    holding._held.push(held);
+                    continue;
                 }
-                None => holding._held.push(held),
-            }
+            };
+            let local = local.map_err(NetdError::system("read a socket's address"))?;
+            let Some(target) = reach.from(local.is_ipv4()) else { continue };
+            let served = self.relay.serve(held, SocketAddr::new(target, port.target));
+            holding.served.push(served.map_err(NetdError::system(format!("serve port {}", port.host_port)))?);
         }
         Ok(holding)
     }

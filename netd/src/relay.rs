@@ -1,6 +1,5 @@
 //! The one relay in user space, for what the kernel cannot rewrite: `[::1]` (which it never routes off the loopback link),
-//! and IPv6 in front of a sandbox that has IPv4 only. It serves on the very sockets that hold the ports. A published IPv4
-//! port has one too: no packet reaches it while the table is whole, and all of them do while somebody has flushed it.
+//! and one family in front of a sandbox that has only the other. It serves on the very sockets that hold the ports.
 //!
 //! One thread for all ports, started with the first one. It loses the client's address; what the kernel does keeps it.
 
@@ -86,6 +85,7 @@ impl Relay {
                 let socket = UdpSocket::from_std(socket)?;
                 handle.spawn(serve_datagrams(socket, target, alive)).abort_handle()
             }
+            Held::Led(_) => return Err(io::ErrorKind::InvalidInput.into()),
         };
         Ok(Served { task, closed })
     }
@@ -112,8 +112,8 @@ impl Relay {
     }
 }
 
-/// `_alive` comes last among the parameters so that it is dropped first of them: hence it is moved into a binding that is
-/// dropped after the sockets.
+/// Dropping `alive` says that the port is closed. It is declared before everything that holds a socket, so that it is
+/// dropped after.
 async fn serve_stream(listener: TcpListener, target: SocketAddr, alive: mpsc::Sender<()>) {
     let _alive = alive;
     let listener = listener;

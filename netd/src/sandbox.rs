@@ -293,8 +293,7 @@ impl Shared {
                 if let Some(state) = lock(&self.state).networks.get_mut(&network.record.config.id) {
                     state.index = index;
                 }
-                bridges
-                    .insert(&networks.get_key_value(&endpoints[*at].network).expect("it was found just now").0, index);
+                bridges.insert(&endpoints[*at].network, index);
             }
             left = failed.into_iter().collect();
         }

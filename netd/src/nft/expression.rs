@@ -194,7 +194,7 @@ impl Rule {
     }
 
     /// Goes on when the flow's destination was rewritten.
-    pub(crate) fn is_dnat(self) -> Rule {
+    pub(crate) fn when_dnat(self) -> Rule {
         self.ct(Conntrack::Status, 0).mask(0, &STATUS_DNAT.to_ne_bytes()).unequal(0, &[0; 4])
     }
 
@@ -224,7 +224,7 @@ impl Rule {
     }
 
     /// Goes on when the address is one of this host's own (`RTN_LOCAL`).
-    pub(crate) fn is_local(self, which: Fib) -> Rule {
+    pub(crate) fn when_local(self, which: Fib) -> Rule {
         self.expression("fib", |b| {
             number(b, 1, FIRST_REGISTER);
             // NFT_FIB_RESULT_ADDRTYPE.

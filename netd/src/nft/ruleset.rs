@@ -234,7 +234,7 @@ fn destinations() -> Vec<Rule> {
 }
 
 fn local_destinations() -> Vec<Rule> {
-    vec![Rule::new().is_local(Fib::Destination).verdict(Verdict::Jump("do-dnat"))]
+    vec![Rule::new().when_local(Fib::Destination).verdict(Verdict::Jump("do-dnat"))]
 }
 
 fn sources() -> Vec<Rule> {
@@ -248,9 +248,9 @@ fn sources() -> Vec<Rule> {
             .masquerade()
     };
     vec![
-        Rule::new().meta(Meta::OutputName, 0).lookup("br", 0, false).is_dnat().is_local(Fib::Source).masquerade(),
-        Rule::new().family(Family::Ipv4).is_dnat().source4(0).destination4(1).lookup("hair4", 0, false).masquerade(),
-        Rule::new().family(Family::Ipv6).is_dnat().source6(0).destination6(4).lookup("hair6", 0, false).masquerade(),
+        Rule::new().meta(Meta::OutputName, 0).lookup("br", 0, false).when_dnat().when_local(Fib::Source).masquerade(),
+        Rule::new().family(Family::Ipv4).when_dnat().source4(0).destination4(1).lookup("hair4", 0, false).masquerade(),
+        Rule::new().family(Family::Ipv6).when_dnat().source6(0).destination6(4).lookup("hair6", 0, false).masquerade(),
         outward(Family::Ipv4, "masq4"),
         outward(Family::Ipv6, "masq6"),
     ]
@@ -274,7 +274,7 @@ fn forward() -> Vec<Rule> {
 fn into_bridges() -> Vec<Rule> {
     vec![
         Rule::new().state(state::ESTABLISHED | state::RELATED).verdict(Verdict::Accept),
-        Rule::new().is_dnat().verdict(Verdict::Accept),
+        Rule::new().when_dnat().verdict(Verdict::Accept),
         Rule::new()
             .meta(Meta::InputName, 0)
             .meta(Meta::OutputName, 4)

@@ -11,6 +11,9 @@ use super::ruleset::{self, Set};
 use super::{Element, Family, TABLE_OWNER, TABLE_PERSIST, Transaction};
 use crate::netlink::{NetlinkError, NetlinkSocket};
 
+/// What we ask for: nobody else changes the table, and it stays when we end.
+const OWNED: u32 = TABLE_OWNER | TABLE_PERSIST;
+
 /// Why the table is not as it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
@@ -60,13 +63,12 @@ impl Table {
     /// Prepares to keep the table; touches the kernel's only from [`Table::apply`] on.
     pub(crate) fn new(name: &str) -> Result<Table, TableError> {
         let socket = NetlinkSocket::open(libc::NETLINK_NETFILTER).map_err(TableError::Socket)?;
-        Ok(Table {
-            name: name.to_owned(),
-            socket,
-            content: BTreeMap::new(),
-            exists: false,
-            flags: TABLE_OWNER | TABLE_PERSIST,
-        })
+        Ok(Table { name: name.to_owned(), socket, content: BTreeMap::new(), exists: false, flags: OWNED })
+    }
+
+    /// Leaves the table open to others from now on, as kernels before 6.9 do.
+    pub(crate) fn disown(&mut self) {
+        self.flags = 0;
     }
 
     /// The socket, for other work on nf_tables that must not open one of its own.
@@ -77,12 +79,6 @@ impl Table {
     /// Whether other programs cannot change it.
     pub(crate) fn is_owned(&self) -> bool {
         self.flags & TABLE_OWNER != 0
-    }
-
-    /// Number of elements in a set.
-    #[cfg(test)]
-    pub(crate) fn count(&self, set: Set) -> usize {
-        self.content.get(&set).map_or(0, BTreeSet::len)
     }
 
     /// Makes a change, remembers it, and makes it so in the kernel. When the kernel's table turns out to be another than
@@ -135,9 +131,9 @@ impl Table {
     /// Replaces the kernel's table by what is remembered, in one transaction: at no moment is there none, and flows that
     /// conntrack knows do not notice.
     pub(crate) fn rewrite(&mut self) -> Result<(), TableError> {
-        // From the best to the least: owned and persistent (6.9); then over a plain table of ours, which cannot become an
-        // owned one in place; then plain, for kernels that do not know the flags.
-        let attempts = [(self.flags, self.flags), (0, self.flags), (0, 0)];
+        // As it is wanted, then plain, for kernels that do not know the flags; each over a table of ours that nobody owns just
+        // now, and over a plain one, as neither can become the other in place.
+        let attempts = [(OWNED, self.flags), (0, self.flags), (OWNED, 0), (0, 0)];
         let mut outcome = Ok(());
         for (present, wanted) in attempts {
             outcome = self.write(present, wanted);
@@ -174,7 +170,7 @@ impl Table {
     pub(crate) fn delete(&mut self) -> Result<(), TableError> {
         self.content.clear();
         let mut outcome = Ok(());
-        for present in [self.flags, 0] {
+        for present in [OWNED, 0] {
             let mut transaction = Transaction::new();
             transaction.table(Family::Inet, &self.name, present);
             transaction.delete_table(Family::Inet, &self.name);
