@@ -1,5 +1,7 @@
 //! Real containers on the real kernel: what a container gets.
 
+#![allow(clippy::unwrap_used, reason = "tests and their parts")]
+
 #[path = "runtime/support.rs"]
 #[macro_use]
 #[allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "shared by test programs that use a part each")]
@@ -475,10 +477,14 @@ fn old_kernels_are_served_by_the_fallbacks() {
 #[test]
 fn a_failed_start_leaves_nothing() {
     needs_root!();
+    support::in_own_mount_namespace(fail_to_start);
+}
+
+fn fail_to_start() {
     let mut fixture = Fixture::new(&["no-such-command"]);
-    let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let before = support::mounts();
     fixture.try_start().err().expect("must not start");
-    assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
+    assert_eq!(support::mounts(), before);
     let path = orch_engine::runtime::cgroup_path(&fixture.context.instance, &fixture.config);
     assert!(!orch_engine::cgroup::Cgroup::open(&fixture.context.layout, &path).unwrap().exists());
     assert_eq!(fs::read_dir(fixture.path("mountpoint")).unwrap().count(), 0);

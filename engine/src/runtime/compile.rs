@@ -26,6 +26,8 @@ pub(super) struct Compiled {
     pub(super) process_namespace: Option<OwnedFd>,
     pub(super) new_time_namespace: bool,
     pub(super) keep: Vec<OwnedFd>,
+    /// `cgroup.procs` of the v1 groups, which the launcher moves the child into.
+    pub(super) placements: Vec<OwnedFd>,
     /// What `program.argv` and `program.envp` point into.
     _strings: Vec<CString>,
     pub(super) op_names: Vec<String>,
@@ -131,10 +133,8 @@ impl<'a> Compiler<'a> {
     }
 
     fn finish(mut self, mut compiled: Compiled, cgroup: &Cgroup) -> Result<Compiled, LaunchError> {
-        for procs in cgroup.v1_procs()? {
-            let fd = self.keep(procs);
-            compiled.program.cgroup_procs.push(fd);
-        }
+        compiled.placements = cgroup.v1_procs()?;
+        compiled.program.placed_by_launcher = !compiled.placements.is_empty();
         compiled.keep.append(&mut self.keep);
         Ok(compiled)
     }
@@ -157,6 +157,7 @@ impl<'a> Compiler<'a> {
         let program = Program {
             status: -1,
             cgroup_procs: Vec::new(),
+            placed_by_launcher: false,
             joins: Vec::new(),
             new_cgroup_namespace: false,
             hostname: None,
@@ -189,6 +190,7 @@ impl<'a> Compiler<'a> {
             process_namespace: None,
             new_time_namespace: false,
             keep: Vec::new(),
+            placements: Vec::new(),
             _strings: argv.into_iter().chain(env).collect(),
             op_names: Vec::new(),
             sysctl_names: Vec::new(),

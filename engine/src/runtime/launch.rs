@@ -248,6 +248,7 @@ impl Launcher {
         let (pid, pidfd) = clone.map_err(|errno| LaunchError::Clone { source: errno.into() })?;
         let cloned_at = Instant::now();
         let start_time = super::identity::start_time(pid).unwrap_or(0);
+        place(pid, &compiled, &ours);
         match await_exec(&ours) {
             Ok(terminal) => {
                 let times = LaunchTimes {
@@ -324,6 +325,22 @@ fn clone_into(cgroup: &Cgroup, compiled: &mut Compiled, flags: u64) -> Result<(i
         }
     }
     child::spawn(&compiled.program, flags, None)
+}
+
+/// Moves the child into its v1 groups while it builds its root, then lets it go on. When that fails the child reads the end instead
+/// and says so; when the child has failed meanwhile, it has said why.
+fn place(pid: i32, compiled: &Compiled, socket: &OwnedFd) {
+    use crate::sys::raw;
+    if !compiled.program.placed_by_launcher {
+        return;
+    }
+    let number = pid.to_string();
+    let moved =
+        compiled.placements.iter().try_for_each(|procs| raw::write(procs.as_raw_fd(), number.as_bytes()).map(drop));
+    if let Err(errno) = moved.and_then(|()| raw::send_with_fd(socket.as_raw_fd(), b"g", None)) {
+        tracing::debug!(pid, %errno, "the child was not moved into its control groups");
+        let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Write);
+    }
 }
 
 /// Waits until the socket closes (executed) or speaks. `Err(None)`: neither in time, or nonsense.

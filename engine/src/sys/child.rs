@@ -199,6 +199,9 @@ pub(crate) struct Program {
     pub(crate) status: RawFd,
     /// `cgroup.procs` of each hierarchy that the clone did not place the child in.
     pub(crate) cgroup_procs: Vec<RawFd>,
+    /// The launcher moves the child into its v1 groups while the child builds its root, and says so with one byte: the kernel waits
+    /// for an RCU grace period in such a move, which takes milliseconds on a busy host.
+    pub(crate) placed_by_launcher: bool,
     /// Namespaces to join: descriptor and kinds (a pidfd may stand for several).
     pub(crate) joins: Vec<(RawFd, c_int)>,
     pub(crate) new_cgroup_namespace: bool,
@@ -295,6 +298,7 @@ impl Child<'_> {
         if self.program.root.is_some() {
             self.enter_root()?;
         }
+        self.await_placement()?;
         self.working_directory()?;
         self.descriptors()?;
         self.verify_directory()?;
@@ -318,17 +322,34 @@ impl Child<'_> {
             // "0" is the writer itself, whatever its number is in which namespace.
             raw::write(*procs, b"0").at_index(Step::Cgroup, index)?;
         }
-        // After the cgroup, whose cpuset bounds it: the shim's own mask is none of the container's business.
+        if self.program.placed_by_launcher { Ok(()) } else { self.settle_in_cgroups() }
+    }
+
+    fn await_placement(&self) -> Result<(), Failure> {
+        if !self.program.placed_by_launcher {
+            return Ok(());
+        }
+        let mut word = [0];
+        match raw::read(self.status, &mut word) {
+            Ok(1) => self.settle_in_cgroups(),
+            // The launcher could not, or is gone.
+            Ok(_) => Err(Errno::ESRCH).at(Step::Cgroup),
+            Err(errno) => Err(errno).at(Step::Cgroup),
+        }
+    }
+
+    /// What depends on the groups: their cpuset bounds the affinity (the shim's own mask is none of the container's business), and they
+    /// are the root of a new cgroup namespace, hence no flag of the clone.
+    fn settle_in_cgroups(&self) -> Result<(), Failure> {
+        if self.program.new_cgroup_namespace {
+            raw::unshare(libc::CLONE_NEWCGROUP).at(Step::Join)?;
+        }
         raw::reset_affinity().at(Step::Cgroup)
     }
 
     fn enter_namespaces(&self) -> Result<(), Failure> {
         for (index, (fd, kinds)) in self.program.joins.iter().enumerate() {
             raw::setns(*fd, *kinds).at_index(Step::Join, index)?;
-        }
-        if self.program.new_cgroup_namespace {
-            // Its root is the cgroup that the process is in now, hence not a flag of the clone.
-            raw::unshare(libc::CLONE_NEWCGROUP).at(Step::Join)?;
         }
         if let Some(name) = &self.program.hostname {
             raw::sethostname(name.to_bytes()).at(Step::Host)?;

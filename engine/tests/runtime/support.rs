@@ -296,6 +296,25 @@ pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
+/// Runs a test in a mount namespace of its own, in which mounts propagate as on a host: what escapes from a container shows in
+/// [`mounts`], and what others do on the host does not.
+pub fn in_own_mount_namespace(test: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS | nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        for propagation in [nix::mount::MsFlags::MS_PRIVATE, nix::mount::MsFlags::MS_SHARED] {
+            let flags = propagation | nix::mount::MsFlags::MS_REC;
+            nix::mount::mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).unwrap();
+        }
+        test();
+    });
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// The calling thread's mounts.
+pub fn mounts() -> String {
+    fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
+}
+
 /// A root file system with busybox and nothing else but users.
 pub fn busybox_image(directory: &Path) {
     for name in ["bin", "etc", "tmp", "root", "proc", "dev", "sys"] {
