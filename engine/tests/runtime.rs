@@ -295,8 +295,11 @@ fn a_read_only_bind_is_read_only_all_the_way_down() {
             None::<&str>,
         )
         .unwrap();
-        fixture.config.mounts = vec![bind(host, "/in", true)];
-        fixture.run()
+        fixture.config.mounts = vec![bind(host.clone(), "/in", true)];
+        let outcome = fixture.run();
+        // Before the directory is removed, which a mount in this namespace would keep from going.
+        nix::mount::umount2(&host.join("below"), nix::mount::MntFlags::MNT_DETACH).unwrap();
+        outcome
     });
     let outcome = thread.join().unwrap();
     assert!(outcome.stderr.contains("Read-only file system"), "{outcome:?}");
