@@ -111,7 +111,10 @@ fn serve(sandbox: &Sandbox) -> Outcome<Dns> {
     dns.set_sandbox("bench".into(), SandboxDns { networks: vec!["bench".into()], ..SandboxDns::default() });
     let begin = Instant::now();
     dns.attach("bench".into(), &sandbox.path)?;
-    println!("attach: {:.0} us (the first one, with the loading of kernel modules)", begin.elapsed().as_secs_f64() * 1e6);
+    println!(
+        "attach: {:.0} us (the first one, with the loading of kernel modules)",
+        begin.elapsed().as_secs_f64() * 1e6
+    );
     let mut times = Vec::new();
     for _ in 0..50 {
         dns.detach(&"bench".into());

@@ -31,7 +31,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as std_mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -94,7 +94,7 @@ pub struct DnsStats {
 /// A sandbox that is served.
 #[derive(Debug)]
 struct Attached {
-    sandbox: Arc<listener::Asker>,
+    asker: Arc<listener::Asker>,
     serving: Serving,
     tcp: AbortHandle,
     /// Disconnected when the task that holds the TCP listener is gone.
@@ -201,21 +201,25 @@ impl Dns {
     }
 
     /// Serves a sandbox: makes sockets and rules inside the namespace that the file `namespace` stands for. May be repeated, by
-    /// the same agent or by its successor: what is there is kept.
+    /// the same agent or by its successor: what is there is kept. Sandboxes may be attached at the same time, but each by one
+    /// caller.
     ///
     /// # Errors
     /// When the namespace cannot be entered, its port is taken, or the kernel refuses the rules. Nothing is being served then.
     pub fn attach(&self, sandbox: SandboxId, namespace: &Path) -> Result<(), AttachError> {
-        let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(present) = attached.get(&sandbox) {
-            let same = crate::namespace::Namespace::open(namespace).is_ok_and(|n| n.is(&present.sandbox.namespace));
-            if same {
-                return Ok(());
+        let open = |path| crate::namespace::Namespace::open(path);
+        let replaced = {
+            let mut attached = self.attached();
+            match attached.get(&sandbox) {
+                Some(present) if open(namespace).is_ok_and(|n| n.is(&present.asker.namespace)) => return Ok(()),
+                Some(_) => attached.remove(&sandbox),
+                None => None,
             }
-            if let Some(old) = attached.remove(&sandbox) {
-                self.release(old);
-            }
+        };
+        if let Some(old) = replaced {
+            self.release(old);
         }
+        // Not under the lock: many sandboxes that start together do not wait for each other here.
         let Sockets { asker, udp, tcp } = listener::open(&sandbox, namespace)?;
         let serving = self
             .datagrams()
@@ -227,22 +231,25 @@ impl Dns {
             let _alive = alive;
             task.await;
         });
-        attached.insert(sandbox, Attached { sandbox: asker, serving, tcp: tcp.abort_handle(), tcp_gone });
+        self.attached().insert(sandbox, Attached { asker, serving, tcp: tcp.abort_handle(), tcp_gone });
         Ok(())
     }
 
     /// Stops serving a sandbox and closes its sockets, so that its namespace can go. The rules go with the namespace.
     pub fn detach(&self, sandbox: &SandboxId) {
-        let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(old) = attached.remove(sandbox) {
+        let old = self.attached().remove(sandbox);
+        if let Some(old) = old {
             self.release(old);
         }
     }
 
     /// The sandboxes being served.
-    pub fn attached(&self) -> Vec<SandboxId> {
-        let attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
-        attached.keys().cloned().collect()
+    pub fn serving(&self) -> Vec<SandboxId> {
+        self.attached().keys().cloned().collect()
+    }
+
+    fn attached(&self) -> MutexGuard<'_, HashMap<SandboxId, Attached>> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Figures for people.

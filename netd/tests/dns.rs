@@ -1,4 +1,10 @@
 //! The embedded DNS against real sockets in real namespaces.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "helpers of tests may panic, and say why a test was skipped"
+)]
 
 #[path = "dns/clients.rs"]
 mod clients;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -176,7 +177,15 @@ impl Buffers {
         for (bytes, (length, address)) in input.iter().zip(&origins[..count]) {
             let Some(peer) = address else { continue };
             let reply = || ReplyTo::Udp(Arc::downgrade(&receiver.socket), SocketAddrV4::from(*peer));
-            let answer = shared.handle(&receiver.asker, &bytes[..*length], Transport::Udp, shuffle, reply);
+            // The parser is not ours, and these bytes are anybody's: should one make it panic, the sender loses that answer
+            // and not every sandbox its DNS. Nothing is half-changed by then: handling a query changes counters only.
+            let handled = catch_unwind(AssertUnwindSafe(|| {
+                shared.handle(&receiver.asker, &bytes[..*length], Transport::Udp, shuffle, reply)
+            }));
+            let answer = handled.unwrap_or_else(|_| {
+                tracing::error!(sandbox = %receiver.asker.sandbox, "a DNS query caused a panic; it is not answered");
+                None
+            });
             answers.extend(answer.map(|answer| (*peer, answer)));
         }
         self.send(&receiver.socket);

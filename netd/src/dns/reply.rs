@@ -187,7 +187,7 @@ impl UpstreamReply {
         ttls.retain(|&offset| usize::from(offset) + 4 <= wire.len());
         let mut reply = UpstreamReply { ttls, ..UpstreamReply::bare(wire, question_end) };
         if opt.is_some_and(|(_, _, high)| high != 0) {
-            reply.wire[3] = reply.wire[3] & 0xf0 | u8::from(ResponseCode::ServFail.low());
+            reply.wire[3] = reply.wire[3] & 0xf0 | ResponseCode::ServFail.low();
         }
         let seconds = match (reply.code(), sections[0]) {
             (0, 1..) if !reply.truncated() => least.min(LONGEST_POSITIVE),
@@ -326,10 +326,22 @@ mod tests {
     fn ttls_go_down_with_time_and_lifetimes_are_bounded() {
         let query = asked();
         for (ttl, lifetime) in [(0, 0), (7, 7), (60, 60), (86_400, 60), (u32::MAX, 0)] {
-            let reply = UpstreamReply::read(&answer(&query, |m| { m.add_answer(address(ttl)); }), &query).unwrap();
+            let reply = UpstreamReply::read(
+                &answer(&query, |m| {
+                    m.add_answer(address(ttl));
+                }),
+                &query,
+            )
+            .unwrap();
             assert_eq!(reply.lifetime, Duration::from_secs(lifetime), "{ttl}");
         }
-        let reply = UpstreamReply::read(&answer(&query, |m| { m.add_answer(address(30)); }), &query).unwrap();
+        let reply = UpstreamReply::read(
+            &answer(&query, |m| {
+                m.add_answer(address(30));
+            }),
+            &query,
+        )
+        .unwrap();
         for (age, left) in [(0, 30), (10, 20), (40, 0)] {
             let bytes = reply.render(&client(true, Transport::Udp), reply.received + Duration::from_secs(age));
             let message = Message::from_vec(&bytes).unwrap();
@@ -373,7 +385,9 @@ mod tests {
     #[test]
     fn an_opt_record_before_others_takes_the_additional_section_with_it() {
         let query = asked();
-        let mut bytes = answer(&query, |message| { message.add_answer(address(60)); });
+        let mut bytes = answer(&query, |message| {
+            message.add_answer(address(60));
+        });
         // The OPT record is last; one more behind it, whose name points to the question.
         bytes.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 10, 0, 0, 1]);
         bytes[11] += 1;
