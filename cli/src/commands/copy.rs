@@ -193,13 +193,13 @@ fn no_link_above(base: &Path, target: &Path) -> Result<()> {
 }
 
 async fn into(client: &Client, from: &Side, container: &str, path: &str, archive: bool) -> Result<()> {
-    let url = |name: &str| {
-        format!("/v1/containers/{}/archive?path={}&name={}&owners={archive}", escape(container), escape(path), escape(name))
+    let url = |directory: &str| {
+        format!("/v1/containers/{}/archive?path={}&owners={archive}", escape(container), escape(directory))
     };
     match from {
         Side::Inside(..) => Err(Failure::usage("copying from container to container is not possible").into()),
         Side::Stream => {
-            client.upload::<(), _>(Method::PUT, &url(""), chunks(tokio::io::stdin())).await?;
+            client.upload::<(), _>(Method::PUT, &url(path), chunks(tokio::io::stdin())).await?;
             Ok(())
         }
         Side::Here(source) => {
@@ -208,12 +208,19 @@ async fn into(client: &Client, from: &Side, container: &str, path: &str, archive
             // `dir/.` means the content of the directory.
             let content = source.to_string_lossy().ends_with("/.");
             let name = absolute.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            let name = if content { String::new() } else { name };
+            let asked = format!("/v1/containers/{}/archive/directory?path={}", escape(container), escape(path));
+            // Into a directory that exists the source keeps its name; else it takes that of the destination.
+            let (directory, name) = if client.get::<bool>(&asked).await? {
+                (path.to_owned(), if content { ".".to_owned() } else { name })
+            } else {
+                let (parent, last) = path.trim_end_matches('/').rsplit_once('/').unwrap_or(("", path));
+                (if parent.is_empty() { "/".to_owned() } else { parent.to_owned() }, last.to_owned())
+            };
             let (reader, writer) = std::io::pipe().context("make a pipe")?;
-            let (packed, source) = (name.clone(), source.clone());
+            let (packed, source) = (name, source.clone());
             let pack = std::thread::spawn(move || pack(writer, &source, &packed, metadata.is_dir()));
             let file = tokio::fs::File::from_std(std::fs::File::from(std::os::fd::OwnedFd::from(reader)));
-            client.upload::<(), _>(Method::PUT, &url(&name), chunks(file)).await?;
+            client.upload::<(), _>(Method::PUT, &url(&directory), chunks(file)).await?;
             pack.join().map_err(|_| anyhow::anyhow!("packing ended unexpectedly"))?
         }
     }
@@ -222,7 +229,6 @@ async fn into(client: &Client, from: &Side, container: &str, path: &str, archive
 fn pack(writer: impl std::io::Write, source: &Path, name: &str, directory: bool) -> Result<()> {
     let mut builder = tar::Builder::new(writer);
     builder.follow_symlinks(false);
-    let name = if name.is_empty() { "." } else { name };
     if directory {
         builder.append_dir_all(name, source).with_context(|| format!("read {}", source.display()))?;
     } else {

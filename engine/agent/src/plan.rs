@@ -289,3 +289,6 @@ fn namespaces_run(task: &TaskAssignment, observed: &Observed) -> bool {
         })
     })
 }
+
+#[cfg(test)]
+mod tests;

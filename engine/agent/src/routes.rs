@@ -110,6 +110,7 @@ pub fn routes(shared: Arc<Shared>) -> Router {
         .route("/v1/containers/{id}/stats", get(system::stats))
         .route("/v1/containers/{id}/top", get(system::top))
         .route("/v1/containers/{id}/archive", get(container::archive_out).put(container::archive_in))
+        .route("/v1/containers/{id}/archive/directory", get(container::is_directory))
         .route("/v1/images", get(image::list))
         .route("/v1/image", get(image::inspect).delete(image::remove))
         .route("/v1/image/tag", post(image::tag))

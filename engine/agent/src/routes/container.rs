@@ -14,6 +14,7 @@ use orch_api::node::{AttachRequest, ContainerRequest, ContainerView, Created, St
 use orch_api::stream::{Frame, Kind, write_frame};
 use orch_engine::config::ContainerId;
 use orch_engine::container::merge::parse_signal;
+use orch_engine::copy::CopyIn;
 use orch_spec::assignment::{DesiredTask, TaskId, TaskState};
 use serde::Deserialize;
 
@@ -351,13 +352,13 @@ pub async fn remove(
     Ok(Json(()))
 }
 
-/// `?path=&name=&owners=`.
+/// `?path=&owners=&follow=`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct ArchiveQuery {
     path: String,
-    name: String,
     owners: bool,
+    follow: bool,
 }
 
 /// Chunks between a thread that packs and the connection.
@@ -431,21 +432,33 @@ impl std::io::Read for BodyReader {
     }
 }
 
-/// `GET containers/{id}/archive`.
+/// `GET containers/{id}/archive`. A path that is not there is an error with a status, not a stream that breaks off.
 pub async fn archive_out(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
     Query(query): Query<ArchiveQuery>,
 ) -> Result<Response<Body>, Refusal> {
     let container = find(&shared, &id)?;
-    let (inner, of, path) = (shared.clone(), container.clone(), query.path.clone());
-    // A path that is not there is an error with a status, not a stream that breaks off.
-    blocking(move || Ok(inner.engine.stat_path(&of, &path).map(drop)?)).await?;
-    let body = written_body(move |writer| shared.engine.copy_out(&container, &query.path, writer));
+    let mut archive = blocking(move || Ok(shared.engine.copy_out(&container, &query.path, query.follow)?)).await?;
+    let body = written_body(move |writer| std::io::copy(&mut archive, writer).map(drop));
     Ok(Response::new(body))
 }
 
-/// `PUT containers/{id}/archive`.
+/// `GET containers/{id}/archive/directory?path=`: whether a path is a directory that exists, so that a client can name what it sends.
+pub async fn is_directory(
+    State(shared): State<Arc<Shared>>,
+    Path(id): Path<String>,
+    Query(query): Query<ArchiveQuery>,
+) -> Answer<bool> {
+    let container = find(&shared, &id)?;
+    blocking(move || {
+        let stat = shared.engine.stat_path(&container, &query.path, true);
+        Ok(Json(stat.is_ok_and(|s| s.mode & nix::libc::S_IFMT == nix::libc::S_IFDIR)))
+    })
+    .await
+}
+
+/// `PUT containers/{id}/archive`: unpacks into the directory `path`.
 pub async fn archive_in(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
@@ -454,6 +467,7 @@ pub async fn archive_in(
 ) -> Answer<()> {
     let container = find(&shared, &id)?;
     let reader = body_reader(body);
-    blocking(move || Ok(shared.engine.copy_in(&container, &query.path, &query.name, query.owners, reader)?)).await?;
+    let options = CopyIn { keep_owner: query.owners, ..CopyIn::default() };
+    blocking(move || Ok(shared.engine.copy_in(&container, &query.path, reader, &options)?)).await?;
     Ok(Json(()))
 }

@@ -95,9 +95,7 @@ pub async fn prune(State(shared): State<Arc<Shared>>, Json(request): Json<PruneR
             pruned.removed.extend(images.deleted.iter().map(ToString::to_string));
         }
         if request.volumes {
-            let kept: std::collections::BTreeSet<String> =
-                shared.lock().assignment.volumes.iter().map(|v| v.name.clone()).collect();
-            let volumes = shared.engine.prune_volumes(request.all_volumes, &kept)?;
+            let volumes = prune_volumes(&shared, request.all_volumes)?;
             pruned.reclaimed += volumes.bytes;
             let mut state = shared.lock();
             for name in &volumes.volumes {
@@ -109,6 +107,24 @@ pub async fn prune(State(shared): State<Arc<Shared>>, Json(request): Json<PruneR
         Ok(Json(pruned))
     })
     .await
+}
+
+/// Removes volumes that no container mounts and no stack that is up declares.
+fn prune_volumes(shared: &Shared, all: bool) -> Result<orch_engine::engine::Pruned, super::Refusal> {
+    if !all {
+        return Ok(shared.engine.prune_volumes(false)?);
+    }
+    let kept: std::collections::BTreeSet<String> = shared.lock().assignment.volumes.iter().map(|v| v.name.clone()).collect();
+    let mut pruned = orch_engine::engine::Pruned::default();
+    let usage = shared.engine.disk_usage()?;
+    for (volume, bytes, users) in usage.volumes {
+        if users.is_empty() && !kept.contains(&volume.name) {
+            shared.engine.remove_volume(&volume.name)?;
+            pruned.bytes += bytes;
+            pruned.volumes.push(volume.name);
+        }
+    }
+    Ok(pruned)
 }
 
 /// Containers of no stack that do not run and will not by themselves.

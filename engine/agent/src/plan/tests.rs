@@ -1,0 +1,278 @@
+//! The planner as text: a made-up host, and the operations that it plans; then what it plans once those are done, down to nothing.
+
+use std::sync::Arc;
+
+use orch_engine::config::ContainerId;
+use orch_spec::assignment::{
+    Assignment, DesiredTask, EndpointAssignment, NetworkAssignment, NetworkName, TaskAssignment, TaskId, TaskNetwork,
+    VolumeAssignment,
+};
+use orch_spec::model::{RestartPolicy, ServiceSpec};
+
+use super::{Observed, Operation, plan};
+use crate::task::{ContainerState, ObservedContainer, TaskError};
+
+const NOW: u64 = 1_000_000;
+
+fn task(id: &str, desired: DesiredTask) -> TaskAssignment {
+    TaskAssignment {
+        id: TaskId::from(id),
+        stack: "s".into(),
+        service: id.into(),
+        slot: 1,
+        container_name: format!("s-{id}-1"),
+        spec: Arc::new(ServiceSpec { restart: Some(RestartPolicy::Always), ..ServiceSpec::default() }),
+        spec_hash: String::new(),
+        image_id: String::new(),
+        desired,
+        restart_generation: 0,
+        stop_timeout: None,
+        stop_signal: None,
+        remove_volumes: false,
+        network: TaskNetwork::Endpoints {
+            endpoints: vec![EndpointAssignment {
+                network: NetworkName::from("s_default"),
+                ipv4: None,
+                ipv6: None,
+                mac: None,
+                interface_name: None,
+                gw_priority: 0,
+                links: Default::default(),
+            }],
+            ports: vec![],
+        },
+        pid_of: None,
+        ipc_of: None,
+        volumes: [("data".to_owned(), "s_data".to_owned())].into(),
+        files: vec![],
+        renew_anonymous_volumes: false,
+        one_off: false,
+    }
+}
+
+fn assignment(tasks: Vec<TaskAssignment>) -> Assignment {
+    let network = NetworkAssignment {
+        name: NetworkName::from("s_default"),
+        stack: "s".into(),
+        key: "default".into(),
+        subnet4: None,
+        gateway4: None,
+        subnet6: None,
+        gateway6: None,
+        internal: false,
+        icc: true,
+        mtu: 0,
+        driver_opts: Default::default(),
+        labels: Default::default(),
+    };
+    let volume = VolumeAssignment {
+        name: "s_data".into(),
+        stack: "s".into(),
+        external: false,
+        driver: String::new(),
+        driver_opts: Default::default(),
+        labels: Default::default(),
+    };
+    Assignment { version: 1, networks: vec![network], volumes: vec![volume], tasks, ..Assignment::default() }
+}
+
+/// A host that carries out what is planned, at once and without fail.
+struct Host {
+    assignment: Assignment,
+    observed: Observed,
+    now: u64,
+}
+
+impl Host {
+    fn new(tasks: Vec<TaskAssignment>) -> Self {
+        Self { assignment: assignment(tasks), observed: Observed::default(), now: NOW }
+    }
+
+    fn plan(&self) -> Vec<Operation> {
+        let desired: Vec<&TaskAssignment> = self.assignment.tasks.iter().collect();
+        plan(&self.assignment, &desired, &self.observed, self.now).operations
+    }
+
+    fn execute(&mut self, operation: &Operation) {
+        let now = self.now;
+        let mut container = |id: &TaskId, state: ContainerState| {
+            let seen = self.observed.tasks.entry(id.clone()).or_default();
+            let made = ObservedContainer {
+                id: ContainerId(format!("c-{id}")),
+                state,
+                pid: None,
+                exit_code: Some(0),
+                oom_killed: false,
+                created_at: now,
+                started_at: Some(now),
+                finished_at: Some(now),
+                image_id: String::new(),
+            };
+            seen.container = Some(made);
+        };
+        match operation {
+            Operation::CreateNetwork(name) => {
+                self.observed.networks.insert(name.clone());
+            }
+            Operation::RemoveNetwork(name) => {
+                self.observed.networks.remove(name);
+            }
+            Operation::CreateVolume(name) => {
+                self.observed.volumes.insert(name.clone());
+            }
+            Operation::RemoveVolume(name) => {
+                self.observed.volumes.remove(name);
+                self.assignment.removed_volumes.retain(|v| v != name);
+            }
+            Operation::CreateContainer(id) => container(id, ContainerState::Created),
+            Operation::StartContainer { task, .. } => {
+                container(task, ContainerState::Running);
+                let generation =
+                    self.assignment.tasks.iter().find(|t| t.id == *task).map_or(0, |t| t.restart_generation);
+                let seen = self.observed.tasks.entry(task.clone()).or_default();
+                seen.sandbox = true;
+                seen.record.restart_generation = generation;
+                seen.record.stopped_by_request = false;
+            }
+            Operation::StopContainer { task, by_request } => {
+                container(task, ContainerState::Exited);
+                self.observed.tasks.entry(task.clone()).or_default().record.stopped_by_request = *by_request;
+            }
+            Operation::PauseContainer(id) => container(id, ContainerState::Paused),
+            Operation::UnpauseContainer(id) => container(id, ContainerState::Running),
+            Operation::RemoveSandbox(id) => self.observed.tasks.entry(id.clone()).or_default().sandbox = false,
+            Operation::RemoveContainer(id) => {
+                self.observed.tasks.remove(id);
+            }
+        }
+    }
+
+    /// Plans and executes until nothing is left; one line an operation.
+    fn settle(&mut self) -> String {
+        let mut text = String::new();
+        for _ in 0..20 {
+            let operations = self.plan();
+            if operations.is_empty() {
+                return text;
+            }
+            for operation in operations {
+                text.push_str(&format!("{operation}\n"));
+                self.execute(&operation);
+            }
+        }
+        panic!("planning again never gives the empty plan:\n{text}");
+    }
+
+    fn desire(&mut self, id: &str, desired: DesiredTask) {
+        self.assignment.tasks.iter_mut().filter(|t| t.id.0 == id).for_each(|t| t.desired = desired);
+    }
+
+    fn ended(&mut self, id: &str, code: i32) {
+        if let Some(c) = self.observed.tasks.get_mut(&TaskId::from(id)).and_then(|t| t.container.as_mut()) {
+            c.state = ContainerState::Exited;
+            c.exit_code = Some(code);
+            c.finished_at = Some(self.now);
+        }
+    }
+}
+
+#[test]
+fn networks_and_volumes_come_before_the_container_that_uses_them() {
+    let mut host = Host::new(vec![task("db", DesiredTask::Running)]);
+    assert_eq!(
+        host.settle(),
+        "create network s_default\ncreate volume s_data\ncreate container of db\nstart container of db: shall run\n"
+    );
+}
+
+#[test]
+fn a_removed_task_is_stopped_before_it_is_removed_and_its_network_goes_last() {
+    let mut host = Host::new(vec![task("db", DesiredTask::Running)]);
+    host.settle();
+    host.desire("db", DesiredTask::Removed);
+    assert_eq!(host.settle(), "stop container of db: asked for\nremove container of db\n");
+    host.assignment.tasks.clear();
+    host.assignment.networks.clear();
+    assert_eq!(host.settle(), "remove network s_default: no longer assigned\n");
+}
+
+#[test]
+fn a_container_of_no_known_task_is_removed() {
+    let mut host = Host::new(vec![task("db", DesiredTask::Running)]);
+    host.settle();
+    host.assignment.tasks.clear();
+    host.assignment.networks.clear();
+    assert_eq!(
+        host.settle(),
+        "stop container of db: asked for\nremove container of db\nremove network s_default: no longer assigned\n"
+    );
+}
+
+#[test]
+fn what_exits_is_started_again_when_its_back_off_is_over() {
+    let mut host = Host::new(vec![task("db", DesiredTask::Running)]);
+    host.settle();
+    host.ended("db", 1);
+    assert_eq!(host.settle(), "");
+    host.now += 100;
+    assert_eq!(host.settle(), "start container of db: restart policy\n");
+}
+
+#[test]
+fn what_was_stopped_by_request_stays_down_and_gives_its_ports_back() {
+    let mut host = Host::new(vec![task("db", DesiredTask::Running)]);
+    host.settle();
+    host.desire("db", DesiredTask::Stopped);
+    assert_eq!(
+        host.settle(),
+        "stop container of db: asked for\nremove network namespace of db: does not run\n"
+    );
+    host.now += 1_000_000;
+    assert_eq!(host.settle(), "");
+    host.desire("db", DesiredTask::Running);
+    assert_eq!(host.settle(), "start container of db: shall run\n");
+}
+
+#[test]
+fn a_restart_is_carried_out_once() {
+    let mut host = Host::new(vec![task("db", DesiredTask::Running)]);
+    host.settle();
+    host.assignment.tasks[0].restart_generation = 3;
+    assert_eq!(host.settle(), "stop container of db: to be restarted\nstart container of db: restart asked for\n");
+}
+
+#[test]
+fn a_guest_waits_for_the_namespace_it_joins_and_the_owner_keeps_it_while_it_runs() {
+    let mut guest = task("guest", DesiredTask::Running);
+    guest.network = TaskNetwork::Task(TaskId::from("owner"));
+    let mut host = Host::new(vec![guest, task("owner", DesiredTask::Running)]);
+    assert_eq!(
+        host.settle(),
+        "create network s_default\ncreate volume s_data\ncreate container of guest\ncreate container of owner\n\
+         start container of owner: shall run\nstart container of guest: shall run\n"
+    );
+    host.desire("owner", DesiredTask::Stopped);
+    assert_eq!(host.settle(), "stop container of owner: asked for\n");
+    host.desire("guest", DesiredTask::Stopped);
+    assert_eq!(host.settle(), "stop container of guest: asked for\nremove network namespace of owner: does not run\n");
+}
+
+#[test]
+fn pausing_and_thawing_follow_what_is_desired() {
+    let mut host = Host::new(vec![task("db", DesiredTask::Running)]);
+    host.settle();
+    host.desire("db", DesiredTask::Paused);
+    assert_eq!(host.settle(), "pause container of db\n");
+    host.desire("db", DesiredTask::Running);
+    assert_eq!(host.settle(), "unpause container of db\n");
+}
+
+#[test]
+fn what_could_not_be_made_is_not_tried_again_by_itself() {
+    let mut host = Host::new(vec![task("db", DesiredTask::Running)]);
+    host.execute(&Operation::CreateNetwork(NetworkName::from("s_default")));
+    host.execute(&Operation::CreateVolume("s_data".into()));
+    let error = TaskError { message: "no such image".into(), code: 125, at: NOW };
+    host.observed.tasks.entry(TaskId::from("db")).or_default().record.error = Some(error);
+    assert_eq!(host.settle(), "");
+}
