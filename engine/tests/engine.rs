@@ -1,0 +1,18 @@
+//! The engine on the real kernel: containers of busybox, run by real shims.
+
+#[path = "engine/adoption.rs"]
+mod adoption;
+#[path = "engine/attaching.rs"]
+mod attaching;
+#[path = "engine/copying.rs"]
+mod copying;
+#[path = "engine/executing.rs"]
+mod executing;
+#[path = "engine/lifecycle.rs"]
+mod lifecycle;
+#[path = "engine/logging.rs"]
+mod logging;
+#[path = "engine/support.rs"]
+mod support;
+#[path = "engine/volumes.rs"]
+mod volumes;
