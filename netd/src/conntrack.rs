@@ -6,9 +6,12 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
 
 use nix::errno::Errno;
 
+use crate::netd::lock;
 use crate::netlink::{self, Batch, DUMP, NetlinkError, NetlinkSocket, attribute, nest};
 
 /// `NFNL_SUBSYS_CTNETLINK << 8` with `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE`.
@@ -43,20 +46,90 @@ struct Flow {
     zone: Option<Vec<u8>>,
 }
 
+/// What shall be forgotten.
+#[derive(Debug, Default)]
+struct Pending {
+    targets: BTreeSet<IpAddr>,
+    udp_ports: BTreeSet<u16>,
+    stop: bool,
+}
+
+/// The thread that forgets. Dropped, it finishes what it was asked for.
+#[derive(Debug)]
+pub(crate) struct Forgetting {
+    pending: Arc<(Mutex<Pending>, Condvar)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Forgetting {
+    /// Starts it, for the calling thread's namespace.
+    pub(crate) fn start() -> io::Result<Forgetting> {
+        let mut conntrack = Conntrack::open()?;
+        let pending = Arc::new((Mutex::new(Pending::default()), Condvar::new()));
+        let theirs = Arc::clone(&pending);
+        let work = move || while forget_next(&mut conntrack, &theirs) {};
+        let thread = std::thread::Builder::new().name("netd-forget".into()).spawn(work)?;
+        Ok(Forgetting { pending, thread: Some(thread) })
+    }
+
+    /// Forgets all flows that were led to one of these addresses.
+    pub(crate) fn targets(&self, targets: impl IntoIterator<Item = IpAddr>) {
+        self.add(|pending| pending.targets.extend(targets));
+    }
+
+    /// Forgets UDP flows towards these ports of the host that were decided before the ports led anywhere.
+    pub(crate) fn udp_ports(&self, ports: impl IntoIterator<Item = u16>) {
+        self.add(|pending| pending.udp_ports.extend(ports));
+    }
+
+    fn add(&self, add: impl FnOnce(&mut Pending)) {
+        let (pending, wake) = &*self.pending;
+        add(&mut lock(pending));
+        wake.notify_one();
+    }
+}
+
+impl Drop for Forgetting {
+    fn drop(&mut self) {
+        self.add(|pending| pending.stop = true);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Waits for something to forget and forgets it; false when there will be nothing more.
+fn forget_next(conntrack: &mut Conntrack, (pending, wake): &(Mutex<Pending>, Condvar)) -> bool {
+    let nothing = |pending: &mut Pending| pending.targets.is_empty() && pending.udp_ports.is_empty();
+    let mut guard = wake
+        .wait_while(lock(pending), |pending| nothing(pending) && !pending.stop)
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let (targets, ports) = (std::mem::take(&mut guard.targets), std::mem::take(&mut guard.udp_ports));
+    let go_on = !guard.stop;
+    drop(guard);
+    let forgotten = conntrack.forget_targets(&targets).and_then(|n| Ok(n + conntrack.forget_udp_ports(&ports)?));
+    match forgotten {
+        Ok(0) => {}
+        Ok(flows) => tracing::debug!(flows, "forgot flows that led to where nobody is"),
+        Err(error) => tracing::warn!(%error, "cannot forget old flows: their clients must pause to be served again"),
+    }
+    go_on
+}
+
 /// The connection tracking table of the host.
 #[derive(Debug)]
-pub(crate) struct Conntrack {
+struct Conntrack {
     socket: NetlinkSocket,
 }
 
 impl Conntrack {
     /// Opens it in the calling thread's namespace.
-    pub(crate) fn open() -> io::Result<Conntrack> {
+    fn open() -> io::Result<Conntrack> {
         Ok(Conntrack { socket: NetlinkSocket::open(libc::NETLINK_NETFILTER)? })
     }
 
     /// Forgets all flows that were led to one of these addresses, and says how many.
-    pub(crate) fn forget_targets(&mut self, targets: &BTreeSet<IpAddr>) -> Result<usize, NetlinkError> {
+    fn forget_targets(&mut self, targets: &BTreeSet<IpAddr>) -> Result<usize, NetlinkError> {
         let wanted = |_: &Tuple, reply: &Tuple| reply.source.is_some_and(|source| targets.contains(&source));
         let mut flows = Vec::new();
         if targets.len() <= FILTERED_WALKS {
@@ -78,7 +151,7 @@ impl Conntrack {
     }
 
     /// Forgets UDP flows towards these ports of the host that were decided before the ports led anywhere.
-    pub(crate) fn forget_udp_ports(&mut self, ports: &BTreeSet<u16>) -> Result<usize, NetlinkError> {
+    fn forget_udp_ports(&mut self, ports: &BTreeSet<u16>) -> Result<usize, NetlinkError> {
         let wanted = |original: &Tuple, _: &Tuple| original.protocol == UDP && ports.contains(&original.port);
         let mut flows = Vec::new();
         if ports.len() <= FILTERED_WALKS {

@@ -9,7 +9,7 @@
 //! and executes until what is equals what shall be.
 //!
 //! Threads: callers' own, for the short time of a call; one that a new namespace is made on, for each sandbox; one that
-//! hears what other programs do to nf_tables; one for the relay, once a port needs it. No async runtime is needed outside.
+//! hears what other programs do to nf_tables; one that forgets old flows; one for the relay, once a port needs it. No async runtime is needed outside.
 //!
 //! Absent on purpose: no command is started (`ip`, `nft`, `iptables` need not be there), no packet of a published port is
 //! copied through user space but for `[::1]` and a family the sandbox lacks, nothing is written to `bridge-nf-call-*`.

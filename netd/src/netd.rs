@@ -10,7 +10,7 @@ use crate::config::{
     DesiredNetworking, Endpoint, EndpointConfig, NetdConfig, NetworkConfig, NetworkId, PortRequest, PublishedPort,
     Sandbox, SandboxConfig, SandboxId,
 };
-use crate::conntrack::Conntrack;
+use crate::conntrack::Forgetting;
 use crate::error::{NetdError, NetdErrors};
 use crate::foreign::Foreign;
 use crate::link::LinkSocket;
@@ -79,7 +79,7 @@ pub(crate) struct Shared {
     pub(crate) state: Mutex<State>,
     pub(crate) table: Mutex<Table>,
     pub(crate) links: Mutex<LinkSocket>,
-    pub(crate) conntrack: Mutex<Conntrack>,
+    pub(crate) forgetting: Forgetting,
     pub(crate) foreign: Mutex<Foreign>,
     pub(crate) relay: Relay,
     /// Makes changes of networks come one after another. Taken before any other lock.
@@ -119,7 +119,7 @@ impl Netd {
             run_dir: RunDir::new(&config.run_dir),
             table: Mutex::new(Table::new(&names.table())?),
             links: Mutex::new(LinkSocket::open().map_err(NetdError::system("open an rtnetlink socket"))?),
-            conntrack: Mutex::new(Conntrack::open().map_err(NetdError::system("open a conntrack socket"))?),
+            forgetting: Forgetting::start().map_err(NetdError::system("open a conntrack socket"))?,
             foreign: Mutex::new(Foreign::new(&config.instance)),
             relay: Relay::new(Arc::clone(&host)),
             state: Mutex::default(),

@@ -1,6 +1,5 @@
 //! Published ports: held by a socket, led to a sandbox by the table, and by the relay where the table cannot.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::config::{EndpointConfig, NetworkId, PortRequest, Protocol, PublishedPort, SandboxConfig, SandboxId};
@@ -165,29 +164,18 @@ impl Shared {
 
     /// UDP flows towards these ports that began before they led anywhere would never be led.
     pub(crate) fn forget_flows_to(&self, ports: &[PublishedPort]) {
-        let udp: BTreeSet<u16> =
+        let udp: Vec<u16> =
             ports.iter().filter(|port| port.protocol == Protocol::Udp).map(|port| port.host_port).collect();
-        if udp.is_empty() {
-            return;
-        }
-        match lock(&self.conntrack).forget_udp_ports(&udp) {
-            Ok(0) => {}
-            Ok(flows) => tracing::debug!(flows, "forgot UDP flows to ports that are published now"),
-            Err(error) => tracing::warn!(%error, "cannot forget old UDP flows: their clients must pause to be served"),
+        if !udp.is_empty() {
+            self.forgetting.udp_ports(udp);
         }
     }
 
-    /// Flows to addresses that are no longer there.
-    pub(crate) fn forget_flows_of(&self, addresses: &BTreeSet<IpAddr>) {
-        if addresses.is_empty() {
-            return;
-        }
-        match lock(&self.conntrack).forget_targets(addresses) {
-            Ok(0) => {}
-            Ok(flows) => tracing::debug!(flows, "forgot flows to removed sandboxes"),
-            Err(error) => {
-                tracing::warn!(%error, "cannot forget flows to removed sandboxes: their clients may wait for nothing")
-            }
+    /// Flows to addresses that are no longer there, or no longer led to.
+    pub(crate) fn forget_flows_of(&self, addresses: impl IntoIterator<Item = IpAddr>) {
+        let mut addresses = addresses.into_iter().peekable();
+        if addresses.peek().is_some() {
+            self.forgetting.targets(addresses);
         }
     }
 
@@ -238,7 +226,7 @@ impl Shared {
         });
         close(closing);
         if !going.is_empty() {
-            self.forget_flows_of(&record.addresses().collect());
+            self.forget_flows_of(record.addresses());
         }
         Ok(())
     }

@@ -396,7 +396,7 @@ impl Shared {
             return Ok(());
         }
         lock(&self.table).apply(Change { remove, add })?;
-        self.forget_flows_of(&before.addresses().collect());
+        self.forget_flows_of(before.addresses());
         let reach = Reach::of(&record.config, networks);
         let id = &record.config.id;
         let mut old = Vec::new();
@@ -455,7 +455,7 @@ impl Shared {
         // What is not there needs no stopping.
         let _ = lock(&self.links).send(batch);
         let published = records.iter().filter(|record| !record.ports.is_empty());
-        self.forget_flows_of(&published.flat_map(|record| record.addresses()).collect());
+        self.forget_flows_of(published.flat_map(|record| record.addresses()));
         lock(&self.state).leaving.extend(leaving);
         for record in records {
             errors.keep(self.remove_namespace_file(&record.config.id.0));
