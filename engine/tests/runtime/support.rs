@@ -315,6 +315,12 @@ pub fn mounts() -> String {
     fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
 }
 
+/// What the calling thread has mounted beside what it had. Less is no matter: when the host removes a mount point, the mounts on it go in
+/// every namespace.
+pub fn mounts_beside(before: &str) -> Vec<String> {
+    mounts().lines().filter(|line| !before.lines().any(|known| known == *line)).map(str::to_owned).collect()
+}
+
 /// A root file system with busybox and nothing else but users.
 pub fn busybox_image(directory: &Path) {
     for name in ["bin", "etc", "tmp", "root", "proc", "dev", "sys"] {
