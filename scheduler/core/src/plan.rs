@@ -20,6 +20,7 @@ mod up;
 use std::collections::BTreeSet;
 
 use orch_spec::assignment::TaskId;
+use orch_spec::model::StackSpec;
 use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
@@ -211,6 +212,20 @@ pub struct Moment {
 pub(crate) struct Planned {
     pub(crate) answer: Answer,
     pub(crate) records: Records,
+}
+
+/// The services that `up` of these (none = all) is about: themselves and, unless `no_deps`, what they depend on.
+///
+/// # Errors
+/// A service that the stack does not have.
+pub fn selected_services(
+    state: &State,
+    spec: &StackSpec,
+    services: &[String],
+    no_deps: bool,
+) -> Result<BTreeSet<String>, Refusal> {
+    let mut draft = draft::Draft::new(state, &spec.name, Moment::default());
+    up::select(&mut draft, spec, services, no_deps).map(|selection| selection.all)
 }
 
 /// What `up` would do.

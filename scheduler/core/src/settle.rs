@@ -161,6 +161,7 @@ impl<'s> Settling<'s> {
             for name in revision.volumes.values() {
                 if let Some(volume) = self.state.volumes.get_mut(name) {
                     volume.users.remove(id);
+                    volume.changed = index;
                     self.volumes.insert(name.clone());
                 }
             }
