@@ -1,0 +1,238 @@
+//! A container's life: health, restarts, pausing, stopping, limits.
+
+use std::time::Duration;
+
+use orch_tests::host::Host;
+use orch_tests::wait::{PATIENCE, eventually};
+
+#[test]
+fn health_follows_the_probe() {
+    let host = Host::with_busybox();
+    host.stack(
+        "services:
+  a:
+    image: busybox
+    init: true
+    command: sleep infinity
+    healthcheck: {test: [CMD-SHELL, 'test -e /ok || { echo no such luck; exit 1; }'], interval: 200ms, retries: 2, start_period: 60s, start_interval: 100ms}",
+    );
+    host.orch(&["up", "-d"]).ok();
+    host.becomes("a", "starting", |c| c["health"] == "starting" && c["state"] == "running");
+    host.exec("a", "touch /ok");
+    let before = host.becomes("a", "healthy", |c| c["health"] == "healthy");
+    host.exec("a", "rm /ok");
+    let after = host.becomes("a", "unhealthy", |c| c["health"] == "unhealthy");
+    assert_eq!(before["pid"], after["pid"], "being unhealthy is no reason to restart it");
+    host.exec("a", "touch /ok");
+    host.becomes("a", "healthy again", |c| c["health"] == "healthy");
+    host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn up_with_wait_fails_when_a_service_becomes_unhealthy_and_shows_its_probe() {
+    let host = Host::with_busybox();
+    host.stack(
+        "name: ill\nservices:
+  a: {image: busybox, init: true, command: sleep infinity, healthcheck: {test: [CMD-SHELL, 'echo feverish; exit 1'], interval: 100ms, retries: 2}}
+  b: {image: busybox, init: true, command: sleep infinity, depends_on: {a: {condition: service_healthy}}}",
+    );
+    host.orch(&["up", "-d", "--wait"]).fails().says(&["ill-a-1", "unhealthy", "feverish"]);
+    host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn a_deadline_that_passes_has_a_code_of_its_own() {
+    let host = Host::with_busybox();
+    host.stack(
+        "services: {a: {image: busybox, init: true, command: sleep infinity, healthcheck: {test: [CMD, 'false'], interval: 100ms, start_period: 5m}}}",
+    );
+    host.orch(&["up", "-d", "--wait", "--wait-timeout", "1"]).code(124).says(&["a"]);
+    host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn restart_policies_are_kept() {
+    let host = Host::with_busybox();
+    host.stack(
+        "services:
+  never: {image: busybox, command: [sh, -c, 'exit 1']}
+  twice: {image: busybox, command: [sh, -c, 'echo try; exit 1'], restart: 'on-failure:2'}
+  fine: {image: busybox, command: 'true', restart: on-failure}
+  always: {image: busybox, command: [sh, -c, 'echo again; exit 0'], restart: always}",
+    );
+    host.orch(&["up", "-d"]).ok();
+    host.becomes("always", "restarted twice", |c| c["restarts"].as_u64() >= Some(2));
+    let twice = host.becomes("twice", "given up", |c| c["state"] == "exited" && c["restarts"] == 2);
+    assert_eq!(twice["exit_code"], 1);
+    assert_eq!(host.orch(&["logs", "--no-log-prefix", "twice"]).ok().stdout, "try\ntry\ntry\n");
+    for (service, code) in [("never", 1), ("fine", 0)] {
+        let container = host.becomes(service, "exited", |c| c["state"] == "exited");
+        assert_eq!((&container["exit_code"], &container["restarts"]), (&code.into(), &0.into()), "{service}");
+    }
+    host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn a_container_that_a_user_stopped_is_not_restarted() {
+    let host = Host::with_busybox();
+    host.stack("services: {a: {image: busybox, command: sleep infinity, init: true, restart: always}}");
+    host.up();
+    host.orch(&["stop", "-t", "5"]).ok();
+    let stopped = host.container("a");
+    assert_eq!(stopped["state"], "exited", "{stopped}");
+    host.stop_agent();
+    host.start_agent();
+    assert_eq!(host.container("a")["state"], "exited", "an agent's start restarted it");
+    host.orch(&["start"]).ok();
+    host.becomes("a", "running", |c| c["state"] == "running");
+    host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn stop_is_polite_first_and_firm_after_the_grace() {
+    let host = Host::with_busybox();
+    host.stack(
+        "services:
+  polite: {image: busybox, command: [sh, -c, 'trap \"echo bye; exit 3\" TERM; echo up; while :; do sleep 0.1; done']}
+  deaf: {image: busybox, command: [sh, -c, 'trap \"\" TERM; echo up; while :; do sleep 0.1; done'], stop_grace_period: 300ms}
+  special: {image: busybox, stop_signal: SIGUSR1, command: [sh, -c, 'trap \"exit 4\" USR1; echo up; while :; do sleep 0.1; done']}",
+    );
+    host.up();
+    let said = || host.orch(&["logs", "--no-log-prefix"]).ok().stdout;
+    eventually(PATIENCE, "all have set their traps", || if said().matches("up\n").count() == 3 { Ok(()) } else { Err(said()) });
+    host.orch(&["stop"]).ok();
+    let code = |service: &str| host.container(service)["exit_code"].as_i64();
+    assert_eq!((code("polite"), code("deaf"), code("special")), (Some(3), Some(137), Some(4)));
+    host.orch(&["logs", "polite"]).ok().prints(&["bye"]);
+    host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn stop_goes_against_the_order_of_dependencies() {
+    let host = Host::with_busybox();
+    let service = "image: busybox, init: true, command: sleep infinity";
+    host.stack(&format!("services:\n  a: {{{service}}}\n  b: {{{service}, depends_on: [a]}}\n  c: {{{service}, depends_on: [b]}}"));
+    host.up();
+    host.orch(&["stop", "-t", "5"]).ok();
+    let ended = |service: &str| host.container(service)["finished_at"].as_str().unwrap().to_owned();
+    assert!(ended("c") <= ended("b") && ended("b") <= ended("a"), "{} {} {}", ended("c"), ended("b"), ended("a"));
+    host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn a_paused_container_stands_still_until_it_is_thawed() {
+    let host = Host::with_busybox();
+    host.stack("services: {a: {image: busybox, command: [sh, -c, 'while :; do date +%s%N >/now; sleep 0.02; done'], init: true}}");
+    host.up();
+    let pid = host.process(&host.container("a")).pid;
+    let now = host.path(format!("/proc/{pid}/root/now"));
+    eventually(PATIENCE, "it writes", || std::fs::read_to_string(&now));
+    host.orch(&["pause"]).ok();
+    assert_eq!(host.container("a")["state"], "paused");
+    let before = std::fs::read_to_string(&now).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(std::fs::read_to_string(&now).unwrap(), before, "it goes on while it is paused");
+    host.orch(&["unpause"]).ok();
+    eventually(PATIENCE, "it goes on", || {
+        let text = std::fs::read_to_string(&now).unwrap_or_default();
+        if text != before && !text.is_empty() { Ok(()) } else { Err(text) }
+    });
+    assert_eq!(host.container("a")["state"], "running");
+    host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn a_paused_container_can_be_taken_down() {
+    let host = Host::with_busybox();
+    host.stack("services: {a: {image: busybox, command: sleep infinity, init: true}}");
+    host.up();
+    host.orch(&["pause"]).ok();
+    host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn kill_sends_the_signal_that_is_asked_for() {
+    let host = Host::with_busybox();
+    host.stack(
+        "services: {a: {image: busybox, command: [sh, -c, 'trap \"echo hup\" HUP; echo up; while :; do sleep 0.1; done'], restart: always}}",
+    );
+    host.up();
+    let logs = |text: &str| {
+        let said = || host.orch(&["logs"]).ok().stdout;
+        eventually(PATIENCE, text, || if said().contains(text) { Ok(()) } else { Err(said()) });
+    };
+    logs("up");
+    host.orch(&["kill", "-s", "HUP"]).ok();
+    logs("hup");
+    host.orch(&["kill"]).ok();
+    let killed = host.becomes("a", "exited", |c| c["state"] == "exited");
+    assert_eq!(killed["exit_code"], 137);
+    host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn restart_makes_a_new_process_in_the_same_container() {
+    let host = Host::with_busybox();
+    host.stack("services: {a: {image: busybox, command: sleep infinity, init: true}}");
+    host.up();
+    host.exec("a", "touch /mark");
+    let before = host.container("a");
+    host.orch(&["restart", "-t", "5"]).ok();
+    let after = host.becomes("a", "running", |c| c["state"] == "running");
+    assert_eq!(before["id"], after["id"]);
+    assert_ne!(before["pid"], after["pid"]);
+    host.exec("a", "test -e /mark");
+    host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn a_container_that_uses_too_much_memory_is_shown_as_such() {
+    let host = Host::with_busybox();
+    host.stack(
+        "services: {a: {image: busybox, command: [sh, -c, 'dd if=/dev/zero of=/dev/null bs=128M count=1'], mem_limit: 24m, memswap_limit: 24m}}",
+    );
+    host.orch(&["up", "-d"]).ok();
+    let ended = host.becomes("a", "ended", |c| c["state"] == "exited");
+    let shown = host.orch(&["container", "inspect", ended["id"].as_str().unwrap()]).ok().json();
+    let text = shown.to_string();
+    assert!(text.contains("\"oom_killed\":true") || text.contains("\"OOMKilled\":true"), "{text}");
+    host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn wait_prints_the_code_and_ends_with_it() {
+    let host = Host::with_busybox();
+    host.stack("name: w\nservices: {a: {image: busybox, command: [sh, -c, 'sleep 0.5; exit 6']}}");
+    host.orch(&["up", "-d"]).ok();
+    host.orch(&["wait", "a"]).code(6).prints(&["6"]);
+    host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn created_containers_wait_for_start() {
+    let host = Host::with_busybox();
+    host.stack("services: {a: {image: busybox, command: sleep infinity, init: true}}");
+    host.orch(&["create"]).ok();
+    assert_eq!(host.container("a")["state"], "created");
+    host.orch(&["start", "--wait"]).ok();
+    assert_eq!(host.container("a")["state"], "running");
+    host.orch(&["rm", "-f"]).ok();
+    assert_eq!(host.running().len(), 1, "rm took a container that runs");
+    host.orch(&["rm", "-f", "-s"]).ok();
+    assert!(host.ps().is_empty());
+    host.down();
+    host.leaves_no_trace();
+}
