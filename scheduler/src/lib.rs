@@ -1,17 +1,14 @@
-//! The control plane: raft driver, log store, dispatcher, API server.
+//! The control plane: the durable log, the raft driver, and the API over both.
 //!
-//! [`Control`] is the handle on one manager. Behind it one thread, the replica, owns the raft library, the log store and the state:
-//! it takes proposals from a bounded queue, makes them durable in batches, applies them through [`orch_core`], and publishes the applied
-//! index and every node's assignment. [`server::routes`] is the API on top of it.
-//!
-//! Deliberately absent: what a command means (that is `orch-core`), sockets (the binary's), and anything that touches containers.
+//! One thread ([`driver`]) owns the raft node, the replicated [`State`](orch_core::State) and the [`log`]; everybody else has a
+//! [`Control`], which proposes commands and reads the state. [`server`] is the HTTP side of it. Absent on purpose: deciding. What a
+//! command does is `orch-core`'s business.
 #![forbid(unsafe_code)]
 
-mod control;
-mod link;
-mod replica;
+pub mod control;
+mod driver;
+pub mod log;
 pub mod server;
 mod slog_bridge;
-pub mod store;
 
-pub use control::{Applied, Control, ControlConfig, ProposeError, StartError};
+pub use control::{Control, ControlConfig, ProposeError, StartError};

@@ -1,77 +1,464 @@
-//! The API of the control plane: JSON under `/v1`, streams as lines of JSON. The types are in `orch_api::control`.
-//!
-//! A handler reads the state or proposes one command; it decides nothing that the state machine could decide. What it adds is what the
-//! state machine must not do: asking the node for image ids, waiting.
+//! The control plane's part of the API; see [`orch_api::control`] for the table. Handlers translate; the state machine decides.
 
-mod change;
-mod fault;
-mod object;
-mod query;
 mod stream;
 mod view;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::Router;
-use axum::extract::DefaultBodyLimit;
-use axum::routing::{get, post};
-use orch_api::control::{AddressRequest, AddressResponse, ImageResolver};
-use orch_api::error::ErrorDetail;
+use axum::extract::{DefaultBodyLimit, Path, Query, State as Inject};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use orch_api::control::{
+    ActRequest, Action as ApiAction, AddressRequest, AddressResponse, ApplyRequest, ApplyResponse, DesiredRequest, DownRequest,
+    ImageResolver, IndexResponse, NetworkCreate, NetworkView, NodeView, RunRequest, RunResponse, ScaleRequest, StackSummary, StackView,
+    TaskView, VolumeCreate, VolumeView,
+};
+use orch_api::error::{ErrorBody, ErrorDetail};
+use orch_core::plan::{self, Moment};
+use orch_core::{
+    Act, Action, Answer, ApplyStack, Command, Down, Hint, NetworkDefinition, NewNetwork, NewVolume, Refusal, ReserveAddress, RunOneOff,
+    Scale, SetTaskDesired, State, UpOptions,
+};
+use orch_spec::assignment::{NetworkName, TaskId};
+use orch_spec::model::{IpamPool, ServiceSpec, StackSpec};
+use serde::Deserialize;
 
-use crate::control::Control;
+use crate::control::{Control, ProposeError};
 
-/// Largest body of a request. A stack of 1000 services takes about 2 MiB.
+/// Largest JSON body: a stack with its secrets and configs.
 const BODY: usize = 8 << 20;
+/// The network that is made when the first container of no stack asks for it.
+const DEFAULT_NETWORK: &str = "bridge";
 
-/// What every handler has.
-#[derive(Clone)]
-pub(crate) struct Context {
+/// What handlers need.
+struct Server {
     control: Control,
     images: Arc<dyn ImageResolver>,
 }
 
-/// The routes, to be merged with those of the node.
+type Injected = Inject<Arc<Server>>;
+type Reply<T> = Result<Json<T>, Refused>;
+
+/// A refused request.
+pub(crate) struct Refused(ErrorDetail);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(ErrorBody { error: self.0 })).into_response()
+    }
+}
+
+impl From<ErrorDetail> for Refused {
+    fn from(detail: ErrorDetail) -> Self {
+        Self(detail)
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        let detail = ErrorDetail::new(refusal.code(), refusal.to_string());
+        Self(match refusal.hint() {
+            Some(hint) => detail.with_hint(hint),
+            None => detail,
+        })
+    }
+}
+
+impl From<ProposeError> for Refused {
+    fn from(error: ProposeError) -> Self {
+        match error {
+            ProposeError::Refused(refusal) => refusal.into(),
+            other => Self(ErrorDetail::new("unavailable", other.to_string())),
+        }
+    }
+}
+
+fn not_found(kind: &str, name: &str) -> Refused {
+    ErrorDetail::new("not_found", format!("no such {kind}: {name}")).into()
+}
+
+/// All routes.
 pub fn routes(control: Control, images: Arc<dyn ImageResolver>) -> Router {
     Router::new()
-        .route("/v1/stacks", get(query::stacks))
-        .route("/v1/stacks/{name}", get(query::stack))
+        .route("/v1/stacks", get(stacks))
+        .route("/v1/stacks/{name}", get(stack))
         .route("/v1/stacks/{name}/watch", get(stream::watch))
-        .route("/v1/stacks/{name}/plan", post(change::plan))
-        .route("/v1/stacks/{name}/apply", post(change::apply))
-        .route("/v1/stacks/{name}/down", post(change::down))
-        .route("/v1/stacks/{name}/act", post(change::act))
-        .route("/v1/stacks/{name}/scale", post(change::scale))
-        .route("/v1/stacks/{name}/run", post(change::run))
-        .route("/v1/tasks", get(query::tasks))
-        .route("/v1/tasks/{id}", get(query::task))
-        .route("/v1/tasks/{id}/desired", post(change::desired))
+        .route("/v1/stacks/{name}/plan", post(plan_up))
+        .route("/v1/stacks/{name}/apply", post(apply))
+        .route("/v1/stacks/{name}/down", post(down))
+        .route("/v1/stacks/{name}/act", post(act))
+        .route("/v1/stacks/{name}/scale", post(scale))
+        .route("/v1/stacks/{name}/run", post(run))
+        .route("/v1/tasks", get(tasks))
+        .route("/v1/tasks/{id}", get(task))
+        .route("/v1/tasks/{id}/desired", post(desired))
         .route("/v1/events", get(stream::events))
-        .route("/v1/networks", get(object::networks).post(object::create_network))
-        .route("/v1/networks/{name}", get(object::network).delete(object::remove_network))
-        .route("/v1/networks/{name}/addresses", post(object::reserve).delete(object::release))
-        .route("/v1/volumes", get(object::volumes).post(object::create_volume))
-        .route("/v1/volumes/{name}", get(object::volume).delete(object::remove_volume))
-        .route("/v1/nodes", get(query::nodes))
+        .route("/v1/networks", get(networks).post(create_network))
+        .route("/v1/networks/{name}", get(network).delete(remove_network))
+        .route("/v1/networks/{name}/addresses", post(reserve).merge(delete(release)))
+        .route("/v1/volumes", get(volumes).post(create_volume))
+        .route("/v1/volumes/{name}", get(volume).delete(remove_volume))
+        .route("/v1/nodes", get(nodes))
         .layer(DefaultBodyLimit::max(BODY))
-        .with_state(Context { control, images })
+        .with_state(Arc::new(Server { control, images }))
 }
 
-/// An address for a container that belongs to no stack. The network `bridge` is made when it is not there yet.
-///
-/// # Errors
-/// No such network, no address left, or the address that is asked for is taken.
-pub async fn reserve_address(
-    control: &Control,
-    network: String,
-    request: AddressRequest,
-) -> Result<AddressResponse, ErrorDetail> {
-    object::reserve_address(control, network, request).await.map_err(|fault| fault.0)
+async fn propose(server: &Server, command: Command) -> Result<(u64, Answer), Refused> {
+    Ok(server.control.propose(command).await?)
 }
 
-/// Lets go of every address that the holder has on the network.
+fn response(index: u64, answer: Answer) -> ApplyResponse {
+    ApplyResponse { index, plan: view::plan(&answer.plan), warnings: answer.warnings }
+}
+
+/// The ids of all images that services need; those that are not there are all named.
+async fn resolve<'a>(
+    server: &Server,
+    services: impl Iterator<Item = (&'a str, &'a ServiceSpec)>,
+) -> Result<BTreeMap<String, String>, Refused> {
+    let mut users: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (name, service) in services.filter(|(_, s)| !s.image.is_empty()) {
+        users.entry(service.image.clone()).or_default().push(name.to_owned());
+    }
+    let references: Vec<String> = users.keys().cloned().collect();
+    let found = server.images.resolve(&references).await;
+    let mut missing = Vec::new();
+    let mut images = BTreeMap::new();
+    for (reference, services) in users {
+        match found.get(&reference).cloned().flatten() {
+            Some(id) => {
+                images.insert(reference, id);
+            }
+            None => missing.push(format!("{reference} (service {})", services.join(", "))),
+        }
+    }
+    if missing.is_empty() {
+        return Ok(images);
+    }
+    let message = match missing.as_slice() {
+        [one] => format!("image not found: {one}"),
+        many => format!("{} images not found", many.len()),
+    };
+    let mut detail = ErrorDetail::new("image_missing", message)
+        .with_hint("`orch image ls` shows what there is; `orch image load` and `orch image import` bring more");
+    if missing.len() > 1 {
+        detail.details = missing;
+    }
+    Err(detail.into())
+}
+
+/// The services that a request touches: the chosen ones and what they depend on.
+fn touched<'a>(spec: &'a StackSpec, chosen: &[String], no_deps: bool) -> Vec<(&'a str, &'a ServiceSpec)> {
+    if chosen.is_empty() {
+        return spec.services.iter().map(|(name, service)| (name.as_str(), service)).collect();
+    }
+    let mut found: BTreeMap<&str, &ServiceSpec> = BTreeMap::new();
+    let mut open: Vec<&str> = chosen.iter().map(String::as_str).collect();
+    while let Some(name) = open.pop() {
+        let Some((name, service)) = spec.services.get_key_value(name) else { continue };
+        if found.insert(name, service).is_none() && !no_deps {
+            open.extend(service.depends_on.keys().map(String::as_str));
+        }
+    }
+    found.into_iter().collect()
+}
+
+async fn up_command(server: &Server, name: &str, request: ApplyRequest) -> Result<ApplyStack, Refused> {
+    if request.spec.name != name {
+        let message = format!("the stack in the path is {name}, that of the body {}", request.spec.name);
+        return Err(ErrorDetail::new("invalid", message).into());
+    }
+    let options = request.options;
+    let images = resolve(server, touched(&request.spec, &options.services, options.no_deps).into_iter()).await?;
+    Ok(ApplyStack {
+        spec: request.spec,
+        files: request.files,
+        options: UpOptions {
+            services: options.services,
+            no_deps: options.no_deps,
+            force_recreate: options.force_recreate,
+            no_recreate: options.no_recreate,
+            always_recreate_deps: options.always_recreate_deps,
+            renew_anonymous_volumes: options.renew_anonymous_volumes,
+            remove_orphans: options.remove_orphans,
+            no_start: options.no_start,
+            scale: options.scale,
+            timeout: options.timeout,
+        },
+        images,
+    })
+}
+
+/// `POST /v1/stacks/{name}/plan`.
+async fn plan_up(Inject(server): Injected, Path(name): Path<String>, Json(request): Json<ApplyRequest>) -> Reply<ApplyResponse> {
+    let command = up_command(&server, &name, request).await?;
+    let (index, answer) = server.control.read(|state| (state.index, plan::up(state, &command, Moment::default())));
+    Ok(Json(response(index, answer?)))
+}
+
+/// `POST /v1/stacks/{name}/apply`.
+async fn apply(Inject(server): Injected, Path(name): Path<String>, Json(request): Json<ApplyRequest>) -> Reply<ApplyResponse> {
+    let command = up_command(&server, &name, request).await?;
+    let (index, answer) = propose(&server, Command::ApplyStack(command)).await?;
+    Ok(Json(response(index, answer)))
+}
+
+/// `POST /v1/stacks/{name}/down`.
+async fn down(Inject(server): Injected, Path(name): Path<String>, Json(request): Json<DownRequest>) -> Reply<ApplyResponse> {
+    let command = Down {
+        stack: name,
+        volumes: request.volumes,
+        services: request.services,
+        timeout: request.timeout,
+        remove_orphans: request.remove_orphans,
+    };
+    let (index, answer) = propose(&server, Command::RemoveStack(command)).await?;
+    Ok(Json(response(index, answer)))
+}
+
+fn action(action: ApiAction) -> Action {
+    match action {
+        ApiAction::Start => Action::Start,
+        ApiAction::Stop => Action::Stop,
+        ApiAction::Restart => Action::Restart,
+        ApiAction::Pause => Action::Pause,
+        ApiAction::Unpause => Action::Unpause,
+        ApiAction::Kill => Action::Kill,
+        ApiAction::Remove => Action::Remove,
+    }
+}
+
+/// `POST /v1/stacks/{name}/act`.
+async fn act(Inject(server): Injected, Path(name): Path<String>, Json(request): Json<ActRequest>) -> Reply<ApplyResponse> {
+    let command = Act {
+        stack: name,
+        services: request.services,
+        tasks: request.tasks.into_iter().map(TaskId).collect(),
+        action: action(request.action),
+        timeout: request.timeout,
+        signal: request.signal,
+        no_deps: request.no_deps,
+        remove_volumes: request.remove_volumes,
+        stop: request.stop,
+    };
+    let (index, answer) = propose(&server, Command::Act(command)).await?;
+    Ok(Json(response(index, answer)))
+}
+
+/// `POST /v1/stacks/{name}/scale`.
+async fn scale(Inject(server): Injected, Path(name): Path<String>, Json(request): Json<ScaleRequest>) -> Reply<ApplyResponse> {
+    let command = Scale { stack: name, services: request.services, no_deps: request.no_deps, timeout: request.timeout };
+    let (index, answer) = propose(&server, Command::Scale(command)).await?;
+    Ok(Json(response(index, answer)))
+}
+
+/// `POST /v1/stacks/{name}/run`.
+async fn run(Inject(server): Injected, Path(name): Path<String>, Json(request): Json<RunRequest>) -> Reply<RunResponse> {
+    let own = [(request.service.as_str(), &*request.spec)];
+    let others = request.stack.as_deref().map(|spec| touched(spec, std::slice::from_ref(&request.service), request.no_deps));
+    let images = resolve(&server, own.into_iter().chain(others.into_iter().flatten())).await?;
+    let command = RunOneOff {
+        spec: request.stack.clone(),
+        stack: name,
+        files: request.files,
+        service: request.service,
+        one_off: request.spec,
+        container_name: request.container_name,
+        start: request.start,
+        no_deps: request.no_deps,
+        use_aliases: request.use_aliases,
+        remove_orphans: request.remove_orphans,
+        images,
+    };
+    let (index, answer) = propose(&server, Command::RunOneOff(command)).await?;
+    let Some(task) = answer.task else { return Err(ErrorDetail::new("failed", "no task was made").into()) };
+    let container_name = server.control.read(|state| state.tasks.get(&task).map(|t| t.container_name.clone()));
+    Ok(Json(RunResponse {
+        index,
+        task: task.0,
+        container_name: container_name.unwrap_or_default(),
+        plan: view::plan(&answer.plan),
+        warnings: answer.warnings,
+    }))
+}
+
+/// `POST /v1/tasks/{id}/desired`.
+async fn desired(Inject(server): Injected, Path(id): Path<String>, Json(request): Json<DesiredRequest>) -> Reply<IndexResponse> {
+    let command = SetTaskDesired {
+        task: TaskId(id),
+        desired: request.desired,
+        timeout: request.timeout,
+        signal: request.signal,
+        remove_volumes: request.remove_volumes,
+    };
+    let (index, _) = propose(&server, Command::SetTaskDesired(command)).await?;
+    Ok(Json(IndexResponse { index }))
+}
+
+/// `GET /v1/stacks`.
+async fn stacks(Inject(server): Injected) -> Json<Vec<StackSummary>> {
+    Json(server.control.read(|state| state.stacks.keys().filter_map(|name| view::summary(state, name)).collect()))
+}
+
+/// `GET /v1/stacks/{name}`.
+async fn stack(Inject(server): Injected, Path(name): Path<String>) -> Reply<StackView> {
+    server.control.read(|state| view::stack(state, &name)).map(Json).ok_or_else(|| not_found("stack", &name))
+}
+
+/// `?stack=&service=`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct TaskQuery {
+    stack: Option<String>,
+    service: Option<String>,
+}
+
+/// `GET /v1/tasks`.
+async fn tasks(Inject(server): Injected, Query(query): Query<TaskQuery>) -> Json<Vec<TaskView>> {
+    let fits = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|w| w == is);
+    Json(server.control.read(|state: &State| {
+        let chosen = state.tasks.values().filter(|t| fits(&query.stack, &t.stack) && fits(&query.service, &t.service));
+        chosen.map(|t| view::task(state, t)).collect()
+    }))
+}
+
+/// `GET /v1/tasks/{id}`.
+async fn task(Inject(server): Injected, Path(id): Path<String>) -> Reply<TaskView> {
+    let found = server.control.read(|state| state.tasks.get(&TaskId(id.clone())).map(|t| view::task(state, t)));
+    found.map(Json).ok_or_else(|| not_found("task", &id))
+}
+
+/// `GET /v1/networks`.
+async fn networks(Inject(server): Injected) -> Json<Vec<NetworkView>> {
+    Json(server.control.read(|state| state.networks.values().map(|n| view::network(state, n)).collect()))
+}
+
+/// `GET /v1/networks/{name}`.
+async fn network(Inject(server): Injected, Path(name): Path<String>) -> Reply<NetworkView> {
+    let name = NetworkName(name);
+    let found = server.control.read(|state| state.networks.get(&name).map(|n| view::network(state, n)));
+    found.map(Json).ok_or_else(|| not_found("network", name.as_str()))
+}
+
+/// `POST /v1/networks`.
+async fn create_network(Inject(server): Injected, Json(request): Json<NetworkCreate>) -> Reply<NetworkView> {
+    let name = NetworkName(request.name);
+    let pool4 = (request.subnet4.is_some() || request.gateway4.is_some() || request.ip_range4.is_some()).then(|| IpamPool {
+        subnet: request.subnet4,
+        ip_range: request.ip_range4,
+        gateway: request.gateway4.map(Into::into),
+        aux_addresses: BTreeMap::new(),
+    });
+    let pool6 = (request.subnet6.is_some() || request.gateway6.is_some()).then(|| IpamPool {
+        subnet: request.subnet6,
+        ip_range: None,
+        gateway: request.gateway6.map(Into::into),
+        aux_addresses: BTreeMap::new(),
+    });
+    let definition = NetworkDefinition {
+        driver: if request.driver.is_empty() { "bridge".to_owned() } else { request.driver },
+        driver_opts: request.driver_opts,
+        internal: request.internal,
+        enable_ipv4: true,
+        enable_ipv6: request.enable_ipv6 || pool6.is_some(),
+        pools: pool4.into_iter().chain(pool6).collect(),
+        labels: request.labels,
+    };
+    propose(&server, Command::CreateNetwork(NewNetwork { name: name.clone(), definition })).await?;
+    network(Inject(server), Path(name.0)).await
+}
+
+/// `DELETE /v1/networks/{name}`.
+async fn remove_network(Inject(server): Injected, Path(name): Path<String>) -> Reply<IndexResponse> {
+    let (index, _) = propose(&server, Command::RemoveNetwork { name: NetworkName(name) }).await?;
+    Ok(Json(IndexResponse { index }))
+}
+
+/// An address on a network for a container of no stack; the default network is made by the first one that asks.
 ///
 /// # Errors
-/// No such network.
+/// When there is no such network, it is full, or the address is taken.
+pub async fn reserve_address(control: &Control, network: String, request: AddressRequest) -> Result<AddressResponse, ErrorDetail> {
+    let name = NetworkName(network);
+    let there = control.read(|state| state.networks.contains_key(&name));
+    if !there && name.as_str() == DEFAULT_NETWORK {
+        let new = NewNetwork { name: name.clone(), definition: NetworkDefinition::default() };
+        match control.propose(Command::CreateNetwork(new)).await {
+            Ok(_) => {}
+            // Another one was as quick.
+            Err(_) if control.read(|state| state.networks.contains_key(&name)) => {}
+            Err(e) => return Err(Refused::from(e).0),
+        }
+    }
+    let command = ReserveAddress {
+        network: name,
+        holder: request.holder,
+        name: request.name,
+        aliases: request.aliases,
+        ipv4: request.ipv4,
+        ipv6: request.ipv6,
+    };
+    let (index, answer) = control.propose(Command::ReserveAddress(command)).await.map_err(|e| Refused::from(e).0)?;
+    Ok(AddressResponse { index, ipv4: answer.addresses.0, ipv6: answer.addresses.1 })
+}
+
+/// Gives an address back.
+///
+/// # Errors
+/// When the control plane takes no changes.
 pub async fn release_address(control: &Control, network: String, holder: String) -> Result<(), ErrorDetail> {
-    object::release_address(control, network, holder).await.map(drop).map_err(|fault| fault.0)
+    let command = Command::ReleaseAddress { network: NetworkName(network), holder };
+    control.propose(command).await.map(drop).map_err(|e| Refused::from(e).0)
+}
+
+/// `POST /v1/networks/{name}/addresses`.
+async fn reserve(Inject(server): Injected, Path(name): Path<String>, Json(request): Json<AddressRequest>) -> Reply<AddressResponse> {
+    Ok(Json(reserve_address(&server.control, name, request).await?))
+}
+
+/// `?holder=`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct HolderQuery {
+    holder: String,
+}
+
+/// `DELETE /v1/networks/{name}/addresses`.
+async fn release(Inject(server): Injected, Path(name): Path<String>, Query(query): Query<HolderQuery>) -> Reply<IndexResponse> {
+    release_address(&server.control, name, query.holder).await?;
+    Ok(Json(IndexResponse { index: server.control.read(|state| state.index) }))
+}
+
+/// `GET /v1/volumes`.
+async fn volumes(Inject(server): Injected) -> Json<Vec<VolumeView>> {
+    Json(server.control.read(|state| state.volumes.values().map(|v| view::volume(state, v)).collect()))
+}
+
+/// `GET /v1/volumes/{name}`.
+async fn volume(Inject(server): Injected, Path(name): Path<String>) -> Reply<VolumeView> {
+    let found = server.control.read(|state| state.volumes.get(&name).map(|v| view::volume(state, v)));
+    found.map(Json).ok_or_else(|| not_found("volume", &name))
+}
+
+/// `POST /v1/volumes`.
+async fn create_volume(Inject(server): Injected, Json(request): Json<VolumeCreate>) -> Reply<VolumeView> {
+    let name = request.name.clone();
+    let new = NewVolume { name: request.name, driver: request.driver, driver_opts: request.driver_opts, labels: request.labels };
+    propose(&server, Command::CreateVolume(new)).await?;
+    volume(Inject(server), Path(name)).await
+}
+
+/// `DELETE /v1/volumes/{name}`.
+async fn remove_volume(Inject(server): Injected, Path(name): Path<String>) -> Reply<IndexResponse> {
+    let (index, _) = propose(&server, Command::RemoveVolume { name }).await?;
+    Ok(Json(IndexResponse { index }))
+}
+
+/// `GET /v1/nodes`.
+async fn nodes(Inject(server): Injected) -> Json<Vec<NodeView>> {
+    Json(server.control.read(|state| state.nodes.iter().map(|(id, n)| view::node(state, id, n)).collect()))
 }
