@@ -1,0 +1,170 @@
+//! Images, volumes, networks, and what is said without an agent.
+
+use orch_tests::host::Host;
+use orch_tests::image;
+use orch_tests::machine::Place;
+
+#[test]
+fn a_root_file_system_becomes_an_image_that_runs() {
+    let host = Host::new();
+    let tar = host.folder().join("root.tar");
+    image::root_archive(&tar, &[("etc/motd", "made by hand")]);
+    host.orch(&["image", "import", "-c", "CMD [\"cat\", \"/etc/motd\"]", "-c", "ENV A=b", "root.tar", "mine:1"]).ok();
+    assert_eq!(host.orch(&["container", "run", "--rm", "mine:1"]).ok().text(), "made by hand");
+    assert_eq!(host.orch(&["container", "run", "--rm", "mine:1", "sh", "-c", "echo $A"]).ok().text(), "b");
+    let piped = host.invoke(&["image", "import", "-", "piped"]).stdin(std::fs::read(&tar).unwrap()).run().ok();
+    assert!(piped.stdout.contains("sha256:"), "{}", piped.told());
+    host.leaves_no_trace();
+}
+
+#[test]
+fn images_are_named_saved_removed_and_loaded_again() {
+    let host = Host::with_busybox();
+    let list = || host.orch(&["image", "ls", "--format", "json"]).ok().stdout;
+    assert!(list().contains("busybox"));
+    host.orch(&["image", "tag", "busybox", "other:2"]).ok();
+    assert!(list().contains("other:2"));
+    host.orch(&["image", "inspect", "other:2"]).ok().prints(&["sha256:"]);
+    host.orch(&["image", "history", "busybox"]).ok();
+    host.orch(&["image", "save", "-o", "saved.tar", "other:2"]).ok();
+    host.orch(&["image", "rm", "busybox", "other:2"]).ok();
+    assert_eq!(list(), "");
+    host.orch(&["container", "run", "--rm", "other:2", "true"]).code(125).says(&["other:2"]);
+    host.orch(&["image", "load", "-i", "saved.tar"]).ok();
+    host.orch(&["container", "run", "--rm", "other:2", "true"]).ok();
+    host.orch(&["image", "prune", "-a", "-f"]).ok();
+    assert_eq!(list(), "");
+    let blobs = orch_tests::traces::tree(&host.data()).into_iter().filter(|p| p.contains("sha256/") && !p.ends_with('/'));
+    assert_eq!(blobs.collect::<Vec<_>>(), Vec::<String>::new(), "blobs of no image are left");
+    host.leaves_no_trace();
+}
+
+#[test]
+fn an_image_in_use_is_not_removed() {
+    let host = Host::with_busybox();
+    host.stack("services: {a: {image: busybox, command: sleep infinity, init: true}}");
+    host.up();
+    host.orch(&["image", "rm", "busybox"]).fails().says(&["busybox"]);
+    host.orch(&["image", "prune", "-a", "-f"]).ok();
+    host.orch(&["images"]).ok().prints(&["busybox"]);
+    host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn volumes_are_made_shown_and_removed() {
+    let host = Host::with_busybox();
+    host.orch(&["volume", "create", "mine"]).ok();
+    host.orch(&["volume", "ls", "--format", "json"]).ok().prints(&["mine"]);
+    host.orch(&["container", "run", "--rm", "-v", "mine:/m", "busybox", "sh", "-c", "echo kept >/m/f"]).ok();
+    assert_eq!(host.orch(&["container", "run", "--rm", "-v", "mine:/m:ro", "busybox", "cat", "/m/f"]).ok().text(), "kept");
+    host.orch(&["volume", "inspect", "mine"]).ok().prints(&["mine"]);
+    let id = host.orch(&["container", "run", "-d", "-v", "mine:/m", "--init", "busybox", "sleep", "infinity"]).ok();
+    host.orch(&["volume", "rm", "mine"]).fails().says(&["mine"]);
+    host.orch(&["container", "rm", "-f", id.text()]).ok();
+    host.orch(&["volume", "rm", "mine"]).ok();
+    host.orch(&["volume", "inspect", "mine"]).fails();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn networks_are_made_shown_and_removed() {
+    let host = Host::with_busybox();
+    host.orch(&["network", "create", "--subnet", "10.88.0.0/24", "mine"]).ok();
+    host.orch(&["network", "ls", "--format", "json"]).ok().prints(&["mine"]);
+    host.orch(&["network", "inspect", "mine"]).ok().prints(&["10.88.0.0/24"]);
+    let address = host.orch(&["container", "run", "--rm", "--network", "mine", "busybox", "ip", "-4", "address", "show", "eth0"]).ok();
+    assert!(address.stdout.contains("10.88.0."), "{}", address.told());
+    let id = host.orch(&["container", "run", "-d", "--network", "mine", "--init", "busybox", "sleep", "infinity"]).ok();
+    host.orch(&["network", "rm", "mine"]).fails().says(&["mine"]);
+    host.orch(&["container", "rm", "-f", id.text()]).ok();
+    host.orch(&["network", "rm", "mine"]).ok();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn events_tell_a_containers_life_and_can_be_resumed() {
+    let host = Host::with_busybox();
+    host.stack("name: e\nservices: {a: {image: busybox, command: 'true'}}");
+    host.up();
+    host.down();
+    let events = host.orch(&["events", "--format", "json", "--no-follow", "--since-index", "0"]).ok().json_lines();
+    let actions: Vec<String> = events.iter().filter(|e| e["type"] == "container").map(|e| e["action"].as_str().unwrap().to_owned()).collect();
+    for action in ["create", "start", "die", "destroy"] {
+        assert!(actions.iter().any(|a| a == action), "no {action}: {actions:?}");
+    }
+    let indexes: Vec<u64> = events.iter().map(|e| e["index"].as_u64().unwrap()).collect();
+    assert!(indexes.is_sorted(), "{indexes:?}");
+    let middle = indexes[indexes.len() / 2].to_string();
+    let rest = host.orch(&["events", "--format", "json", "--no-follow", "--since-index", &middle]).ok().json_lines();
+    assert_eq!(rest, events.into_iter().filter(|e| e["index"].as_u64() > middle.parse().ok()).collect::<Vec<_>>());
+    host.leaves_no_trace();
+}
+
+#[test]
+fn the_machine_is_described_and_cleared() {
+    let host = Host::with_busybox();
+    let info = host.orch(&["system", "info", "--format", "json"]).ok().json();
+    assert_eq!(info["data_dir"], host.data().to_string_lossy().as_ref());
+    host.orch(&["system", "df"]).ok();
+    let doctor = host.orch(&["system", "doctor", "--format", "json"]);
+    assert!(!doctor.stdout.is_empty(), "{}", doctor.told());
+    host.orch(&["system", "prune", "-a", "-f"]).ok();
+    assert_eq!(host.orch(&["image", "ls", "-q"]).ok().text(), "");
+    host.leaves_no_trace();
+}
+
+#[test]
+fn what_needs_no_agent_starts_none() {
+    let host = Host::new();
+    host.stack(
+        "name: c\nservices:
+  a: {image: busybox, depends_on: [b], environment: {X: '${X:-1}'}}
+  b: {image: 'busybox:2', volumes: ['v:/v']}
+volumes: {v: }",
+    );
+    let config = host.orch(&["config", "--format", "json"]).ok().json();
+    assert_eq!(config["services"]["a"]["environment"]["X"], "1");
+    host.orch(&["config"]).ok().prints(&["name: c", "services:"]);
+    assert_eq!(host.orch(&["config", "--services"]).ok().lines().len(), 2);
+    assert_eq!(host.orch(&["config", "--volumes"]).ok().text(), "v");
+    assert_eq!(host.orch(&["config", "--images"]).ok().lines().len(), 2);
+    let hash = |x: &str| host.invoke(&["config", "--hash", "a"]).env("X", x).run().ok().stdout;
+    assert_eq!(hash("1"), hash("1"));
+    assert_ne!(hash("1"), hash("2"));
+    host.orch(&["graph"]).ok().prints(&["digraph", "a", "b"]);
+    host.orch(&["graph", "-o", "mermaid"]).ok().prints(&["a", "b"]);
+    host.orch(&["graph", "-o", "svg"]).ok().prints(&["<svg", "</svg>"]);
+    for shell in ["bash", "zsh", "fish"] {
+        host.orch(&["completion", shell]).ok().prints(&["orch"]);
+    }
+    host.orch(&["man"]).ok().prints(&["orch"]);
+    host.orch(&["version"]).ok().prints(&[env!("CARGO_PKG_VERSION")]);
+    assert_eq!(host.orch(&["version", "--short"]).ok().text(), env!("CARGO_PKG_VERSION"));
+    host.orch(&["ps"]).ok();
+    host.orch(&["ls"]).ok();
+    host.orch(&["down"]).ok();
+    assert!(host.agent().is_none() && host.agent_log().is_empty(), "an agent was started");
+    host.leaves_no_trace();
+}
+
+#[test]
+fn a_listing_is_a_table_json_or_a_template() {
+    let host = Host::with_busybox();
+    host.stack("name: l\nservices: {a: {image: busybox, command: sleep infinity, init: true}}");
+    host.up();
+    host.orch(&["ps"]).ok().prints(&["NAME", "l-a-1", "running"]);
+    assert_eq!(host.orch(&["ps", "--format", "{{.Name}} {{.State}}"]).ok().text(), "l-a-1 running");
+    assert_eq!(host.orch(&["ps", "-q"]).ok().text().len(), 64);
+    assert_eq!(host.orch(&["ps", "--services"]).ok().text(), "a");
+    let row = &host.ps()[0];
+    for key in ["id", "name", "stack", "service", "task", "slot", "image", "node", "state", "health", "exit_code", "pid", "created_at", "started_at", "finished_at", "ports", "networks", "restarts", "error"] {
+        assert!(row.get(key).is_some(), "ps has no {key}: {row}");
+    }
+    // By the stack's name, from anywhere.
+    host.sh(Place::Host, &format!("mv {0}/stack.yaml {0}/elsewhere.yaml", host.folder().display()));
+    host.orch(&["-p", "l", "ps", "--format", "json"]).ok().prints(&["l-a-1"]);
+    host.orch(&["-p", "l", "logs"]).ok();
+    host.orch(&["-p", "l", "down", "-t", "2"]).ok();
+    host.leaves_no_trace();
+}
