@@ -28,9 +28,13 @@ impl Host {
     #[track_caller]
     pub fn start_agent_with(&self, arguments: &[&str]) {
         self.start_agent_without_waiting(arguments);
-        eventually(PATIENCE, "the agent answers", || {
-            if self.agent().is_some() { Ok(()) } else { Err(self.agent_log()) }
-        });
+        eventually(
+            PATIENCE,
+            "the agent answers",
+            || {
+                if self.agent().is_some() { Ok(()) } else { Err(self.agent_log()) }
+            },
+        );
     }
 
     /// Starts `orch agent arguments…`, whatever becomes of it.
@@ -38,11 +42,19 @@ impl Host {
     /// # Panics
     /// When it cannot be started at all.
     pub fn start_agent_without_waiting(&self, arguments: &[&str]) {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("the log can be opened");
+        let log =
+            std::fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("the log can be opened");
         let child = self.inside(Place::Host, || {
             let mut command = Command::new(self.program());
             self.prepare(&mut command);
-            command.arg("agent").args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("orch can be started")
+            command
+                .arg("agent")
+                .args(arguments)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(log)
+                .spawn()
+                .expect("orch can be started")
         });
         // Its end is seen in the machine's procfs; the zombie is taken in by this thread.
         std::thread::spawn(move || {
@@ -94,7 +106,9 @@ impl Host {
     #[track_caller]
     pub fn kill(&self, process: Identity, signal: Signal) {
         self.signal(process, signal);
-        until(Duration::from_secs(20), &format!("process {} ends by {signal}", process.pid), || !self.processes().alive(process));
+        until(Duration::from_secs(20), &format!("process {} ends by {signal}", process.pid), || {
+            !self.processes().alive(process)
+        });
     }
 
     /// Signals a process of the machine.
@@ -122,7 +136,8 @@ impl Host {
         let shim = |pid: &i32| {
             let command = processes.command(*pid);
             let mut words = command.split(' ');
-            words.next().is_some_and(|w| w.ends_with("orch")) && words.next() == Some("shim") || command.starts_with("orch-shim")
+            words.next().is_some_and(|w| w.ends_with("orch")) && words.next() == Some("shim")
+                || command.starts_with("orch-shim")
         };
         processes.all().into_iter().filter(shim).filter_map(|pid| processes.identity(pid)).collect()
     }

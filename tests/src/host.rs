@@ -61,7 +61,9 @@ pub fn binary() -> PathBuf {
         let release = target.parent()?.join("release/orch");
         [release, target.join("orch")].into_iter().find(|p| p.exists())
     };
-    let binary = given.or_else(beside).expect("no orch binary: build it by `cargo build --release -p orch`, or name it by $ORCH");
+    let binary = given
+        .or_else(beside)
+        .expect("no orch binary: build it by `cargo build --release -p orch`, or name it by $ORCH");
     binary.canonicalize().expect("$ORCH names a file")
 }
 
@@ -77,11 +79,13 @@ impl Host {
         let machine = Machine::new().unwrap_or_else(|e| panic!("no machine for this scenario: {e:#}"));
         // No such name is part of another.
         let instance = format!("t{}n{}z", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let temporary = tempfile::Builder::new().prefix("orch-test-").tempdir().expect("a temporary folder can be made");
+        let temporary =
+            tempfile::Builder::new().prefix("orch-test-").tempdir().expect("a temporary folder can be made");
         for folder in ["work", "data"] {
             std::fs::create_dir(temporary.path().join(folder)).expect("a folder can be made");
         }
-        let before = Traces::of(&machine, &instance).unwrap_or_else(|e| panic!("the machine cannot be looked at: {e:#}"));
+        let before =
+            Traces::of(&machine, &instance).unwrap_or_else(|e| panic!("the machine cannot be looked at: {e:#}"));
         Self { machine, instance, temporary, before, settles: Duration::from_secs(5) }
     }
 
@@ -277,7 +281,13 @@ impl Host {
     ///
     /// # Errors
     /// When it does not come; says why.
-    pub fn page(&self, from: Place, address: impl Into<IpAddr> + Send, port: u16, path: &str) -> Result<String, String> {
+    pub fn page(
+        &self,
+        from: Place,
+        address: impl Into<IpAddr> + Send,
+        port: u16,
+        path: &str,
+    ) -> Result<String, String> {
         let address = SocketAddr::new(address.into(), port);
         self.inside(from, || http::get(address, path))
     }

@@ -19,7 +19,13 @@ pub fn get(address: SocketAddr, path: &str) -> Result<String, String> {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).map_err(io)?;
     let answer = String::from_utf8_lossy(&bytes).into_owned();
-    let Some((head, body)) = answer.split_once("\r\n\r\n") else { return Err(format!("no HTTP from {address}: {answer:?}")) };
+    let Some((head, body)) = answer.split_once("\r\n\r\n") else {
+        return Err(format!("no HTTP from {address}: {answer:?}"));
+    };
     let status = head.lines().next().unwrap_or_default();
-    if status.split(' ').nth(1) == Some("200") { Ok(body.to_owned()) } else { Err(format!("{address} says {status}: {body}")) }
+    if status.split(' ').nth(1) == Some("200") {
+        Ok(body.to_owned())
+    } else {
+        Err(format!("{address} says {status}: {body}"))
+    }
 }

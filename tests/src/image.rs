@@ -39,7 +39,8 @@ pub fn root_archive(path: &Path, files: &[(&str, &str)]) {
     for folder in ["bin", "etc", "tmp"] {
         std::fs::create_dir(tree.path().join(folder)).expect("a folder can be made");
     }
-    std::fs::copy("/bin/busybox", tree.path().join("bin/busybox")).expect("this host has /bin/busybox (package busybox-static)");
+    std::fs::copy("/bin/busybox", tree.path().join("bin/busybox"))
+        .expect("this host has /bin/busybox (package busybox-static)");
     for applet in ["sh", "cat", "echo", "sleep", "true", "ls"] {
         std::os::unix::fs::symlink("busybox", tree.path().join("bin").join(applet)).expect("a link can be made");
     }

@@ -88,10 +88,14 @@ impl Machine {
     /// # Errors
     /// When it cannot be made: mostly for want of root.
     pub fn new() -> Result<Self> {
-        ensure!(nix::unistd::geteuid().is_root(), "needs root: containers, networks and control groups are made for real");
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "needs root: containers, networks and control groups are made for real"
+        );
         // Namespaces belong to a thread; this one ends when process 1 has inherited them.
         let made = std::thread::spawn(|| -> Result<Child> {
-            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID).context("unshare")?;
+            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID)
+                .context("unshare")?;
             let mut shell = Command::new("/bin/sh");
             shell.args(["-c", PROCESS_1, "process-1"]).current_dir("/");
             shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

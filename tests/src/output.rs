@@ -29,7 +29,10 @@ impl Output {
     /// Everything, for a message.
     #[must_use]
     pub fn told(&self) -> String {
-        format!("`{}` ended with code {}\n-- stdout:\n{}\n-- stderr:\n{}", self.command, self.code, self.stdout, self.stderr)
+        format!(
+            "`{}` ended with code {}\n-- stdout:\n{}\n-- stderr:\n{}",
+            self.command, self.code, self.stdout, self.stderr
+        )
     }
 
     /// It ended well.
@@ -114,7 +117,9 @@ impl Output {
     #[track_caller]
     #[must_use]
     pub fn json_lines(&self) -> Vec<Value> {
-        let value = |line: &str| serde_json::from_str(line).unwrap_or_else(|e| panic!("not JSON ({e}): {line:?} of {}", self.told()));
+        let value = |line: &str| {
+            serde_json::from_str(line).unwrap_or_else(|e| panic!("not JSON ({e}): {line:?} of {}", self.told()))
+        };
         self.stdout.lines().filter(|l| !l.trim().is_empty()).map(value).collect()
     }
 }

@@ -66,7 +66,8 @@ fn one_changed_variable_makes_one_container_anew_and_the_plan_says_why() {
     host.invoke(&["up", "-d", "--wait"]).env("COLOUR", "red").run().ok();
     let after = host.running();
     assert_eq!(host.exec("front", "echo $COLOUR"), "red");
-    let changed: Vec<&String> = before.iter().filter(|(name, id)| after.get(*name) != Some(id)).map(|(name, _)| name).collect();
+    let changed: Vec<&String> =
+        before.iter().filter(|(name, id)| after.get(*name) != Some(id)).map(|(name, _)| name).collect();
     assert_eq!(changed, ["three-front-1"]);
     host.orch(&["down", "-v"]).ok();
     host.leaves_no_trace();
@@ -82,7 +83,10 @@ fn a_service_scales_from_one_to_five_to_two() {
     let five = host.running();
     assert_eq!(five.keys().collect::<Vec<_>>(), ["s-a-1", "s-a-2", "s-a-3", "s-a-4", "s-a-5"]);
     assert_eq!(five["s-a-1"], first["s-a-1"], "the first replica was disturbed");
-    assert_eq!(host.exec("a", "nslookup a 2>/dev/null | grep -c '^Address.*10\\.\\|^Address.*172\\.\\|^Address.*192\\.'"), "5");
+    assert_eq!(
+        host.exec("a", "nslookup a 2>/dev/null | grep -c '^Address.*10\\.\\|^Address.*172\\.\\|^Address.*192\\.'"),
+        "5"
+    );
     host.orch(&["scale", "a=2", "--wait"]).ok();
     let two = host.ps();
     assert_eq!(two.len(), 2, "{two:?}");
@@ -227,7 +231,10 @@ fn a_dependency_that_fails_is_named_and_its_dependent_never_starts() {
 fn services_of_one_stack_that_are_up_survive_another_stack_of_the_same_host() {
     let host = Host::with_busybox();
     host.stack("name: one\nservices: {a: {image: busybox, command: sleep infinity, init: true}}");
-    host.write("two.yaml", "name: two\nservices: {a: {image: busybox, command: [httpd, -f, -p, '80'], init: true, ports: ['8080:80']}}");
+    host.write(
+        "two.yaml",
+        "name: two\nservices: {a: {image: busybox, command: [httpd, -f, -p, '80'], init: true, ports: ['8080:80']}}",
+    );
     host.up();
     let one = host.running();
     host.orch(&["-f", "two.yaml", "up", "-d", "--wait"]).ok();
@@ -235,8 +242,11 @@ fn services_of_one_stack_that_are_up_survive_another_stack_of_the_same_host() {
     assert_eq!(stacks.iter().map(|s| s["name"].as_str().unwrap()).collect::<Vec<_>>(), ["one", "two"]);
     assert!(host.page(Place::Host, ADDRESS, 8080, "/").unwrap_err().contains("404"));
     // Networks of two stacks do not reach each other.
-    let there = host.orch(&["-f", "two.yaml", "ps", "--format", "json"]).ok().json_lines()[0]["networks"]["default"]["ipv4"].clone();
-    let probe = ["exec", "-T", "a", "wget", "-q", "-T", "2", "-O", "-", &format!("http://{}/", there.as_str().unwrap())];
+    let there =
+        host.orch(&["-f", "two.yaml", "ps", "--format", "json"]).ok().json_lines()[0]["networks"]["default"]["ipv4"]
+            .clone();
+    let probe =
+        ["exec", "-T", "a", "wget", "-q", "-T", "2", "-O", "-", &format!("http://{}/", there.as_str().unwrap())];
     let answer = host.orch(&probe).fails();
     assert!(!answer.stderr.contains("404"), "one stack reached another: {}", answer.told());
     host.orch(&["-f", "two.yaml", "down", "-t", "2"]).ok();

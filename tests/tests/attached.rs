@@ -59,7 +59,9 @@ fn ctrl_c_at_a_terminal_stops_and_another_kills() {
 #[test]
 fn up_ends_by_itself_when_all_containers_have() {
     let host = Host::with_busybox();
-    host.stack("services: {a: {image: busybox, command: [echo, said]}, b: {image: busybox, command: [sh, -c, 'exit 3']}}");
+    host.stack(
+        "services: {a: {image: busybox, command: [echo, said]}, b: {image: busybox, command: [sh, -c, 'exit 3']}}",
+    );
     host.orch(&["up"]).code(0).prints(&["said"]);
     assert_eq!(host.container("b")["exit_code"], 3);
     host.down();

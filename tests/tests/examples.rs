@@ -41,7 +41,12 @@ fn the_four_services_come_up_in_order_and_their_page_answers_everywhere() {
     assert_eq!(all.len(), 4, "{all:?}");
     let of = |service: &str| all.iter().find(|c| c["service"] == service).unwrap();
     for service in ["proxy", "web", "redis", "db"] {
-        assert_eq!((&of(service)["state"], &of(service)["health"]), (&"running".into(), &"healthy".into()), "{}", of(service));
+        assert_eq!(
+            (&of(service)["state"], &of(service)["health"]),
+            (&"running".into(), &"healthy".into()),
+            "{}",
+            of(service)
+        );
     }
     for (earlier, later) in [("redis", "web"), ("db", "web"), ("web", "proxy")] {
         assert!(started(of(earlier)) < started(of(later)), "{later} started before {earlier}");
@@ -59,17 +64,46 @@ fn the_four_services_come_up_in_order_and_their_page_answers_everywhere() {
     counts(host.page(Place::Host, ADDRESS, 8080, "/").unwrap(), "the host's address");
     counts(host.page(Place::Host, localhost6, 8080, "/").unwrap(), "[::1]");
     counts(host.page(Place::Neighbour, ADDRESS, 8080, "/").unwrap(), "a LAN neighbour");
-    let inside = |url: &str| host.orch(&["-f", &file, "exec", "-T", "web", "busybox", "wget", "-q", "-O", "-", url]).ok().stdout;
+    let inside =
+        |url: &str| host.orch(&["-f", &file, "exec", "-T", "web", "busybox", "wget", "-q", "-O", "-", url]).ok().stdout;
     counts(inside("http://proxy/"), "another container, by name");
     counts(inside(&format!("http://{ADDRESS}:8080/")), "another container, by the host's address");
     counts(
-        host.orch(&["container", "run", "--rm", "busybox", "wget", "-q", "-O", "-", &format!("http://{ADDRESS}:8080/")]).ok().stdout,
+        host.orch(&[
+            "container",
+            "run",
+            "--rm",
+            "busybox",
+            "wget",
+            "-q",
+            "-O",
+            "-",
+            &format!("http://{ADDRESS}:8080/"),
+        ])
+        .ok()
+        .stdout,
         "a container on another network",
     );
 
     let web = of("web")["networks"]["front"]["ipv4"].as_str().unwrap().to_owned();
-    assert!(host.page(Place::Neighbour, web.parse::<std::net::Ipv4Addr>().unwrap(), 8000, "/").is_err(), "unpublished, yet reachable from the LAN");
-    let out = host.orch(&["-f", &file, "exec", "-T", "redis", "busybox", "ping", "-c", "1", "-W", "1", &NEIGHBOUR.to_string()]);
+    assert!(
+        host.page(Place::Neighbour, web.parse::<std::net::Ipv4Addr>().unwrap(), 8000, "/").is_err(),
+        "unpublished, yet reachable from the LAN"
+    );
+    let out = host.orch(&[
+        "-f",
+        &file,
+        "exec",
+        "-T",
+        "redis",
+        "busybox",
+        "ping",
+        "-c",
+        "1",
+        "-W",
+        "1",
+        &NEIGHBOUR.to_string(),
+    ]);
     assert_ne!(out.code, 0, "an internal network has a way out: {}", out.told());
 
     host.orch(&["-f", &file, "plan"]).ok().prints(&["nothing to do"]);
@@ -110,7 +144,10 @@ fn the_chain_starts_link_by_link() {
         assert!(started(of(earlier)) < started(of(later)), "{later} started before {earlier}");
     }
     assert_eq!((&of("migration")["state"], &of("migration")["exit_code"]), (&"exited".into(), &0.into()));
-    assert!(of("migration")["finished_at"].as_str() <= of("b")["started_at"].as_str(), "b did not wait for the migration");
+    assert!(
+        of("migration")["finished_at"].as_str() <= of("b")["started_at"].as_str(),
+        "b did not wait for the migration"
+    );
     host.orch(&["-f", &file, "logs"]).ok().prints(&["migrated to version 1", "c is ready"]);
     host.orch(&["-f", &file, "down", "-v"]).ok();
     host.leaves_no_trace();
@@ -126,7 +163,9 @@ fn the_tests_of_the_ci_example_decide_the_exit_code() {
     host.orch(&["-f", &file, "down", "-v"]).ok();
     host.invoke(&up).env("CI_BREAK", "1").run().code(3).prints(&["FAILED: a test fails when CI_BREAK is set"]);
     let stopped = || host.orch(&["-f", &file, "ps", "--format", "json"]).ok().text().to_owned();
-    eventually(PATIENCE, "the database is stopped with its tests", || if stopped().is_empty() { Ok(()) } else { Err(stopped()) });
+    eventually(PATIENCE, "the database is stopped with its tests", || {
+        if stopped().is_empty() { Ok(()) } else { Err(stopped()) }
+    });
     host.orch(&["-f", &file, "down", "-v"]).ok();
     host.leaves_no_trace();
 }
@@ -147,6 +186,8 @@ fn an_agent_that_a_command_started_leaves_when_nothing_runs() {
     std::thread::sleep(Duration::from_millis(2500));
     assert!(host.processes().alive(agent), "it left while a container ran");
     host.down();
-    eventually(PATIENCE, "the agent leaves by itself", || if host.processes().alive(agent) { Err("it is there") } else { Ok(()) });
+    eventually(PATIENCE, "the agent leaves by itself", || {
+        if host.processes().alive(agent) { Err("it is there") } else { Ok(()) }
+    });
     host.leaves_no_trace();
 }

@@ -20,7 +20,10 @@ fn a_machine_has_a_network_a_neighbour_and_processes_of_its_own() {
     }
     let pids = machine.processes().all();
     assert!(pids.contains(&1) && pids.len() < 6, "{pids:?}");
-    assert_eq!(machine.run(Place::Host, "cat", &["/proc/self/mountinfo"]).unwrap().matches(" - cgroup").count(), cgroup_mounts());
+    assert_eq!(
+        machine.run(Place::Host, "cat", &["/proc/self/mountinfo"]).unwrap().matches(" - cgroup").count(),
+        cgroup_mounts()
+    );
 }
 
 fn cgroup_mounts() -> usize {
@@ -30,11 +33,13 @@ fn cgroup_mounts() -> usize {
 #[test]
 fn a_process_is_known_by_both_its_numbers_and_ends_with_the_machine() {
     let mut machine = Machine::new().unwrap();
-    let mut child = machine.inside(Place::Host, || std::process::Command::new("sleep").arg("infinity").spawn().unwrap()).unwrap();
+    let mut child =
+        machine.inside(Place::Host, || std::process::Command::new("sleep").arg("infinity").spawn().unwrap()).unwrap();
     let processes = machine.processes();
     // One is the neighbour's, from before.
     let inner = eventually(PATIENCE, "both can be seen", || {
-        let sleeping: Vec<i32> = processes.all().into_iter().filter(|p| processes.command(*p) == "sleep infinity").collect();
+        let sleeping: Vec<i32> =
+            processes.all().into_iter().filter(|p| processes.command(*p) == "sleep infinity").collect();
         sleeping.get(1).copied().ok_or(format!("{sleeping:?}"))
     });
     assert_eq!(machine.outer(inner), Some(i32::try_from(child.id()).unwrap()));
@@ -79,7 +84,10 @@ fn a_control_group_left_behind_is_found_and_then_removed() {
 #[test]
 fn a_machine_without_traces_passes() {
     let host = Host::new();
-    assert_eq!(host.page(Place::Host, Ipv4Addr::LOCALHOST, 80, "/").unwrap_err().split(':').next(), Some("connect to 127.0.0.1"));
+    assert_eq!(
+        host.page(Place::Host, Ipv4Addr::LOCALHOST, 80, "/").unwrap_err().split(':').next(),
+        Some("connect to 127.0.0.1")
+    );
     assert!(!host.path(RUN).exists());
     host.leaves_no_trace();
 }

@@ -42,7 +42,22 @@ fn exec_takes_variables_a_user_and_a_folder() {
     let host = Host::with_busybox();
     host.stack(ONE);
     host.up();
-    let output = host.orch(&["exec", "-T", "-e", "X=1 2", "-u", "nobody", "-w", "/etc", "a", "sh", "-c", "echo $FROM $X $(id -u) $PWD"]).ok();
+    let output = host
+        .orch(&[
+            "exec",
+            "-T",
+            "-e",
+            "X=1 2",
+            "-u",
+            "nobody",
+            "-w",
+            "/etc",
+            "a",
+            "sh",
+            "-c",
+            "echo $FROM $X $(id -u) $PWD",
+        ])
+        .ok();
     assert_eq!(output.text(), "file 1 2 65534 /etc");
     host.orch(&["exec", "-d", "a", "touch", "/made"]).ok();
     eventually(PATIENCE, "the detached command has run", || {
@@ -88,7 +103,8 @@ fn the_command_of_an_exec_whose_client_dies_ends() {
     drop(exec);
     let processes = host.processes();
     eventually(PATIENCE, "its command ends", || {
-        let left: Vec<String> = processes.all().into_iter().map(|p| processes.command(p)).filter(|c| c == "sleep 4321").collect();
+        let left: Vec<String> =
+            processes.all().into_iter().map(|p| processes.command(p)).filter(|c| c == "sleep 4321").collect();
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     });
     host.down();
@@ -105,7 +121,11 @@ fn run_makes_a_container_beside_the_service_and_rm_takes_it_away() {
     );
     let output = host.orch(&["run", "--rm", "-T", "-e", "X=y", "app", "sh", "-c", "echo $FROM $X; exit 5"]).code(5);
     assert_eq!(output.text(), "file y");
-    assert_eq!(host.running().into_keys().collect::<Vec<_>>(), ["r-base-1"], "its dependency runs on, it itself is gone");
+    assert_eq!(
+        host.running().into_keys().collect::<Vec<_>>(),
+        ["r-base-1"],
+        "its dependency runs on, it itself is gone"
+    );
     host.orch(&["run", "-T", "--name", "once", "app"]).ok().prints(&["its own"]);
     assert!(host.ps().iter().any(|c| c["name"] == "once" && c["state"] == "exited"), "{:?}", host.ps());
     let input = host.invoke(&["run", "--rm", "-T", "-i", "app", "cat"]).stdin("typed").run().ok();
@@ -127,7 +147,10 @@ fn container_run_says_by_its_code_how_it_ended() {
     run(&["--user", "nobody-knows", "busybox", "true"]).code(125).says(&["nobody-knows"]);
     run(&["no-such-image", "true"]).code(125).says(&["no-such-image"]);
     run(&["--no-such-flag", "busybox"]).code(2);
-    assert_eq!(run(&["--network", "none", "-w", "/tmp", "-e", "A=b", "busybox", "sh", "-c", "echo $A $PWD"]).ok().text(), "b /tmp");
+    assert_eq!(
+        run(&["--network", "none", "-w", "/tmp", "-e", "A=b", "busybox", "sh", "-c", "echo $A $PWD"]).ok().text(),
+        "b /tmp"
+    );
     assert_eq!(host.orch(&["container", "ls", "-a", "-q"]).ok().text(), "");
     host.leaves_no_trace();
 }
@@ -234,12 +257,21 @@ configs: {text: {content: \"value is $${PLAIN} and ${FILLED}\\n\"}}",
     );
     host.invoke(&["up", "-d", "--wait"]).env("TOKEN", "very secret").env("FILLED", "full").run().ok();
     assert_eq!(host.exec("a", "cat /run/secrets/key"), "from a file");
-    assert_eq!(host.exec("a", "cat /run/other/token; stat -c ' %u %g %a' /run/other/token"), "very secret 1000 100 440");
+    assert_eq!(
+        host.exec("a", "cat /run/other/token; stat -c ' %u %g %a' /run/other/token"),
+        "very secret 1000 100 440"
+    );
     assert_eq!(host.exec("a", "cat /etc/text.conf; stat -c %a /etc/text.conf"), "value is ${PLAIN} and full\n604");
     host.orch(&["exec", "-T", "a", "sh", "-c", "echo x >/run/secrets/key"]).fails();
-    let state = host.sh(orch_tests::machine::Place::Host, &format!("grep -rl 'very secret' {} /run || true", host.data().display()));
+    let state = host.sh(
+        orch_tests::machine::Place::Host,
+        &format!("grep -rl 'very secret' {} /run || true", host.data().display()),
+    );
     let on_disk: Vec<&str> = state.lines().filter(|l| !l.starts_with("/run/")).collect();
-    assert!(on_disk.iter().all(|l| !l.contains("containers/")), "a secret lies on disk with its container: {on_disk:?}");
+    assert!(
+        on_disk.iter().all(|l| !l.contains("containers/")),
+        "a secret lies on disk with its container: {on_disk:?}"
+    );
     host.down();
     host.leaves_no_trace();
 }

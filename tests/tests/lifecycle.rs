@@ -104,7 +104,9 @@ fn stop_is_polite_first_and_firm_after_the_grace() {
     );
     host.up();
     let said = || host.orch(&["logs", "--no-log-prefix"]).ok().stdout;
-    eventually(PATIENCE, "all have set their traps", || if said().matches("up\n").count() == 3 { Ok(()) } else { Err(said()) });
+    eventually(PATIENCE, "all have set their traps", || {
+        if said().matches("up\n").count() == 3 { Ok(()) } else { Err(said()) }
+    });
     host.orch(&["stop"]).ok();
     let code = |service: &str| host.container(service)["exit_code"].as_i64();
     assert_eq!((code("polite"), code("deaf"), code("special")), (Some(3), Some(137), Some(4)));
@@ -117,7 +119,9 @@ fn stop_is_polite_first_and_firm_after_the_grace() {
 fn stop_goes_against_the_order_of_dependencies() {
     let host = Host::with_busybox();
     let service = "image: busybox, init: true, command: sleep infinity";
-    host.stack(&format!("services:\n  a: {{{service}}}\n  b: {{{service}, depends_on: [a]}}\n  c: {{{service}, depends_on: [b]}}"));
+    host.stack(&format!(
+        "services:\n  a: {{{service}}}\n  b: {{{service}, depends_on: [a]}}\n  c: {{{service}, depends_on: [b]}}"
+    ));
     host.up();
     host.orch(&["stop", "-t", "5"]).ok();
     let ended = |service: &str| host.container(service)["finished_at"].as_str().unwrap().to_owned();

@@ -61,7 +61,8 @@ fn following_loses_no_line_over_rotation_and_the_disk_use_is_bounded() {
     let missing: Vec<u32> = (0..4000).filter(|n| !shown.contains(&format!("line {n} of"))).collect();
     assert!(missing.is_empty(), "{} lines are missing, from {:?}", missing.len(), missing.first());
     drop(follow);
-    let files = orch_tests::traces::tree(&host.data()).into_iter().filter(|p| p.contains("log") && p.contains("container"));
+    let files =
+        orch_tests::traces::tree(&host.data()).into_iter().filter(|p| p.contains("log") && p.contains("container"));
     let sizes: Vec<(String, u64)> = files
         .filter_map(|p| std::fs::metadata(host.data().join(&p)).ok().filter(|m| m.is_file()).map(|m| (p, m.len())))
         .collect();
@@ -79,7 +80,10 @@ fn since_and_until_cut_at_a_time() {
     host.up();
     let early = eventually(PATIENCE, "the first line is there", || {
         let logs = host.orch(&["logs", "-t", "--no-log-prefix"]).ok();
-        let time = logs.stdout.lines().find_map(|l| l.split_once(' ').filter(|(_, rest)| rest.contains("early")).map(|(t, _)| t.to_owned()));
+        let time = logs
+            .stdout
+            .lines()
+            .find_map(|l| l.split_once(' ').filter(|(_, rest)| rest.contains("early")).map(|(t, _)| t.to_owned()));
         time.ok_or(logs.stdout)
     });
     host.exec("a", "sleep 0.2; touch /go");

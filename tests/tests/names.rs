@@ -56,7 +56,9 @@ fn a_published_port_answers_from_everywhere_it_should_and_nowhere_else() {
     let host = Host::with_busybox();
     host.stack(PAIR);
     host.up();
-    let page = |from: Place, address: std::net::IpAddr, port: u16| host.page(from, address, port, "/").map(|p| p.trim().to_owned());
+    let page = |from: Place, address: std::net::IpAddr, port: u16| {
+        host.page(from, address, port, "/").map(|p| p.trim().to_owned())
+    };
     for (from, address, port) in [
         (Place::Host, ADDRESS.into(), 8080),
         (Place::Host, Ipv4Addr::LOCALHOST.into(), 8080),
@@ -68,7 +70,10 @@ fn a_published_port_answers_from_everywhere_it_should_and_nowhere_else() {
     ] {
         assert_eq!(page(from, address, port).as_deref(), Ok("page"), "{from:?} to {address}:{port}");
     }
-    assert!(page(Place::Neighbour, ADDRESS.into(), 8081).is_err(), "published on 127.0.0.1 alone, yet reachable from the LAN");
+    assert!(
+        page(Place::Neighbour, ADDRESS.into(), 8081).is_err(),
+        "published on 127.0.0.1 alone, yet reachable from the LAN"
+    );
     let inside: Ipv4Addr = host.container("server")["networks"]["default"]["ipv4"].as_str().unwrap().parse().unwrap();
     assert_eq!(page(Place::Host, inside.into(), 80).as_deref(), Ok("page"));
     assert!(page(Place::Neighbour, inside.into(), 80).is_err(), "the neighbour goes round the published port");
@@ -118,7 +123,10 @@ networks:
     );
     host.up();
     assert_eq!(host.container("a")["networks"]["fixed"]["ipv4"], "10.77.0.9");
-    assert_eq!(host.exec("b", "hostname; grep -o '192.0.2.7.*there' /etc/hosts | tr -s '\\t' ' '"), "bee\n192.0.2.7 there");
+    assert_eq!(
+        host.exec("b", "hostname; grep -o '192.0.2.7.*there' /etc/hosts | tr -s '\\t' ' '"),
+        "bee\n192.0.2.7 there"
+    );
     host.exec("a", "ping -c 1 -W 5 198.51.100.2");
     host.orch(&["exec", "-T", "b", "ping", "-c", "1", "-W", "1", "198.51.100.2"]).fails();
     host.exec("b", "ping -c 1 -W 5 a");

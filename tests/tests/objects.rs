@@ -34,7 +34,8 @@ fn images_are_named_saved_removed_and_loaded_again() {
     host.orch(&["container", "run", "--rm", "other:2", "true"]).ok();
     host.orch(&["image", "prune", "-a", "-f"]).ok();
     assert_eq!(list(), "");
-    let blobs = orch_tests::traces::tree(&host.data()).into_iter().filter(|p| p.contains("sha256/") && !p.ends_with('/'));
+    let blobs =
+        orch_tests::traces::tree(&host.data()).into_iter().filter(|p| p.contains("sha256/") && !p.ends_with('/'));
     assert_eq!(blobs.collect::<Vec<_>>(), Vec::<String>::new(), "blobs of no image are left");
     host.leaves_no_trace();
 }
@@ -57,7 +58,10 @@ fn volumes_are_made_shown_and_removed() {
     host.orch(&["volume", "create", "mine"]).ok();
     host.orch(&["volume", "ls", "--format", "json"]).ok().prints(&["mine"]);
     host.orch(&["container", "run", "--rm", "-v", "mine:/m", "busybox", "sh", "-c", "echo kept >/m/f"]).ok();
-    assert_eq!(host.orch(&["container", "run", "--rm", "-v", "mine:/m:ro", "busybox", "cat", "/m/f"]).ok().text(), "kept");
+    assert_eq!(
+        host.orch(&["container", "run", "--rm", "-v", "mine:/m:ro", "busybox", "cat", "/m/f"]).ok().text(),
+        "kept"
+    );
     host.orch(&["volume", "inspect", "mine"]).ok().prints(&["mine"]);
     let id = host.orch(&["container", "run", "-d", "-v", "mine:/m", "--init", "busybox", "sleep", "infinity"]).ok();
     host.orch(&["volume", "rm", "mine"]).fails().says(&["mine"]);
@@ -73,7 +77,9 @@ fn networks_are_made_shown_and_removed() {
     host.orch(&["network", "create", "--subnet", "10.88.0.0/24", "mine"]).ok();
     host.orch(&["network", "ls", "--format", "json"]).ok().prints(&["mine"]);
     host.orch(&["network", "inspect", "mine"]).ok().prints(&["10.88.0.0/24"]);
-    let address = host.orch(&["container", "run", "--rm", "--network", "mine", "busybox", "ip", "-4", "address", "show", "eth0"]).ok();
+    let address = host
+        .orch(&["container", "run", "--rm", "--network", "mine", "busybox", "ip", "-4", "address", "show", "eth0"])
+        .ok();
     assert!(address.stdout.contains("10.88.0."), "{}", address.told());
     let id = host.orch(&["container", "run", "-d", "--network", "mine", "--init", "busybox", "sleep", "infinity"]).ok();
     host.orch(&["network", "rm", "mine"]).fails().says(&["mine"]);
@@ -89,7 +95,8 @@ fn events_tell_a_containers_life_and_can_be_resumed() {
     host.up();
     host.down();
     let events = host.orch(&["events", "--format", "json", "--no-follow", "--since-index", "0"]).ok().json_lines();
-    let actions: Vec<String> = events.iter().filter(|e| e["type"] == "container").map(|e| e["action"].as_str().unwrap().to_owned()).collect();
+    let actions: Vec<String> =
+        events.iter().filter(|e| e["type"] == "container").map(|e| e["action"].as_str().unwrap().to_owned()).collect();
     for action in ["create", "start", "die", "destroy"] {
         assert!(actions.iter().any(|a| a == action), "no {action}: {actions:?}");
     }
@@ -158,7 +165,27 @@ fn a_listing_is_a_table_json_or_a_template() {
     assert_eq!(host.orch(&["ps", "-q"]).ok().text().len(), 64);
     assert_eq!(host.orch(&["ps", "--services"]).ok().text(), "a");
     let row = &host.ps()[0];
-    for key in ["id", "name", "stack", "service", "task", "slot", "image", "node", "state", "health", "exit_code", "pid", "created_at", "started_at", "finished_at", "ports", "networks", "restarts", "error"] {
+    for key in [
+        "id",
+        "name",
+        "stack",
+        "service",
+        "task",
+        "slot",
+        "image",
+        "node",
+        "state",
+        "health",
+        "exit_code",
+        "pid",
+        "created_at",
+        "started_at",
+        "finished_at",
+        "ports",
+        "networks",
+        "restarts",
+        "error",
+    ] {
         assert!(row.get(key).is_some(), "ps has no {key}: {row}");
     }
     // By the stack's name, from anywhere.

@@ -16,12 +16,18 @@ fn tree() -> Vec<File> {
 
 #[test]
 fn dependencies_point_down() {
-    check("arrows of the house point down only", manifest::forbidden_arrows(&manifest::packages(&repository()).expect("cargo reads the manifests")));
+    check(
+        "arrows of the house point down only",
+        manifest::forbidden_arrows(&manifest::packages(&repository()).expect("cargo reads the manifests")),
+    );
 }
 
 #[test]
 fn the_specification_and_the_core_are_pure() {
-    check("pure crates reach no executor, system call or socket", manifest::impurities(&manifest::graph(&repository()).expect("cargo resolves the graph")));
+    check(
+        "pure crates reach no executor, system call or socket",
+        manifest::impurities(&manifest::graph(&repository()).expect("cargo resolves the graph")),
+    );
 }
 
 #[test]

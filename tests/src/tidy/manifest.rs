@@ -26,8 +26,21 @@ pub const PURE: &[&str] = &["orch-spec", "orch-core"];
 
 /// What makes a crate impure: an executor, system calls, sockets, the raft library. Direct or not.
 pub const IMPURE: &[&str] = &[
-    "async-io", "async-std", "hyper", "libc", "mio", "nix", "polling", "raft", "reqwest", "rtnetlink", "rustix", "smol", "socket2",
-    "tokio", "ureq",
+    "async-io",
+    "async-std",
+    "hyper",
+    "libc",
+    "mio",
+    "nix",
+    "polling",
+    "raft",
+    "reqwest",
+    "rtnetlink",
+    "rustix",
+    "smol",
+    "socket2",
+    "tokio",
+    "ureq",
 ];
 
 /// One package of the workspace.
@@ -101,7 +114,10 @@ pub fn forbidden_arrows(packages: &[Package]) -> Vec<String> {
     let ours: BTreeSet<&str> = packages.iter().map(|p| p.name.as_str()).collect();
     for package in packages {
         let Some((_, allowed)) = ARROWS.iter().find(|(name, _)| *name == package.name) else {
-            findings.push(format!("{}: a crate that the table of arrows does not know; give it a place in the house", package.name));
+            findings.push(format!(
+                "{}: a crate that the table of arrows does not know; give it a place in the house",
+                package.name
+            ));
             continue;
         };
         for dependency in package.dependencies.iter().filter(|d| ours.contains(d.as_str())) {
@@ -152,7 +168,8 @@ mod tests {
 
     #[test]
     fn the_arrows_of_the_house_are_allowed() {
-        let packages = [package("orch-spec", &["serde"]), package("orch-core", &["orch-spec"]), package("orch", &["orch-core"])];
+        let packages =
+            [package("orch-spec", &["serde"]), package("orch-core", &["orch-spec"]), package("orch", &["orch-core"])];
         assert_eq!(forbidden_arrows(&packages), Vec::<String>::new());
     }
 
@@ -183,7 +200,10 @@ mod tests {
         };
         write("Cargo.toml", "[workspace]\nresolver = \"3\"\nmembers = [\"spec\", \"netd\"]\n");
         let head = |name: &str| format!("[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n");
-        write("spec/Cargo.toml", &format!("{}[dev-dependencies]\norch-netd = {{ path = \"../netd\" }}\n", head("orch-spec")));
+        write(
+            "spec/Cargo.toml",
+            &format!("{}[dev-dependencies]\norch-netd = {{ path = \"../netd\" }}\n", head("orch-spec")),
+        );
         write("netd/Cargo.toml", &head("orch-netd"));
         write("spec/src/lib.rs", "");
         write("netd/src/lib.rs", "");
@@ -193,7 +213,12 @@ mod tests {
 
     #[test]
     fn an_impurity_behind_two_others_is_found_with_its_path() {
-        let graph = Graph::from([node("orch-spec", &["parser"]), node("orch-core", &[]), node("parser", &["io"]), node("io", &["mio"])]);
+        let graph = Graph::from([
+            node("orch-spec", &["parser"]),
+            node("orch-core", &[]),
+            node("parser", &["io"]),
+            node("io", &["mio"]),
+        ]);
         assert_eq!(impurities(&graph), ["orch-spec → parser → io → mio: orch-spec must stay pure"]);
     }
 

@@ -8,8 +8,8 @@ use super::source::split;
 /// Top folders of any Linux machine; a page that names another one names somebody's own machine. The rest are routes of the API and
 /// folders inside the examples' containers.
 const KNOWN_ROOTS: &[&str] = &[
-    "bin", "boot", "dev", "etc", "lib", "lib64", "media", "mnt", "opt", "proc", "run", "sbin", "srv", "sys", "tmp", "usr", "var", "v1",
-    "data", "app", "www", "state",
+    "bin", "boot", "dev", "etc", "lib", "lib64", "media", "mnt", "opt", "proc", "run", "sbin", "srv", "sys", "tmp",
+    "usr", "var", "v1", "data", "app", "www", "state",
 ];
 
 /// The page of promises.
@@ -82,9 +82,14 @@ pub fn foreign_paths(files: &[File]) -> Vec<String> {
                 let before = line[..at].chars().next_back().unwrap_or(' ');
                 let rest: String = line[at + 1..].chars().take_while(|c| !" `'\")>,;|".contains(*c)).collect();
                 let Some((top, below)) = rest.split_once('/') else { continue };
-                let starts = " `'\"(=:|".contains(before) && top.starts_with(|c: char| c.is_ascii_alphabetic() || c == '.');
+                let starts =
+                    " `'\"(=:|".contains(before) && top.starts_with(|c: char| c.is_ascii_alphabetic() || c == '.');
                 if starts && !below.is_empty() && !KNOWN_ROOTS.contains(&top) {
-                    findings.push(format!("{}:{}: /{rest} is a path of one machine, not of every reader's", file.path, n + 1));
+                    findings.push(format!(
+                        "{}:{}: /{rest} is a path of one machine, not of every reader's",
+                        file.path,
+                        n + 1
+                    ));
                 }
             }
         }
@@ -98,7 +103,11 @@ mod tests {
 
     fn page(rows: &str) -> Vec<File> {
         let text = format!("# Promises\n\n| promise | proof |\n|---|---|\n{rows}");
-        vec![File::new(SPECIFICATION, &text), File::new("tests/tests/a.rs", "#[test]\nfn it_starts() {}\n"), File::new("tests/bench", "#!/bin/sh\n")]
+        vec![
+            File::new(SPECIFICATION, &text),
+            File::new("tests/tests/a.rs", "#[test]\nfn it_starts() {}\n"),
+            File::new("tests/bench", "#!/bin/sh\n"),
+        ]
     }
 
     #[test]

@@ -154,7 +154,10 @@ pub fn empty_names(files: &[File]) -> Vec<String> {
     for file in files.iter().filter(|f| f.is_rust()) {
         let parts: Vec<&str> = file.path.trim_end_matches(".rs").split('/').collect();
         for part in parts.iter().filter(|p| EMPTY_NAMES.contains(p)) {
-            findings.push(format!("{}: `{part}` is no noun for what it holds (`foo.rs` + `foo/`, never mod.rs)", file.path));
+            findings.push(format!(
+                "{}: `{part}` is no noun for what it holds (`foo.rs` + `foo/`, never mod.rs)",
+                file.path
+            ));
         }
     }
     findings
@@ -168,10 +171,16 @@ pub fn long_files(files: &[File], exceptions: &[(&str, usize, &str)]) -> Vec<Str
         let lines = file.text.lines().count();
         match exceptions.iter().find(|(path, ..)| *path == file.path) {
             None if lines > MOST_LINES => {
-                findings.push(format!("{}: {lines} lines; past {MOST_LINES}, look for the seam between two things", file.path));
+                findings.push(format!(
+                    "{}: {lines} lines; past {MOST_LINES}, look for the seam between two things",
+                    file.path
+                ));
             }
             Some((_, most, _)) if lines > *most => {
-                findings.push(format!("{}: {lines} lines; it is an exception already and may not grow past {most}", file.path));
+                findings.push(format!(
+                    "{}: {lines} lines; it is an exception already and may not grow past {most}",
+                    file.path
+                ));
             }
             Some((_, most, _)) if lines <= MOST_LINES || lines + 50 < *most => {
                 findings.push(format!("{}: {lines} lines; the exception for {most} must shrink with it", file.path));
@@ -196,7 +205,10 @@ pub fn ignored_tests(files: &[File]) -> Vec<String> {
     let ignored = |line: &str| line.trim_start().starts_with("#[ignore") || line.contains(", ignore)]");
     let in_file = |file: &File| {
         let found = code_lines(file, ignored);
-        found.into_iter().map(|n| format!("{}:{n}: a test that is turned off proves nothing", file.path)).collect::<Vec<_>>()
+        found
+            .into_iter()
+            .map(|n| format!("{}:{n}: a test that is turned off proves nothing", file.path))
+            .collect::<Vec<_>>()
     };
     files.iter().filter(|f| f.is_rust()).flat_map(in_file).collect()
 }
@@ -246,7 +258,8 @@ mod tests {
 
     #[test]
     fn strings_comments_and_code_are_told_apart() {
-        let text = "let a = \"// no\"; // yes\nlet b = r#\"un\"safe\n\"#; let c = '\"'; /* two\nlines */ fn d<'a>() {}\n";
+        let text =
+            "let a = \"// no\"; // yes\nlet b = r#\"un\"safe\n\"#; let c = '\"'; /* two\nlines */ fn d<'a>() {}\n";
         let (code, comments) = split(text);
         assert_eq!(code, "let a = ; \nlet b = \n; let c = ; \n fn d<'a>() {}\n");
         assert_eq!(comments, "// yes\n\n/* two\nlines *\n");
@@ -277,7 +290,12 @@ mod tests {
 
     #[test]
     fn names_that_say_nothing_are_found_in_files_and_folders() {
-        let files = [File::new("a/src/utils.rs", ""), File::new("a/src/b/mod.rs", ""), File::new("a/common/c.rs", ""), File::new("a/src/model.rs", "")];
+        let files = [
+            File::new("a/src/utils.rs", ""),
+            File::new("a/src/b/mod.rs", ""),
+            File::new("a/common/c.rs", ""),
+            File::new("a/src/model.rs", ""),
+        ];
         assert_eq!(empty_names(&files).len(), 3);
     }
 
