@@ -68,8 +68,8 @@ async fn serve(args: &args::Agent) -> Result<()> {
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode))
             .with_context(|| format!("set the permissions of {}", dir.display()))?;
     }
-    let node = node_id(&args.data_dir)?;
     let lock = lock(&args.data_dir)?;
+    let node = node_id(&args.data_dir)?;
     let control = Control::start(ControlConfig { data_dir: args.data_dir.join("control"), node: node.clone() })
         .await
         .context("open the control plane's state")?;
@@ -119,6 +119,19 @@ fn node_id(data_dir: &Path) -> Result<NodeId> {
     {
         return Ok(NodeId(text.trim().to_owned()));
     }
+    // Not ours, and not empty: somebody else's directory, in which nothing must be made.
+    let ours = ["agent.lock", "node-id.part"];
+    let foreign = std::fs::read_dir(data_dir)
+        .with_context(|| format!("read {}", data_dir.display()))?
+        .flatten()
+        .find(|entry| !ours.iter().any(|name| entry.file_name() == *name));
+    if let Some(entry) = foreign {
+        anyhow::bail!(
+            "{} is not a data directory of orch: it has {:?} and no node-id; name an empty one with ORCH_DATA_DIR",
+            data_dir.display(),
+            entry.file_name()
+        );
+    }
     let mut bytes = [0u8; 10];
     std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
     let id: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
@@ -154,10 +167,17 @@ fn listen(socket: &Path) -> Result<UnixListener> {
     let _ = std::fs::remove_file(socket);
     let listener = UnixListener::bind(socket).with_context(|| format!("listen at {}", socket.display()))?;
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660))?;
-    if let Ok(Some(group)) = nix::unistd::Group::from_name("orch") {
-        nix::unistd::chown(socket, None, Some(group.gid)).with_context(|| format!("give {} to the group orch", socket.display()))?;
+    if let Some(group) = group_id("orch") {
+        nix::unistd::chown(socket, None, Some(group)).with_context(|| format!("give {} to the group orch", socket.display()))?;
     }
     Ok(listener)
+}
+
+/// Number of a group of this host, from /etc/group: a static program must not load the C library's name services.
+fn group_id(name: &str) -> Option<nix::unistd::Gid> {
+    let text = std::fs::read_to_string("/etc/group").ok()?;
+    let line = text.lines().find(|line| line.split(':').next() == Some(name))?;
+    line.split(':').nth(2)?.parse().ok().map(nix::unistd::Gid::from_raw)
 }
 
 /// Tells the command that started us, or systemd, that the socket answers.

@@ -22,7 +22,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|first| first == "shim") {
-        return orch_engine::shim::run(arguments);
+        return orch_engine::shim::main(&arguments.collect::<Vec<_>>());
     }
     commands::main()
 }

@@ -93,7 +93,6 @@ pub struct Shared {
     dirty: Notify,
     /// Grows with every change, for those who wait for one.
     version: watch::Sender<u64>,
-    started: std::time::Instant,
 }
 
 impl Shared {
@@ -137,8 +136,8 @@ impl Agent {
     /// When another agent has the data directory, or the host lacks what is needed.
     pub fn start(config: AgentConfig, link: NodeLink, control: Arc<dyn ControlPlane>) -> Result<Self, AgentError> {
         let engine = Engine::open(EngineConfig {
-            data_dir: config.data_dir.clone(),
-            run_dir: config.run_dir.clone(),
+            data_dir: config.data_dir.join("engine"),
+            run_dir: config.run_dir.join("engine"),
             instance: config.instance.clone(),
             shim_command: config.shim_command.clone(),
             resident_groups: vec![LOCAL_GROUP.to_owned()],
@@ -149,7 +148,7 @@ impl Agent {
             .map_err(|e| AgentError::Netd(Box::new(e)))?;
         let netd = Arc::new(netd);
         let dns = Arc::new(Dns::start(DnsConfig::default()).map_err(AgentError::Dns)?);
-        let records = Records::open(&config.data_dir)?;
+        let records = Records::open(&config.data_dir.join("agent"))?;
         let state = reconcile::adopt(&engine, &netd, &records);
         let shared = Arc::new(Shared {
             config,
@@ -162,7 +161,6 @@ impl Agent {
             name_digests: Mutex::default(),
             dirty: Notify::new(),
             version: watch::Sender::new(0),
-            started: std::time::Instant::now(),
         });
         names::attach_all(&shared);
         reconcile::spawn(&shared, link);
