@@ -257,9 +257,11 @@ fn top_and_stats_show_what_runs() {
     let host = Host::new();
     let id = host.start_args(&["/bin/sh", "-c", "sleep 1000 & echo up; wait"]);
     eventually("it is up", || host.output(&id) == "up\n");
-    let processes = host.engine().top(&id).unwrap();
-    assert_eq!(processes[0].pid, host.state(&id).pid);
-    assert!(processes.iter().any(|process| process.command == "sleep 1000" && process.parent == processes[0].pid), "{processes:?}");
+    eventually("both processes are listed", || {
+        let processes = host.engine().top(&id).unwrap();
+        assert_eq!(processes[0].pid, host.state(&id).pid);
+        processes.iter().any(|process| process.command == "sleep 1000" && process.parent == processes[0].pid)
+    });
     let stats = host.engine().stats(&id).unwrap();
     assert_eq!(stats.pids, 2);
     assert!(stats.memory > 0);

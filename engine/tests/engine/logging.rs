@@ -110,7 +110,6 @@ fn long_lines_come_in_pieces_and_a_line_without_end_is_kept() {
     let host = Host::new();
     let script = "awk 'BEGIN { for (i = 0; i < 40000; i++) printf \"x\"; print \"\" }'; echo short; printf 'no end'";
     let id = host.start(shell(&host, script, 10 << 20, 3));
-    let id = host.start(config);
     host.wait(&id);
     let lines = lines(&host, &id, LogQuery::default());
     let lengths: Vec<usize> = lines.iter().map(|line| line.text.len()).collect();

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use orch_engine::config::{
-    ContainerConfig, ContainerId, Logging, Namespaces, NetworkNs, ProcessConfig, Resources, Share,
+    ContainerConfig, ContainerId, Logging, Mount, MountKind, Namespaces, NetworkNs, ProcessConfig, Resources, Share,
 };
 use orch_engine::container::{ContainerState, Phase};
 use orch_engine::engine::{Engine, EngineConfig};
@@ -131,6 +131,21 @@ impl Host {
             auto_remove: false,
             caller: serde_json::Value::Null,
         }
+    }
+
+    /// A container that runs a script with a directory of the host at /host: the directory is how a test tells it something.
+    pub(crate) fn told(&self, script: &str) -> (ContainerConfig, PathBuf) {
+        let mut config = self.container(&["/bin/sh", "-c", script]);
+        let directory = self.directory.path().join(format!("told-{}", config.id.short()));
+        fs::create_dir(&directory).unwrap();
+        let kind = MountKind::Bind {
+            source: directory.clone(),
+            create_host_path: false,
+            propagation: String::new(),
+            recursive: true,
+        };
+        config.mounts.push(Mount { target: "/host".to_owned(), kind, read_only: false });
+        (config, directory)
     }
 
     /// Makes and starts a container.
