@@ -78,6 +78,8 @@ fn compare_value(what: &str, old: Option<&Value>, new: Option<&Value>, reasons: 
         return;
     }
     reasons.push(match (old, new) {
+        // Whole structures read badly, and what is in them is in the file.
+        (old, new) if [old, new].into_iter().flatten().any(is_structure) => format!("{what} changed"),
         (None, Some(new)) => format!("{what} added ({})", show(new)),
         (Some(old), None) => format!("{what} removed (was {})", show(old)),
         (old, new) if is_nothing(old) => format!("{what} set ({})", new.map_or_else(String::new, show)),
@@ -93,6 +95,14 @@ fn is_nothing(value: Option<&Value>) -> bool {
         Some(Value::Array(list)) => list.is_empty(),
         Some(Value::Object(map)) => map.is_empty(),
         Some(_) => false,
+    }
+}
+
+fn is_structure(value: &Value) -> bool {
+    match value {
+        Value::Object(map) => !map.is_empty(),
+        Value::Array(list) => list.iter().any(|one| one.is_object() || one.is_array()),
+        _ => false,
     }
 }
 

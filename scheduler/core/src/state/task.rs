@@ -147,13 +147,14 @@ impl Task {
         self.endpoints().iter().map(|endpoint| &endpoint.network)
     }
 
-    /// Tasks whose namespaces it joins: network, PID, IPC.
+    /// Tasks whose namespaces it joins: network, PID, IPC; each once.
     pub fn namespace_parents(&self) -> impl Iterator<Item = &TaskId> {
         let network = match &self.network {
             Some(TaskNetwork::Task(id)) => Some(id),
             _ => None,
         };
-        network.into_iter().chain(&self.pid_of).chain(&self.ipc_of)
+        let all: BTreeSet<&TaskId> = network.into_iter().chain(&self.pid_of).chain(&self.ipc_of).collect();
+        all.into_iter()
     }
 
     /// The key that the service's tasks are sorted by for people: replicas by number, one-offs last.

@@ -1,0 +1,8 @@
+//! The state machine from outside: scripts of commands with the text they must give, and random commands with what must always hold.
+
+#[path = "core/properties.rs"]
+mod properties;
+#[path = "core/scripts.rs"]
+mod scripts;
+#[path = "core/world.rs"]
+mod world;
