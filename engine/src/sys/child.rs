@@ -301,6 +301,7 @@ impl Child<'_> {
         self.await_placement()?;
         self.working_directory()?;
         self.descriptors()?;
+        self.limits()?;
         self.verify_directory()?;
         self.become_user()?;
         Err(self.execute())
@@ -571,6 +572,12 @@ impl Child<'_> {
         // The host's session keys are not for containers. A kernel without keyrings, or one that is out of quota, has nothing to
         // hide behind this step that the filter does not refuse anyway.
         let _ = raw::join_session_keyring(&self.program.keyring);
+        Ok(())
+    }
+
+    /// After the descriptors of the shim are gone: with hundreds of containers they are more than a container's own limit, and nothing
+    /// could be opened any more. Before the user changes: raising a hard limit takes CAP_SYS_RESOURCE.
+    fn limits(&self) -> Result<(), Failure> {
         for (index, (resource, soft, hard)) in self.program.limits.iter().enumerate() {
             raw::set_rlimit(*resource, *soft, *hard).at_index(Step::Limit, index)?;
         }
