@@ -39,7 +39,7 @@ const HEADER: usize = 32 * 1024;
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 
 /// Runs the agent until it is told to go.
-pub fn run(args: &args::Agent) -> Result<Exit> {
+pub(crate) fn run(args: &args::Agent) -> Result<Exit> {
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("ORCH_LOG").unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),

@@ -10,13 +10,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
     name = "orch",
     version,
     disable_help_subcommand = false,
-    propagate_version = true,
     infer_long_args = false,
     after_help = "Start with `orch up -d --wait` beside a stack.yaml or compose.yaml; `orch plan` says what it would do.\n\
                   Exit codes: 0 done, 1 failed, 2 wrong usage or stack file, 10 `plan` found changes, 124 deadline passed,\n\
                   125/126/127 container not started / command not executable / not found, 128+N died of signal N."
 )]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(flatten)]
     pub global: Global,
     #[command(subcommand)]
@@ -25,7 +24,7 @@ pub struct Cli {
 
 /// Options that every command takes.
 #[derive(Debug, Args)]
-pub struct Global {
+pub(crate) struct Global {
     /// Stack file; repeat to merge several; `-` reads standard input
     #[arg(short = 'f', long = "file", value_name = "FILE")]
     pub files: Vec<String>,
@@ -41,9 +40,9 @@ pub struct Global {
     /// File of variables for interpolation, instead of `.env`; repeatable
     #[arg(long = "env-file", global = true, value_name = "FILE")]
     pub env_files: Vec<String>,
-    /// How many things to do at once
-    #[arg(long, global = true, value_name = "N")]
-    pub parallel: Option<i32>,
+    /// Accepted for Compose's sake: the node itself bounds what it does at once
+    #[arg(long, global = true, value_name = "N", hide = true)]
+    pub _parallel: Option<i32>,
     /// The agent to talk to: unix://PATH
     #[arg(long, global = true, value_name = "URL", env = "ORCH_HOST")]
     pub host: Option<String>,
@@ -62,7 +61,7 @@ pub struct Global {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ProgressMode {
+pub(crate) enum ProgressMode {
     Auto,
     Tty,
     Plain,
@@ -71,14 +70,14 @@ pub enum ProgressMode {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ColorMode {
+pub(crate) enum ColorMode {
     Auto,
     Always,
     Never,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Make the host match the stack file and show the logs
     Up(Up),
     /// Stop and remove what `up` made
@@ -173,7 +172,7 @@ pub enum Command {
 }
 
 #[derive(Debug, Default, Args)]
-pub struct UpCommon {
+pub(crate) struct UpCommon {
     /// Make all containers anew
     #[arg(long)]
     pub force_recreate: bool,
@@ -204,7 +203,7 @@ pub struct UpCommon {
 }
 
 #[derive(Debug, Args)]
-pub struct Up {
+pub(crate) struct Up {
     #[command(flatten)]
     pub common: UpCommon,
     /// Go on in the background
@@ -250,7 +249,7 @@ pub struct Up {
 }
 
 #[derive(Debug, Default, Args)]
-pub struct LogStyle {
+pub(crate) struct LogStyle {
     /// No `service-1 |` in front of lines
     #[arg(long)]
     pub no_log_prefix: bool,
@@ -263,7 +262,7 @@ pub struct LogStyle {
 }
 
 #[derive(Debug, Args)]
-pub struct Down {
+pub(crate) struct Down {
     /// Remove the stack's volumes too, except external ones
     #[arg(short = 'v', long)]
     pub volumes: bool,
@@ -281,7 +280,7 @@ pub struct Down {
 }
 
 #[derive(Debug, Args)]
-pub struct Plan {
+pub(crate) struct Plan {
     #[command(flatten)]
     pub common: UpCommon,
     /// `text` or `json`
@@ -292,24 +291,24 @@ pub struct Plan {
 }
 
 #[derive(Debug, Args)]
-pub struct Config {
+pub(crate) struct Config {
     /// `yaml` or `json`
     #[arg(long, value_name = "FORMAT", default_value = "yaml")]
     pub format: String,
     /// Only the names of the services
-    #[arg(long)]
+    #[arg(id = "only-services", long = "services")]
     pub services: bool,
     /// Only the names of the images
-    #[arg(long)]
+    #[arg(id = "only-images", long = "images")]
     pub images: bool,
     /// Only the names of the volumes
-    #[arg(long)]
+    #[arg(id = "only-volumes", long = "volumes")]
     pub volumes: bool,
     /// Only the names of the networks
-    #[arg(long)]
+    #[arg(id = "only-networks", long = "networks")]
     pub networks: bool,
     /// Only the names of the profiles
-    #[arg(long)]
+    #[arg(id = "only-profiles", long = "profiles")]
     pub profiles: bool,
     /// Print each service's hash: `*` or a list with commas
     #[arg(long, value_name = "SERVICES")]
@@ -325,7 +324,7 @@ pub struct Config {
 }
 
 #[derive(Debug, Args)]
-pub struct ListFormat {
+pub(crate) struct ListFormat {
     /// `table`, `json`, or a template such as `{{.Name}}`
     #[arg(long, value_name = "FORMAT", default_value = "table")]
     pub format: String,
@@ -335,7 +334,7 @@ pub struct ListFormat {
 }
 
 #[derive(Debug, Args)]
-pub struct Ps {
+pub(crate) struct Ps {
     /// Those that do not run, too
     #[arg(short = 'a', long)]
     pub all: bool,
@@ -352,7 +351,7 @@ pub struct Ps {
 }
 
 #[derive(Debug, Args)]
-pub struct LogSelection {
+pub(crate) struct LogSelection {
     /// Go on as lines come
     #[arg(short = 'f', long)]
     pub follow: bool,
@@ -368,7 +367,7 @@ pub struct LogSelection {
 }
 
 #[derive(Debug, Args)]
-pub struct Logs {
+pub(crate) struct Logs {
     /// Go on as lines come (after this verb `-f` means this; the stack file is `--file`)
     #[arg(short = 'f', long)]
     pub follow: bool,
@@ -398,7 +397,7 @@ pub struct Logs {
 }
 
 #[derive(Debug, Default, Args)]
-pub struct ExecOptions {
+pub(crate) struct ExecOptions {
     /// Do not wait for it
     #[arg(short = 'd', long)]
     pub detach: bool,
@@ -417,7 +416,7 @@ pub struct ExecOptions {
 }
 
 #[derive(Debug, Args)]
-pub struct Exec {
+pub(crate) struct Exec {
     #[command(flatten)]
     pub options: ExecOptions,
     /// In this replica
@@ -437,7 +436,7 @@ pub struct Exec {
 }
 
 #[derive(Debug, Args)]
-pub struct Run {
+pub(crate) struct Run {
     /// Remove it once it has exited
     #[arg(long)]
     pub rm: bool,
@@ -491,7 +490,7 @@ pub struct Run {
 }
 
 #[derive(Debug, Args)]
-pub struct Create {
+pub(crate) struct Create {
     #[command(flatten)]
     pub common: UpCommon,
     /// Only these services and what they depend on
@@ -499,13 +498,13 @@ pub struct Create {
 }
 
 #[derive(Debug, Args)]
-pub struct Services {
+pub(crate) struct Services {
     /// Only these services
     pub services: Vec<String>,
 }
 
 #[derive(Debug, Args)]
-pub struct Start {
+pub(crate) struct Start {
     /// Wait until everything runs and is healthy
     #[arg(long)]
     pub wait: bool,
@@ -517,7 +516,7 @@ pub struct Start {
 }
 
 #[derive(Debug, Args)]
-pub struct Stop {
+pub(crate) struct Stop {
     /// Seconds before a container is killed
     #[arg(short = 't', long, value_name = "SECONDS", allow_negative_numbers = true)]
     pub timeout: Option<i64>,
@@ -526,7 +525,7 @@ pub struct Stop {
 }
 
 #[derive(Debug, Args)]
-pub struct Restart {
+pub(crate) struct Restart {
     /// Seconds before a container is killed
     #[arg(short = 't', long, value_name = "SECONDS", allow_negative_numbers = true)]
     pub timeout: Option<i64>,
@@ -538,7 +537,7 @@ pub struct Restart {
 }
 
 #[derive(Debug, Args)]
-pub struct Kill {
+pub(crate) struct Kill {
     /// The signal, by name or number
     #[arg(short = 's', long, default_value = "SIGKILL")]
     pub signal: String,
@@ -547,7 +546,7 @@ pub struct Kill {
 }
 
 #[derive(Debug, Args)]
-pub struct Rm {
+pub(crate) struct Rm {
     /// Do not ask
     #[arg(short = 'f', long)]
     pub force: bool,
@@ -562,7 +561,7 @@ pub struct Rm {
 }
 
 #[derive(Debug, Args)]
-pub struct Attach {
+pub(crate) struct Attach {
     /// This replica
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub index: u32,
@@ -573,7 +572,7 @@ pub struct Attach {
 }
 
 #[derive(Debug, Default, Args)]
-pub struct AttachOptions {
+pub(crate) struct AttachOptions {
     /// Without standard input
     #[arg(long)]
     pub no_stdin: bool,
@@ -586,7 +585,7 @@ pub struct AttachOptions {
 }
 
 #[derive(Debug, Args)]
-pub struct Port {
+pub(crate) struct Port {
     /// `tcp` or `udp`
     #[arg(long, default_value = "tcp")]
     pub protocol: String,
@@ -600,7 +599,7 @@ pub struct Port {
 }
 
 #[derive(Debug, Args)]
-pub struct Stats {
+pub(crate) struct Stats {
     /// Once, instead of again and again
     #[arg(long)]
     pub no_stream: bool,
@@ -611,7 +610,7 @@ pub struct Stats {
 }
 
 #[derive(Debug, Args)]
-pub struct Events {
+pub(crate) struct Events {
     /// `text` or `json`
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub format: String,
@@ -629,7 +628,7 @@ pub struct Events {
 }
 
 #[derive(Debug, Args)]
-pub struct Cp {
+pub(crate) struct Cp {
     /// Of this replica
     #[arg(long, value_name = "N")]
     pub index: Option<u32>,
@@ -646,7 +645,7 @@ pub struct Cp {
 }
 
 #[derive(Debug, Args)]
-pub struct Wait {
+pub(crate) struct Wait {
     /// Take the stack down when they have exited
     #[arg(long)]
     pub down_project: bool,
@@ -656,7 +655,7 @@ pub struct Wait {
 }
 
 #[derive(Debug, Args)]
-pub struct Scale {
+pub(crate) struct Scale {
     /// Leave the services alone that these depend on
     #[arg(long)]
     pub no_deps: bool,
@@ -669,7 +668,7 @@ pub struct Scale {
 }
 
 #[derive(Debug, Args)]
-pub struct Ls {
+pub(crate) struct Ls {
     /// Those without a running container, too
     #[arg(short = 'a', long)]
     pub all: bool,
@@ -678,14 +677,14 @@ pub struct Ls {
 }
 
 #[derive(Debug, Args)]
-pub struct Graph {
+pub(crate) struct Graph {
     /// `dot`, `mermaid` or `svg`
     #[arg(short = 'o', long, value_name = "FORMAT", default_value = "dot")]
     pub output: String,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum ContainerCommand {
+pub(crate) enum ContainerCommand {
     /// Make and start a container
     Run(ContainerRun),
     /// List containers
@@ -781,7 +780,7 @@ pub enum ContainerCommand {
 }
 
 #[derive(Debug, Args)]
-pub struct ContainerRun {
+pub(crate) struct ContainerRun {
     /// In the background; prints the id
     #[arg(short = 'd', long)]
     pub detach: bool,
@@ -931,7 +930,7 @@ pub struct ContainerRun {
 }
 
 #[derive(Debug, Args)]
-pub struct ContainerLs {
+pub(crate) struct ContainerLs {
     /// Those that do not run, too
     #[arg(short = 'a', long)]
     pub all: bool,
@@ -940,7 +939,7 @@ pub struct ContainerLs {
 }
 
 #[derive(Debug, Args)]
-pub struct ContainerLogs {
+pub(crate) struct ContainerLogs {
     #[command(flatten)]
     pub select: LogSelection,
     /// Time in front of lines
@@ -951,7 +950,7 @@ pub struct ContainerLogs {
 }
 
 #[derive(Debug, Args)]
-pub struct ContainerExec {
+pub(crate) struct ContainerExec {
     #[command(flatten)]
     pub options: ExecOptions,
     /// Keep standard input open
@@ -968,7 +967,7 @@ pub struct ContainerExec {
 }
 
 #[derive(Debug, Args)]
-pub struct ContainerStop {
+pub(crate) struct ContainerStop {
     /// Seconds before it is killed
     #[arg(short = 't', long, value_name = "SECONDS", allow_negative_numbers = true)]
     pub timeout: Option<i64>,
@@ -981,7 +980,7 @@ pub struct ContainerStop {
 }
 
 #[derive(Debug, Args)]
-pub struct ContainerRm {
+pub(crate) struct ContainerRm {
     /// Kill it first
     #[arg(short = 'f', long)]
     pub force: bool,
@@ -994,7 +993,7 @@ pub struct ContainerRm {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum ImageCommand {
+pub(crate) enum ImageCommand {
     /// List images
     #[command(alias = "list")]
     Ls(ListFormat),
@@ -1067,7 +1066,7 @@ pub enum ImageCommand {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum VolumeCommand {
+pub(crate) enum VolumeCommand {
     /// List volumes
     #[command(alias = "list")]
     Ls(ListFormat),
@@ -1106,7 +1105,7 @@ pub enum VolumeCommand {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum NetworkCommand {
+pub(crate) enum NetworkCommand {
     /// List networks
     #[command(alias = "list")]
     Ls(ListFormat),
@@ -1151,7 +1150,7 @@ pub enum NetworkCommand {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum SystemCommand {
+pub(crate) enum SystemCommand {
     /// What the machine and the agent are
     Info {
         /// `text` or `json`
@@ -1185,7 +1184,7 @@ pub enum SystemCommand {
 }
 
 #[derive(Debug, Args)]
-pub struct Agent {
+pub(crate) struct Agent {
     /// Where state is kept
     #[arg(long, value_name = "DIR", env = "ORCH_DATA_DIR", default_value = "/var/lib/orch")]
     pub data_dir: PathBuf,

@@ -29,7 +29,7 @@ use crate::settings::Settings;
 use crate::{agent_process, connect, grammar, printer};
 
 /// Parses the command line and runs the command.
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let cli = match grammar::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(e) => {

@@ -23,13 +23,13 @@ const IDLE_EXIT_SECONDS: u64 = 60;
 const RACE: Duration = Duration::from_secs(10);
 
 /// The line by which an agent says that its socket answers.
-pub const READY: &str = "ready\n";
+pub(crate) const READY: &str = "ready\n";
 
 /// A client of the agent, which is started when none listens.
 ///
 /// # Errors
 /// When none listens and none could be started.
-pub fn connect(settings: &Settings) -> Result<Client> {
+pub(crate) fn connect(settings: &Settings) -> Result<Client> {
     let client = Client::unix(&settings.socket);
     match probe(&settings.socket) {
         Ok(()) => return Ok(client),
@@ -48,7 +48,7 @@ pub fn connect(settings: &Settings) -> Result<Client> {
 }
 
 /// A client of an agent that runs; `None` when none does. For commands that have nothing to do then.
-pub fn connect_existing(settings: &Settings) -> Option<Client> {
+pub(crate) fn connect_existing(settings: &Settings) -> Option<Client> {
     probe(&settings.socket).ok().map(|()| Client::unix(&settings.socket))
 }
 

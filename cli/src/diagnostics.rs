@@ -12,7 +12,7 @@ use crate::printer;
 const MOST: usize = 20;
 
 /// Says the problems on stderr, errors first.
-pub fn say(problems: &[&Problem], files: &Files, color: bool) {
+pub(crate) fn say(problems: &[&Problem], files: &Files, color: bool) {
     let renderer = if color { Renderer::styled() } else { Renderer::plain() };
     let (errors, warnings): (Vec<&Problem>, Vec<&Problem>) = problems.iter().copied().partition(|p| p.is_error());
     for problem in errors.iter().chain(&warnings).take(MOST) {

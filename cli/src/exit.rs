@@ -43,7 +43,7 @@ impl From<Exit> for ExitCode {
 
 /// An error with an exit code of its own and a hint. Any other error ends with [`Exit::Failed`].
 #[derive(Debug)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// How the process ends.
     pub exit: Exit,
     /// One sentence; empty when everything has been said already.
@@ -56,28 +56,28 @@ pub struct Failure {
 
 impl Failure {
     /// A failure with this code and message.
-    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+    pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
         Self { exit, message: message.into(), hint: String::new(), details: Vec::new() }
     }
 
     /// Wrong usage.
-    pub fn usage(message: impl Into<String>) -> Self {
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self::new(Exit::Usage, message)
     }
 
     /// A failure that has been explained on stderr already.
-    pub fn said(exit: Exit) -> Self {
+    pub(crate) fn said(exit: Exit) -> Self {
         Self::new(exit, "")
     }
 
     /// The same with a hint.
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = hint.into();
         self
     }
 
     /// The same with further lines.
-    pub fn details(mut self, details: Vec<String>) -> Self {
+    pub(crate) fn details(mut self, details: Vec<String>) -> Self {
         self.details = details;
         self
     }

@@ -18,7 +18,7 @@ const FILE: &str = "file-after-verb";
 const PROJECT: &str = "project-name-after-verb";
 
 /// The whole grammar.
-pub fn command() -> clap::Command {
+pub(crate) fn command() -> clap::Command {
     let mut command = Cli::command();
     for verb in STACK_VERBS {
         command = command.mut_subcommand(verb, |sub| {
@@ -46,7 +46,7 @@ pub fn command() -> clap::Command {
 ///
 /// # Errors
 /// clap's, which know how to print themselves: usage errors, and `--help` and `--version`.
-pub fn parse<I, T>(arguments: I) -> Result<Cli, clap::Error>
+pub(crate) fn parse<I, T>(arguments: I) -> Result<Cli, clap::Error>
 where
     I: IntoIterator<Item = T>,
     T: Into<std::ffi::OsString> + Clone,

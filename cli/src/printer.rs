@@ -9,31 +9,31 @@ use crate::exit::{Exit, Failure};
 use orch_api::client::ClientError;
 
 /// Writes to stdout; a reader that went away (`| head`) ends the process quietly, as every tool's does.
-pub fn out(text: &str) {
+pub(crate) fn out(text: &str) {
     write_or_end(&mut std::io::stdout().lock(), text.as_bytes());
 }
 
 /// One line to stdout.
-pub fn line(text: &str) {
+pub(crate) fn line(text: &str) {
     let mut stdout = std::io::stdout().lock();
     write_or_end(&mut stdout, text.as_bytes());
     write_or_end(&mut stdout, b"\n");
 }
 
 /// Bytes to stdout.
-pub fn bytes(content: &[u8]) {
+pub(crate) fn bytes(content: &[u8]) {
     write_or_end(&mut std::io::stdout().lock(), content);
 }
 
 /// Bytes to stderr.
-pub fn error_bytes(content: &[u8]) {
+pub(crate) fn error_bytes(content: &[u8]) {
     let mut stderr = std::io::stderr().lock();
     let _ = stderr.write_all(content);
     let _ = stderr.flush();
 }
 
 /// One line of talk to stderr.
-pub fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     let mut stderr = std::io::stderr().lock();
     // Nobody reads: there is nobody to tell.
     let _ = writeln!(stderr, "{text}");
@@ -50,7 +50,7 @@ fn write_or_end(to: &mut impl Write, content: &[u8]) {
 ///
 /// # Errors
 /// When it cannot be serialised.
-pub fn json(value: &impl Serialize) -> Result<()> {
+pub(crate) fn json(value: &impl Serialize) -> Result<()> {
     line(&serde_json::to_string(value)?);
     Ok(())
 }
@@ -59,14 +59,14 @@ pub fn json(value: &impl Serialize) -> Result<()> {
 ///
 /// # Errors
 /// When it cannot be serialised.
-pub fn json_pretty(value: &impl Serialize) -> Result<()> {
+pub(crate) fn json_pretty(value: &impl Serialize) -> Result<()> {
     line(&serde_json::to_string_pretty(value)?);
     Ok(())
 }
 
 /// How a listing is printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Format {
+pub(crate) enum Format {
     /// Columns.
     Table,
     /// One object a line.
@@ -80,7 +80,7 @@ impl Format {
     ///
     /// # Errors
     /// For anything that is no format.
-    pub fn parse(text: &str) -> Result<Self, Failure> {
+    pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
         match text {
             "table" | "text" => Ok(Self::Table),
             "json" | "{{json .}}" => Ok(Self::Json),
@@ -92,7 +92,7 @@ impl Format {
 
 /// Fills `{{.Field}}` of a template from a row's JSON; field names are compared without case and underscores, so that `{{.ID}}`,
 /// `{{.Name}}` and `{{.ExitCode}}` work.
-pub fn fill(template: &str, row: &serde_json::Value) -> String {
+pub(crate) fn fill(template: &str, row: &serde_json::Value) -> String {
     let mut text = String::new();
     let mut rest = template;
     while let Some(start) = rest.find("{{") {
@@ -134,7 +134,7 @@ fn field(row: &serde_json::Value, path: &str) -> String {
 ///
 /// # Errors
 /// When a row cannot be serialised.
-pub fn listing<T: Serialize>(
+pub(crate) fn listing<T: Serialize>(
     format: &Format,
     quiet: bool,
     rows: &[T],
@@ -160,7 +160,7 @@ pub fn listing<T: Serialize>(
 }
 
 /// Columns, padded, three blanks between.
-pub fn table(titles: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn table(titles: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = titles.iter().map(|t| t.chars().count()).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -188,7 +188,7 @@ pub fn table(titles: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 /// Says an error on stderr and tells how the process ends.
-pub fn failure(error: &anyhow::Error, color: bool) -> Exit {
+pub(crate) fn failure(error: &anyhow::Error, color: bool) -> Exit {
     let paint = |code: &str, text: &str| if color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() };
     let head = paint("1;31", "error");
     let mut exit = Exit::Failed;

@@ -11,7 +11,7 @@ use crate::settings::Progress;
 
 /// A stack as the watch stream has told it so far.
 #[derive(Debug, Default)]
-pub struct Board {
+pub(crate) struct Board {
     /// Services by name.
     pub services: BTreeMap<String, ServiceView>,
     /// Tasks by id.
@@ -22,11 +22,13 @@ pub struct Board {
     pub volumes: BTreeMap<String, VolumeView>,
     /// The stack is no more.
     pub gone: bool,
+    /// The first message, which is the whole stack, has come.
+    known: bool,
 }
 
 /// One line of progress: a resource and how it is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Step {
+pub(crate) struct Step {
     /// `container web-app-1`.
     pub resource: String,
     /// `Started`.
@@ -38,8 +40,14 @@ pub struct Step {
 }
 
 impl Board {
+    /// Whether anything has been told yet.
+    pub(crate) fn is_known(&self) -> bool {
+        self.known
+    }
+
     /// Takes a change in; returns the steps that it shows.
-    pub fn fold(&mut self, change: StackChange) -> Vec<Step> {
+    pub(crate) fn fold(&mut self, change: StackChange) -> Vec<Step> {
+        self.known = true;
         match change {
             StackChange::Stack { stack } => self.whole(*stack),
             StackChange::Task { task, .. } => {
@@ -95,7 +103,7 @@ fn done(resource: String, word: &str) -> Step {
 }
 
 /// How a task stands, in one word or short phrase.
-pub fn task_step(task: &TaskView) -> Step {
+pub(crate) fn task_step(task: &TaskView) -> Step {
     let status = &task.status;
     let going = task.desired == DesiredTask::Removed;
     let (word, settled, failed) = match status.state {
@@ -131,7 +139,7 @@ fn code(task: &TaskView) -> i32 {
 
 /// What is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Goal {
+pub(crate) enum Goal {
     /// Containers exist (`create`).
     Created,
     /// Containers have been started, and gates of dependencies have opened.
@@ -148,7 +156,7 @@ pub enum Goal {
 
 /// One thing that went wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trouble {
+pub(crate) struct Trouble {
     /// Name of the container; empty when it has none.
     pub container: String,
     /// The task.
@@ -159,9 +167,13 @@ pub struct Trouble {
     pub exit_code: Option<i32>,
 }
 
+/// How long a container without a health check must have stayed up to count as ready: what ends at once was never ready, and most
+/// programs that cannot work notice within this time.
+pub(crate) const STEADY_MS: u64 = 300;
+
 /// The judgement.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// Not yet; what is missing.
     Waiting(Vec<String>),
     /// Reached.
@@ -171,7 +183,9 @@ pub enum Verdict {
 }
 
 /// Judges whether the goal is reached for these services (`None` = all).
-pub fn verdict(board: &Board, services: Option<&BTreeSet<String>>, goal: Goal) -> Verdict {
+///
+/// `now` is in milliseconds since the epoch: without a health check, "ready" means to have stayed up for [`STEADY_MS`].
+pub(crate) fn verdict(board: &Board, services: Option<&BTreeSet<String>>, goal: Goal, now: u64) -> Verdict {
     if goal == Goal::Gone {
         let stuck: Vec<Trouble> = board
             .volumes
@@ -187,7 +201,7 @@ pub fn verdict(board: &Board, services: Option<&BTreeSet<String>>, goal: Goal) -
     let mut missing = Vec::new();
     let mut troubles = Vec::new();
     for task in board.tasks.values().filter(|t| services.is_none_or(|s| s.contains(&t.service))) {
-        match judge(task, goal) {
+        match judge(task, goal, now) {
             Judgement::Good => {}
             Judgement::Waiting => missing.push(waiting(task)),
             Judgement::Bad(text) => troubles.push(Trouble {
@@ -222,7 +236,7 @@ enum Judgement {
     Bad(String),
 }
 
-fn judge(task: &TaskView, goal: Goal) -> Judgement {
+fn judge(task: &TaskView, goal: Goal, now: u64) -> Judgement {
     use Judgement::{Bad, Good, Waiting};
     let name = &task.container_name;
     let state = task.status.state;
@@ -252,6 +266,7 @@ fn judge(task: &TaskView, goal: Goal) -> Judgement {
         Goal::Ready => match (task.desired, state) {
             (DesiredTask::Stopped | DesiredTask::Created, _) => Good,
             (_, TaskState::Running) => match task.status.health {
+                Health::None if now.saturating_sub(task.status.started_at.unwrap_or(0)) < STEADY_MS => Waiting,
                 Health::None | Health::Healthy => Good,
                 Health::Starting => Waiting,
                 Health::Unhealthy => Bad(format!("container {name} is unhealthy")),
@@ -280,7 +295,7 @@ fn judge(task: &TaskView, goal: Goal) -> Judgement {
 }
 
 /// Draws steps on stderr.
-pub struct Painter {
+pub(crate) struct Painter {
     mode: Progress,
     last: BTreeMap<String, String>,
     bars: BTreeMap<String, ProgressBar>,
@@ -290,12 +305,12 @@ pub struct Painter {
 
 impl Painter {
     /// A painter of this mode.
-    pub fn new(mode: Progress, color: bool) -> Self {
+    pub(crate) fn new(mode: Progress, color: bool) -> Self {
         Self { mode, last: BTreeMap::new(), bars: BTreeMap::new(), screen: MultiProgress::new(), color }
     }
 
     /// Shows a step, if it says something new.
-    pub fn show(&mut self, step: &Step) {
+    pub(crate) fn show(&mut self, step: &Step) {
         if self.last.get(&step.resource) == Some(&step.word) {
             return;
         }
@@ -337,7 +352,7 @@ impl Painter {
     }
 
     /// Leaves what is drawn and draws no more over it.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         for bar in self.bars.values() {
             bar.abandon();
         }
@@ -370,29 +385,37 @@ mod tests {
     #[test]
     fn a_one_shot_that_exited_with_0_is_ready() {
         let board = task(TaskState::Exited, Health::None, Some(0));
-        assert_eq!(verdict(&board, None, Goal::Ready), Verdict::Reached);
+        assert_eq!(verdict(&board, None, Goal::Ready, 10_000), Verdict::Reached);
     }
 
     #[test]
     fn one_that_exited_otherwise_is_not() {
         let board = task(TaskState::Exited, Health::None, Some(3));
-        let Verdict::Failed(troubles) = verdict(&board, None, Goal::Ready) else { panic!("not failed") };
+        let Verdict::Failed(troubles) = verdict(&board, None, Goal::Ready, 10_000) else { panic!("not failed") };
         assert_eq!(troubles[0].text, "container s-web-1 exited (3)");
     }
 
     #[test]
     fn started_is_not_ready_until_healthy() {
         let board = task(TaskState::Running, Health::Starting, None);
-        assert_eq!(verdict(&board, None, Goal::Started), Verdict::Reached);
-        assert!(matches!(verdict(&board, None, Goal::Ready), Verdict::Waiting(_)));
+        assert_eq!(verdict(&board, None, Goal::Started, 10_000), Verdict::Reached);
+        assert!(matches!(verdict(&board, None, Goal::Ready, 10_000), Verdict::Waiting(_)));
         let board = task(TaskState::Running, Health::Healthy, None);
-        assert_eq!(verdict(&board, None, Goal::Ready), Verdict::Reached);
+        assert_eq!(verdict(&board, None, Goal::Ready, 10_000), Verdict::Reached);
+    }
+
+    #[test]
+    fn without_a_health_check_ready_means_to_have_stayed_up() {
+        let mut board = task(TaskState::Running, Health::None, None);
+        board.tasks.values_mut().for_each(|t| t.status.started_at = Some(9_900));
+        assert!(matches!(verdict(&board, None, Goal::Ready, 10_000), Verdict::Waiting(_)));
+        assert_eq!(verdict(&board, None, Goal::Ready, 10_200), Verdict::Reached);
     }
 
     #[test]
     fn a_task_of_another_service_does_not_count() {
         let board = task(TaskState::Pending, Health::None, None);
         let only = BTreeSet::from(["db".to_owned()]);
-        assert_eq!(verdict(&board, Some(&only), Goal::Ready), Verdict::Reached);
+        assert_eq!(verdict(&board, Some(&only), Goal::Ready, 10_000), Verdict::Reached);
     }
 }

@@ -13,7 +13,7 @@ const RUN_DIR: &str = "/run/orch";
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
+pub(crate) enum Progress {
     /// A line a resource, redrawn in place.
     Tty,
     /// One line a change.
@@ -26,7 +26,7 @@ pub enum Progress {
 
 /// Settings of one run of the command line.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Stack files as typed; empty = look for one.
     pub files: Vec<String>,
     /// Name of the stack as typed.
@@ -57,8 +57,6 @@ pub struct Settings {
     pub quiet: bool,
     /// Change nothing.
     pub dry_run: bool,
-    /// How many things at once; `None` = the default of each place.
-    pub parallel: Option<usize>,
 }
 
 impl Settings {
@@ -66,7 +64,7 @@ impl Settings {
     ///
     /// # Errors
     /// When `--host` names something that this version cannot reach.
-    pub fn new(global: &Global) -> Result<Self, Failure> {
+    pub(crate) fn new(global: &Global) -> Result<Self, Failure> {
         let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
         let run_dir = variable("ORCH_RUN_DIR").map_or_else(|| PathBuf::from(RUN_DIR), PathBuf::from);
         let data_dir = variable("ORCH_DATA_DIR").map_or_else(|| PathBuf::from(DATA_DIR), PathBuf::from);
@@ -117,7 +115,6 @@ impl Settings {
             color_stderr: color(stderr),
             quiet: global.quiet,
             dry_run: global.dry_run,
-            parallel: global.parallel.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0),
         })
     }
 }

@@ -14,7 +14,7 @@ use crate::exit::{Exit, Failure};
 use crate::settings::Settings;
 
 /// A stack file that was loaded without an error.
-pub struct Loaded {
+pub(crate) struct Loaded {
     /// What it says.
     pub spec: Arc<StackSpec>,
     /// Absolute paths of the files it was read from.
@@ -24,12 +24,12 @@ pub struct Loaded {
 
 impl Loaded {
     /// The merged model as YAML.
-    pub fn canonical_yaml(&self) -> String {
+    pub(crate) fn canonical_yaml(&self) -> String {
         self.inner.tree.as_ref().map(orch_spec::output::to_yaml).unwrap_or_default()
     }
 
     /// The merged model as JSON.
-    pub fn canonical_json(&self) -> String {
+    pub(crate) fn canonical_json(&self) -> String {
         let value = self.inner.tree.as_ref().map(|tree| orch_spec::output::to_json(tree, true));
         // Plain data: it always serialises.
         value.and_then(|v| serde_json::to_string_pretty(&v).ok()).map(|text| text + "\n").unwrap_or_default()
@@ -91,7 +91,7 @@ fn request(settings: &Settings) -> Result<LoadRequest> {
 ///
 /// # Errors
 /// [`Exit::Usage`] after everything that is wrong has been said.
-pub fn load(settings: &Settings, services: &[String]) -> Result<Loaded> {
+pub(crate) fn load(settings: &Settings, services: &[String]) -> Result<Loaded> {
     load_request(settings, LoadRequest { enabled: services.to_vec(), ..request(settings)? })
 }
 
@@ -99,7 +99,7 @@ pub fn load(settings: &Settings, services: &[String]) -> Result<Loaded> {
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_with(settings: &Settings, services: &[String], interpolate: bool) -> Result<Loaded> {
+pub(crate) fn load_with(settings: &Settings, services: &[String], interpolate: bool) -> Result<Loaded> {
     let skip = Skip { interpolation: !interpolate, ..Skip::default() };
     load_request(settings, LoadRequest { services: services.to_vec(), skip, ..request(settings)? })
 }
@@ -128,7 +128,7 @@ fn say(loaded: &orch_spec::load::Loaded, settings: &Settings) {
 ///
 /// # Errors
 /// [`Exit::Usage`] when neither gives a name.
-pub fn name(settings: &Settings) -> Result<String> {
+pub(crate) fn name(settings: &Settings) -> Result<String> {
     let from_environment = std::env::var("COMPOSE_PROJECT_NAME").ok().filter(|n| !n.is_empty());
     if let Some(name) = settings.project_name.clone().or(from_environment.filter(|_| settings.files.is_empty())) {
         return Ok(name);
@@ -145,7 +145,7 @@ pub fn name(settings: &Settings) -> Result<String> {
 ///
 /// # Errors
 /// [`Exit::Usage`] with everything that is wrong.
-pub fn service(keys: &serde_json::Value) -> Result<ServiceSpec> {
+pub(crate) fn service(keys: &serde_json::Value) -> Result<ServiceSpec> {
     let mut keys = keys.clone();
     // Named volumes need no declaration outside a stack: declare what is mentioned.
     let mut volumes = serde_json::Map::new();
@@ -222,7 +222,7 @@ impl Source for Memory {
 ///
 /// # Errors
 /// As [`service`].
-pub fn ports(texts: &[String]) -> Result<Vec<PortSpec>> {
+pub(crate) fn ports(texts: &[String]) -> Result<Vec<PortSpec>> {
     if texts.is_empty() {
         return Ok(Vec::new());
     }
@@ -233,7 +233,7 @@ pub fn ports(texts: &[String]) -> Result<Vec<PortSpec>> {
 ///
 /// # Errors
 /// As [`service`].
-pub fn mounts(texts: &[String]) -> Result<Vec<MountSpec>> {
+pub(crate) fn mounts(texts: &[String]) -> Result<Vec<MountSpec>> {
     if texts.is_empty() {
         return Ok(Vec::new());
     }

@@ -6,13 +6,13 @@ use anyhow::{Result, bail};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 /// Raw mode of standard input, given back when dropped.
-pub struct RawMode {
+pub(crate) struct RawMode {
     before: Termios,
 }
 
 impl RawMode {
     /// Makes standard input raw; `None` when it is no terminal.
-    pub fn enter() -> Option<Self> {
+    pub(crate) fn enter() -> Option<Self> {
         let before = tcgetattr(std::io::stdin()).ok()?;
         let mut raw = before.clone();
         cfmakeraw(&mut raw);
@@ -29,7 +29,7 @@ impl Drop for RawMode {
 }
 
 /// Rows and columns of the terminal behind this descriptor.
-pub fn size(of: BorrowedFd<'_>) -> Option<(u16, u16)> {
+pub(crate) fn size(of: BorrowedFd<'_>) -> Option<(u16, u16)> {
     let size = rustix_size(of)?;
     (size.0 > 0 && size.1 > 0).then_some(size)
 }
@@ -41,7 +41,7 @@ fn rustix_size(of: BorrowedFd<'_>) -> Option<(u16, u16)> {
 
 /// Recognises the sequence of keys that detaches, across reads.
 #[derive(Debug)]
-pub struct DetachKeys {
+pub(crate) struct DetachKeys {
     keys: Vec<u8>,
     matched: usize,
 }
@@ -51,7 +51,7 @@ impl DetachKeys {
     ///
     /// # Errors
     /// For a key that does not exist.
-    pub fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         let mut keys = Vec::new();
         for part in text.split(',').filter(|p| !p.is_empty()) {
             let key = match part.strip_prefix("ctrl-") {
@@ -76,7 +76,7 @@ impl DetachKeys {
     }
 
     /// Takes input in: what is to be passed on, and whether to detach. Keys of a sequence that breaks off are passed on late.
-    pub fn filter(&mut self, input: &[u8]) -> (Vec<u8>, bool) {
+    pub(crate) fn filter(&mut self, input: &[u8]) -> (Vec<u8>, bool) {
         let mut pass = Vec::with_capacity(input.len());
         for byte in input {
             if self.keys.get(self.matched) == Some(byte) {

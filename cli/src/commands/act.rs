@@ -55,26 +55,26 @@ async fn act_and_follow(settings: &Settings, request: ActRequest, goal: Goal, ti
 }
 
 /// `start`.
-pub async fn start(settings: &Settings, args: Start) -> Result<Exit> {
+pub(super) async fn start(settings: &Settings, args: Start) -> Result<Exit> {
     let goal = if args.wait { Goal::Ready } else { Goal::Started };
     act_and_follow(settings, request(Action::Start, &args.services), goal, args.wait_timeout).await
 }
 
 /// `stop`.
-pub async fn stop(settings: &Settings, args: Stop) -> Result<Exit> {
+pub(super) async fn stop(settings: &Settings, args: Stop) -> Result<Exit> {
     let request = ActRequest { timeout: args.timeout, ..request(Action::Stop, &args.services) };
     act_and_follow(settings, request, Goal::Stopped, None).await
 }
 
 /// `restart`.
-pub async fn restart(settings: &Settings, args: Restart) -> Result<Exit> {
+pub(super) async fn restart(settings: &Settings, args: Restart) -> Result<Exit> {
     let request =
         ActRequest { timeout: args.timeout, no_deps: args.no_deps, ..request(Action::Restart, &args.services) };
     act_and_follow(settings, request, Goal::Started, None).await
 }
 
 /// `kill`: a signal that ends is an end that was asked for; any other one is only delivered.
-pub async fn kill(settings: &Settings, args: Kill) -> Result<Exit> {
+pub(super) async fn kill(settings: &Settings, args: Kill) -> Result<Exit> {
     let name = args.signal.to_ascii_uppercase();
     let name = name.strip_prefix("SIG").unwrap_or(&name);
     if matches!(name, "KILL" | "9") {
@@ -93,7 +93,7 @@ pub async fn kill(settings: &Settings, args: Kill) -> Result<Exit> {
 }
 
 /// Tasks of these services that run.
-pub async fn running(
+pub(super) async fn running(
     client: &Client,
     stack: &str,
     services: &[String],
@@ -109,7 +109,7 @@ pub async fn running(
 }
 
 /// Refuses names that the stack does not have.
-pub fn check_services(view: &StackView, services: &[String]) -> Result<(), Failure> {
+pub(super) fn check_services(view: &StackView, services: &[String]) -> Result<(), Failure> {
     for service in services {
         if !view.services.iter().any(|s| s.name == *service) {
             let names: Vec<&str> = view.services.iter().map(|s| s.name.as_str()).collect();
@@ -121,7 +121,7 @@ pub fn check_services(view: &StackView, services: &[String]) -> Result<(), Failu
 }
 
 /// `pause` and `unpause`.
-pub async fn pause(settings: &Settings, args: Services, pause: bool) -> Result<Exit> {
+pub(super) async fn pause(settings: &Settings, args: Services, pause: bool) -> Result<Exit> {
     let stack = stack_file::name(settings)?;
     let client = client(settings)?;
     let action = if pause { Action::Pause } else { Action::Unpause };
@@ -152,7 +152,7 @@ pub async fn pause(settings: &Settings, args: Services, pause: bool) -> Result<E
 }
 
 /// `rm`.
-pub async fn remove(settings: &Settings, args: Rm) -> Result<Exit> {
+pub(super) async fn remove(settings: &Settings, args: Rm) -> Result<Exit> {
     let stack = stack_file::name(settings)?;
     let client = client(settings)?;
     let view: StackView = client.get(&format!("/v1/stacks/{}", escape(&stack))).await?;
@@ -185,7 +185,7 @@ pub async fn remove(settings: &Settings, args: Rm) -> Result<Exit> {
 }
 
 /// `wait`.
-pub async fn wait(settings: &Settings, args: Wait) -> Result<Exit> {
+pub(super) async fn wait(settings: &Settings, args: Wait) -> Result<Exit> {
     let stack = stack_file::name(settings)?;
     let client = client(settings)?;
     let view: StackView = client.get(&format!("/v1/stacks/{}", escape(&stack))).await?;

@@ -8,7 +8,7 @@ use crate::settings::Settings;
 use crate::{printer, stack_file};
 
 /// Prints what was asked for.
-pub fn run(settings: &Settings, args: &Config) -> Result<Exit> {
+pub(super) fn run(settings: &Settings, args: &Config) -> Result<Exit> {
     let loaded = stack_file::load_with(settings, &args.only, !args.no_interpolate)?;
     if settings.quiet {
         return Ok(Exit::Done);

@@ -20,7 +20,7 @@ use crate::settings::Settings;
 use crate::stack_file;
 
 /// Runs one of the verbs.
-pub async fn run(settings: &Settings, command: ContainerCommand) -> Result<Exit> {
+pub(super) async fn run(settings: &Settings, command: ContainerCommand) -> Result<Exit> {
     match command {
         ContainerCommand::Run(args) => run_one(settings, args).await,
         ContainerCommand::Ls(args) => ls(settings, args).await,

@@ -36,7 +36,7 @@ fn side(text: &str) -> Side {
 }
 
 /// `cp` of a stack.
-pub async fn stack(settings: &Settings, args: Cp) -> Result<Exit> {
+pub(super) async fn stack(settings: &Settings, args: Cp) -> Result<Exit> {
     let stack = stack_file::name(settings)?;
     let client = client(settings)?;
     let containers = async |service: String| -> Result<Vec<String>> {
@@ -72,7 +72,7 @@ fn neither() -> Failure {
 }
 
 /// `container cp`.
-pub async fn containers(settings: &Settings, archive: bool, source: &str, destination: &str) -> Result<Exit> {
+pub(super) async fn containers(settings: &Settings, archive: bool, source: &str, destination: &str) -> Result<Exit> {
     let client = client(settings)?;
     match (side(source), side(destination)) {
         (Side::Inside(container, path), to) => out(&client, &container, &path, to).await,

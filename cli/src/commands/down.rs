@@ -15,7 +15,7 @@ use crate::settings::Settings;
 use crate::{printer, stack_file};
 
 /// Takes a stack down and waits until it is gone.
-pub async fn run(settings: &Settings, args: Down) -> Result<Exit> {
+pub(super) async fn run(settings: &Settings, args: Down) -> Result<Exit> {
     let stack = stack_file::name(settings)?;
     let client = client(settings)?;
     let view: StackView = match client.get(&format!("/v1/stacks/{}", escape(&stack))).await {

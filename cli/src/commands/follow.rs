@@ -17,8 +17,16 @@ use crate::settings::Settings;
 /// How many of the last lines of a container that failed are shown.
 const LAST_LINES: u64 = 20;
 
+/// How often to judge though nothing changed.
+const LOOK: Duration = Duration::from_millis(100);
+
+fn now_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// What to follow.
-pub struct Follow<'a> {
+pub(super) struct Follow<'a> {
     /// The stack.
     pub stack: &'a str,
     /// Only these services; `None` = all.
@@ -35,22 +43,29 @@ pub struct Follow<'a> {
 ///
 /// # Errors
 /// A [`Failure`] with everything that went wrong, after it has been said; with [`Exit::Deadline`] when the time is up.
-pub async fn follow(client: &Client, settings: &Settings, what: &Follow<'_>) -> Result<Board> {
+pub(super) async fn follow(client: &Client, settings: &Settings, what: &Follow<'_>) -> Result<Board> {
     let mut painter = Painter::new(settings.progress, settings.color_stderr);
     let deadline = what.timeout.map(|t| tokio::time::Instant::now() + t);
     let mut board = Board::default();
     let mut changes = client.lines::<StackChange>(&format!("/v1/stacks/{}/watch", escape(what.stack))).await?;
     let mut missing = Vec::new();
     loop {
-        let next = match deadline {
-            Some(at) => match tokio::time::timeout_at(at, changes.next()).await {
-                Ok(next) => next?,
-                Err(_) => {
+        // Time alone can bring the goal: a container without a health check must have stayed up for a moment.
+        let look = tokio::time::Instant::now() + LOOK;
+        let until = deadline.map_or(look, |d| d.min(look));
+        let next = match tokio::time::timeout_at(until, changes.next()).await {
+            Ok(next) => next?,
+            Err(_) if deadline.is_some_and(|d| d <= tokio::time::Instant::now()) => {
+                painter.finish();
+                return Err(too_late(what, missing).into());
+            }
+            Err(_) => {
+                if board.is_known() && verdict(&board, what.services.as_ref(), what.goal, now_ms()) == Verdict::Reached {
                     painter.finish();
-                    return Err(too_late(what, missing).into());
+                    return Ok(board);
                 }
-            },
-            None => changes.next().await?,
+                continue;
+            }
         };
         let Some(change) = next else {
             // The agent went away in the middle (an upgrade, a crash): what it was told to do stands in its log, and it goes on by
@@ -62,7 +77,7 @@ pub async fn follow(client: &Client, settings: &Settings, what: &Follow<'_>) -> 
         for step in board.fold(change) {
             painter.show(&step);
         }
-        match verdict(&board, what.services.as_ref(), what.goal) {
+        match verdict(&board, what.services.as_ref(), what.goal, now_ms()) {
             Verdict::Waiting(list) => missing = list,
             Verdict::Reached => {
                 painter.finish();

@@ -13,7 +13,7 @@ use crate::settings::Settings;
 use crate::{printer, stack_file};
 
 /// Prints the picture.
-pub fn run(settings: &Settings, args: &Graph) -> Result<Exit> {
+pub(super) fn run(settings: &Settings, args: &Graph) -> Result<Exit> {
     let loaded = stack_file::load(settings, &[])?;
     let text = match args.output.as_str() {
         "dot" => dot(&loaded.spec),

@@ -21,7 +21,7 @@ use crate::settings::Settings;
 const CHUNK: usize = 256 * 1024;
 
 /// A reader as a stream of its bytes.
-pub fn chunks<R: AsyncRead + Send + Sync + Unpin + 'static>(
+pub(super) fn chunks<R: AsyncRead + Send + Sync + Unpin + 'static>(
     reader: R,
 ) -> impl Stream<Item = std::io::Result<Bytes>> + Send + Sync + 'static {
     futures_util::stream::try_unfold(reader, |mut reader| async move {
@@ -42,7 +42,7 @@ async fn send<T: serde::de::DeserializeOwned>(client: &Client, path: &str, file:
 }
 
 /// Runs one of the verbs.
-pub async fn run(settings: &Settings, command: ImageCommand) -> Result<Exit> {
+pub(super) async fn run(settings: &Settings, command: ImageCommand) -> Result<Exit> {
     let client = client(settings)?;
     match command {
         ImageCommand::Ls(list) => {

@@ -67,7 +67,7 @@ fn health(health: Health) -> &'static str {
 }
 
 /// The state's word, as in JSON.
-pub fn state_word(state: TaskState) -> String {
+pub(super) fn state_word(state: TaskState) -> String {
     serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
@@ -140,7 +140,7 @@ fn port_text(row: &PsRow) -> String {
 }
 
 /// `ps`.
-pub async fn ps(settings: &Settings, args: Ps) -> Result<Exit> {
+pub(super) async fn ps(settings: &Settings, args: Ps) -> Result<Exit> {
     let format = Format::parse(&args.list.format)?;
     let stack = stack_file::name(settings)?;
     let Some(client) = connect::connect_existing(settings) else {
@@ -183,7 +183,7 @@ fn empty(format: &Format, quiet: bool, titles: &[&str]) -> Result<Exit> {
 }
 
 /// `ls`.
-pub async fn ls(settings: &Settings, args: Ls) -> Result<Exit> {
+pub(super) async fn ls(settings: &Settings, args: Ls) -> Result<Exit> {
     let format = Format::parse(&args.list.format)?;
     let titles = ["NAME", "STATUS", "SERVICES", "FILES"];
     let Some(client) = connect::connect_existing(settings) else {
@@ -207,7 +207,7 @@ struct ImageRow {
 }
 
 /// `images`.
-pub async fn images(settings: &Settings, args: ListFormat) -> Result<Exit> {
+pub(super) async fn images(settings: &Settings, args: ListFormat) -> Result<Exit> {
     let format = Format::parse(&args.format)?;
     let stack = stack_file::name(settings)?;
     let client = client(settings)?;
@@ -229,13 +229,13 @@ pub async fn images(settings: &Settings, args: ListFormat) -> Result<Exit> {
 }
 
 /// The first twelve digits of an id.
-pub fn short(id: &str, full: bool) -> String {
+pub(super) fn short(id: &str, full: bool) -> String {
     let digits = id.strip_prefix("sha256:").unwrap_or(id);
     if full { id.to_owned() } else { digits.chars().take(12).collect() }
 }
 
 /// `port`.
-pub async fn port(settings: &Settings, args: Port) -> Result<Exit> {
+pub(super) async fn port(settings: &Settings, args: Port) -> Result<Exit> {
     let stack = stack_file::name(settings)?;
     let client = client(settings)?;
     let tasks = super::act::running(&client, &stack, std::slice::from_ref(&args.service)).await?;
@@ -256,7 +256,7 @@ pub async fn port(settings: &Settings, args: Port) -> Result<Exit> {
 }
 
 /// `events`.
-pub async fn events(settings: &Settings, args: Events) -> Result<Exit> {
+pub(super) async fn events(settings: &Settings, args: Events) -> Result<Exit> {
     let client = client(settings)?;
     let as_json = args.json || args.format == "json";
     let stack = stack_file::name(settings).ok();

@@ -22,7 +22,7 @@ const COLORS: [&str; 10] = ["36", "33", "32", "35", "34", "36;1", "33;1", "32;1"
 
 /// How lines look.
 #[derive(Debug, Clone, Copy)]
-pub struct Style {
+pub(super) struct Style {
     /// `service-1  | ` in front.
     pub prefix: bool,
     /// Prefixes in colour.
@@ -32,7 +32,7 @@ pub struct Style {
 }
 
 /// Reads the logs of several containers at once and prints their lines as they come.
-pub struct Collector {
+pub(super) struct Collector {
     client: Client,
     style: Style,
     known: BTreeSet<String>,
@@ -43,18 +43,18 @@ pub struct Collector {
 
 impl Collector {
     /// A collector of nothing yet.
-    pub fn new(client: Client, style: Style) -> Self {
+    pub(super) fn new(client: Client, style: Style) -> Self {
         let (sender, lines) = mpsc::channel(QUEUE);
         Self { client, style, known: BTreeSet::new(), width: 0, sender, lines }
     }
 
     /// Follows this container, unless it is followed already.
-    pub fn add(&mut self, service: &str, slot: u32, container: &str) {
+    pub(super) fn add(&mut self, service: &str, slot: u32, container: &str) {
         self.add_query(service, slot, container, "follow=true".to_owned());
     }
 
     /// The same with a query of its own.
-    pub fn add_query(&mut self, service: &str, slot: u32, container: &str, query: String) {
+    pub(super) fn add_query(&mut self, service: &str, slot: u32, container: &str, query: String) {
         if !self.known.insert(container.to_owned()) {
             return;
         }
@@ -73,14 +73,14 @@ impl Collector {
     }
 
     /// Prints the next line. Never ends by itself: there may always come another container.
-    pub async fn print_next(&mut self) {
+    pub(super) async fn print_next(&mut self) {
         if let Some((name, line)) = self.lines.recv().await {
             self.print(&name, &line);
         }
     }
 
     /// Prints everything up to the end of all logs.
-    pub async fn drain(mut self) {
+    pub(super) async fn drain(mut self) {
         drop(std::mem::replace(&mut self.sender, mpsc::channel(1).0));
         while let Some((name, line)) = self.lines.recv().await {
             self.print(&name, &line);
@@ -141,7 +141,7 @@ fn time(flag: &str, text: &str) -> Result<String, Failure> {
 }
 
 /// `logs`.
-pub async fn stack(settings: &Settings, args: Logs) -> Result<Exit> {
+pub(super) async fn stack(settings: &Settings, args: Logs) -> Result<Exit> {
     let stack = stack_file::name(settings)?;
     let client = client(settings)?;
     let select =
@@ -190,7 +190,7 @@ pub async fn stack(settings: &Settings, args: Logs) -> Result<Exit> {
 }
 
 /// `container logs`: stdout to stdout, stderr to stderr.
-pub async fn container(settings: &Settings, args: ContainerLogs) -> Result<Exit> {
+pub(super) async fn container(settings: &Settings, args: ContainerLogs) -> Result<Exit> {
     let client = client(settings)?;
     let path = format!("/v1/containers/{}/logs?{}", escape(&args.container), query(&args.select)?);
     let mut log = client.lines::<LogLine>(&path).await?;

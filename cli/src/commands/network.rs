@@ -10,7 +10,7 @@ use crate::printer::{self, Format};
 use crate::settings::Settings;
 
 /// Runs one of the verbs.
-pub async fn run(settings: &Settings, command: NetworkCommand) -> Result<Exit> {
+pub(super) async fn run(settings: &Settings, command: NetworkCommand) -> Result<Exit> {
     let client = client(settings)?;
     match command {
         NetworkCommand::Ls(list) => {

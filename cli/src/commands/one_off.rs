@@ -30,7 +30,7 @@ async fn replica(client: &Client, stack: &str, service: &str, index: u32) -> Res
 }
 
 /// The request of `exec`.
-pub fn exec_request(options: &ExecOptions, command: &[String], tty: bool, stdin: bool) -> ExecRequest {
+pub(super) fn exec_request(options: &ExecOptions, command: &[String], tty: bool, stdin: bool) -> ExecRequest {
     let env = options.env.iter().filter_map(|entry| variable(entry)).collect();
     ExecRequest {
         command: command.to_vec(),
@@ -46,7 +46,7 @@ pub fn exec_request(options: &ExecOptions, command: &[String], tty: bool, stdin:
 }
 
 /// `KEY=VALUE`, or `KEY` taken from our own environment.
-pub fn variable(entry: &str) -> Option<String> {
+pub(super) fn variable(entry: &str) -> Option<String> {
     if entry.contains('=') {
         return Some(entry.to_owned());
     }
@@ -54,14 +54,14 @@ pub fn variable(entry: &str) -> Option<String> {
 }
 
 /// Runs a command in a container and passes its exit code on.
-pub async fn exec_in(client: &Client, container: &str, request: &ExecRequest) -> Result<Exit> {
+pub(super) async fn exec_in(client: &Client, container: &str, request: &ExecRequest) -> Result<Exit> {
     let connection = client.upgrade(&format!("/v1/containers/{}/exec", escape(container)), request).await?;
     let options = SessionOptions { stdin: request.stdin, tty: request.tty, signals: true, detach_keys: "" };
     Ok(session::run(connection, &options).await?.exit())
 }
 
 /// `exec`.
-pub async fn exec(settings: &Settings, args: Exec) -> Result<Exit> {
+pub(super) async fn exec(settings: &Settings, args: Exec) -> Result<Exit> {
     let stack = stack_file::name(settings)?;
     let client = client(settings)?;
     let task = replica(&client, &stack, &args.service, args.index).await?;
@@ -71,7 +71,7 @@ pub async fn exec(settings: &Settings, args: Exec) -> Result<Exit> {
 }
 
 /// `attach`.
-pub async fn attach(settings: &Settings, args: Attach) -> Result<Exit> {
+pub(super) async fn attach(settings: &Settings, args: Attach) -> Result<Exit> {
     let stack = stack_file::name(settings)?;
     let client = client(settings)?;
     let task = replica(&client, &stack, &args.service, args.index).await?;
@@ -79,7 +79,7 @@ pub async fn attach(settings: &Settings, args: Attach) -> Result<Exit> {
 }
 
 /// Attaches to a container; its exit code is ours.
-pub async fn attach_to(
+pub(super) async fn attach_to(
     client: &Client,
     container: &str,
     options: &crate::args::AttachOptions,
@@ -95,7 +95,7 @@ pub async fn attach_to(
 }
 
 /// `run`: a one-off container beside the service's replicas.
-pub async fn run(settings: &Settings, args: Run) -> Result<Exit> {
+pub(super) async fn run(settings: &Settings, args: Run) -> Result<Exit> {
     let chosen = [args.service.clone()];
     let loaded = stack_file::load(settings, &chosen)?;
     let Some(service) = loaded.spec.services.get(&args.service) else {

@@ -15,7 +15,7 @@ use crate::printer;
 use crate::terminal::{self, DetachKeys, RawMode};
 
 /// How a session behaves.
-pub struct SessionOptions<'a> {
+pub(super) struct SessionOptions<'a> {
     /// Forward standard input.
     pub stdin: bool,
     /// It has a terminal: raw mode, window size.
@@ -28,7 +28,7 @@ pub struct SessionOptions<'a> {
 
 /// How a session ended.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Ended {
+pub(super) enum Ended {
     /// The process ended with this code.
     Exited(i32),
     /// The person detached.
@@ -37,7 +37,7 @@ pub enum Ended {
 
 impl Ended {
     /// As the exit of the command.
-    pub fn exit(self) -> Exit {
+    pub(super) fn exit(self) -> Exit {
         match self {
             Self::Exited(code) => Exit::Code(code),
             Self::Detached => Exit::Done,
@@ -46,7 +46,7 @@ impl Ended {
 }
 
 /// Rows and columns of the terminal, when standard output is one.
-pub fn window() -> Option<(u16, u16)> {
+pub(super) fn window() -> Option<(u16, u16)> {
     std::io::stdout().is_terminal().then(|| terminal::size(std::io::stdout().as_fd())).flatten()
 }
 
@@ -54,7 +54,7 @@ pub fn window() -> Option<(u16, u16)> {
 ///
 /// # Errors
 /// When the connection breaks, or the node says that it could not run the process.
-pub async fn run(connection: Upgraded, options: &SessionOptions<'_>) -> Result<Ended> {
+pub(super) async fn run(connection: Upgraded, options: &SessionOptions<'_>) -> Result<Ended> {
     let mut keys = DetachKeys::parse(if options.tty { options.detach_keys } else { "" })?;
     let (mut reader, mut writer) = tokio::io::split(connection);
     let raw = (options.tty && options.stdin).then(RawMode::enter).flatten();

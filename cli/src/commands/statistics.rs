@@ -19,7 +19,7 @@ use crate::stack_file;
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// `top`.
-pub async fn top(settings: &Settings, args: Services) -> Result<Exit> {
+pub(super) async fn top(settings: &Settings, args: Services) -> Result<Exit> {
     let stack = stack_file::name(settings)?;
     let client = client(settings)?;
     for task in act::running(&client, &stack, &args.services).await? {
@@ -29,7 +29,7 @@ pub async fn top(settings: &Settings, args: Services) -> Result<Exit> {
 }
 
 /// Processes of one container.
-pub async fn show_top(client: &Client, container: &str) -> Result<()> {
+pub(super) async fn show_top(client: &Client, container: &str) -> Result<()> {
     let top: Top = client.get(&format!("/v1/containers/{}/top", escape(container))).await?;
     printer::line(&top.name);
     let titles: Vec<&str> = top.titles.iter().map(String::as_str).collect();
@@ -38,7 +38,7 @@ pub async fn show_top(client: &Client, container: &str) -> Result<()> {
 }
 
 /// `stats`.
-pub async fn stack(settings: &Settings, args: Stats) -> Result<Exit> {
+pub(super) async fn stack(settings: &Settings, args: Stats) -> Result<Exit> {
     let stack = stack_file::name(settings)?;
     let client = client(settings)?;
     let tasks = act::running(&client, &stack, &args.services).await?;
@@ -63,7 +63,7 @@ struct Row {
 }
 
 /// Samples of these containers, once or again and again.
-pub async fn show(
+pub(super) async fn show(
     settings: &Settings,
     client: &Client,
     containers: &[String],

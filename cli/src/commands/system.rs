@@ -13,7 +13,7 @@ use crate::settings::Settings;
 use crate::{grammar, printer};
 
 /// `version`.
-pub fn version(short: bool, format: Option<&str>) -> Result<Exit> {
+pub(super) fn version(short: bool, format: Option<&str>) -> Result<Exit> {
     let number = env!("CARGO_PKG_VERSION");
     match format {
         Some("json") => printer::json(&serde_json::json!({ "version": number }))?,
@@ -24,7 +24,7 @@ pub fn version(short: bool, format: Option<&str>) -> Result<Exit> {
 }
 
 /// `completion`.
-pub fn completion(shell: clap_complete::Shell) -> Result<Exit> {
+pub(super) fn completion(shell: clap_complete::Shell) -> Result<Exit> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut grammar::command(), "orch", &mut script);
     printer::bytes(&script);
@@ -32,7 +32,7 @@ pub fn completion(shell: clap_complete::Shell) -> Result<Exit> {
 }
 
 /// `man`.
-pub fn man(dir: Option<&Path>) -> Result<Exit> {
+pub(super) fn man(dir: Option<&Path>) -> Result<Exit> {
     match dir {
         Some(dir) => {
             std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
@@ -48,7 +48,7 @@ pub fn man(dir: Option<&Path>) -> Result<Exit> {
 }
 
 /// Runs one of the verbs.
-pub async fn run(settings: &Settings, command: SystemCommand) -> Result<Exit> {
+pub(super) async fn run(settings: &Settings, command: SystemCommand) -> Result<Exit> {
     match command {
         SystemCommand::Info { format } => {
             let info: Info = client(settings)?.get("/v1/info").await?;

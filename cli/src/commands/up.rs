@@ -71,7 +71,7 @@ async fn send(client: &Client, verb: &str, request: &ApplyRequest) -> Result<App
 }
 
 /// `plan`.
-pub async fn plan(settings: &Settings, args: Plan) -> Result<Exit> {
+pub(super) async fn plan(settings: &Settings, args: Plan) -> Result<Exit> {
     let loaded = stack_file::load(settings, &args.services)?;
     let client = client(settings)?;
     let request = apply_request(&loaded, options(&args.common, &args.services)?)?;
@@ -110,7 +110,7 @@ fn with_dependencies(loaded: &Loaded, services: &[String], no_deps: bool) -> Opt
 }
 
 /// `create`.
-pub async fn create(settings: &Settings, args: Create) -> Result<Exit> {
+pub(super) async fn create(settings: &Settings, args: Create) -> Result<Exit> {
     let loaded = stack_file::load(settings, &args.services)?;
     let client = client(settings)?;
     let options = ApplyOptions { no_start: true, ..options(&args.common, &args.services)? };
@@ -128,7 +128,7 @@ pub async fn create(settings: &Settings, args: Create) -> Result<Exit> {
 }
 
 /// `scale`.
-pub async fn scale(settings: &Settings, args: Scale) -> Result<Exit> {
+pub(super) async fn scale(settings: &Settings, args: Scale) -> Result<Exit> {
     let stack = stack_file::name(settings)?;
     let client = client(settings)?;
     let request = ScaleRequest { services: scales(&args.scale)?, no_deps: args.no_deps, timeout: None };
@@ -142,7 +142,7 @@ pub async fn scale(settings: &Settings, args: Scale) -> Result<Exit> {
 }
 
 /// `up`.
-pub async fn up(settings: &Settings, args: Up) -> Result<Exit> {
+pub(super) async fn up(settings: &Settings, args: Up) -> Result<Exit> {
     check(&args)?;
     let loaded = stack_file::load(settings, &args.services)?;
     let client = client(settings)?;

@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use orch_api::client::{Client, ClientError};
+use orch_api::control::{IndexResponse, VolumeCreate, VolumeView as ControlVolume};
+use orch_api::error::ErrorDetail;
 use orch_api::node::{PruneRequest, Pruned, VolumeView};
 
 use super::{client, confirmed, escape, size};
@@ -12,7 +15,7 @@ use crate::printer::{self, Format};
 use crate::settings::Settings;
 
 /// `KEY=VALUE` texts as a map.
-pub fn labels(texts: &[String]) -> BTreeMap<String, String> {
+pub(super) fn labels(texts: &[String]) -> BTreeMap<String, String> {
     texts
         .iter()
         .map(|text| text.split_once('=').unwrap_or((text, "")))
@@ -21,7 +24,7 @@ pub fn labels(texts: &[String]) -> BTreeMap<String, String> {
 }
 
 /// Runs one of the verbs.
-pub async fn run(settings: &Settings, command: VolumeCommand) -> Result<Exit> {
+pub(super) async fn run(settings: &Settings, command: VolumeCommand) -> Result<Exit> {
     let client = client(settings)?;
     match command {
         VolumeCommand::Ls(list) => {
@@ -31,9 +34,16 @@ pub async fn run(settings: &Settings, command: VolumeCommand) -> Result<Exit> {
             printer::listing(&format, settings.quiet, &volumes, &["DRIVER", "NAME", "USED BY"], cells, |v| v.name.clone())?;
         }
         VolumeCommand::Create { label, name } => {
-            let request = VolumeView { name, labels: labels(&label), ..VolumeView::default() };
-            let made: VolumeView = client.post("/v1/node/volumes", &request).await?;
-            printer::line(&made.name);
+            // The control plane must know it, so that stacks can name it as external; the node makes it.
+            let request = VolumeCreate { name: name.clone(), labels: labels(&label), ..VolumeCreate::default() };
+            match client.post::<ControlVolume>("/v1/volumes", &request).await {
+                Ok(_) => {}
+                // Made twice is made, as in Docker.
+                Err(ClientError::Refused(e)) if e.code == "conflict" => {}
+                Err(e) => return Err(e.into()),
+            }
+            until(&client, &name, true).await?;
+            printer::line(&name);
         }
         VolumeCommand::Inspect { volumes } => {
             let mut found = Vec::new();
@@ -44,9 +54,9 @@ pub async fn run(settings: &Settings, command: VolumeCommand) -> Result<Exit> {
         }
         VolumeCommand::Rm { force, volumes } => {
             for name in &volumes {
-                match client.delete::<()>(&format!("/v1/node/volumes/{}", escape(name))).await {
+                match remove(&client, name).await {
                     Ok(()) => printer::line(name),
-                    Err(orch_api::client::ClientError::Refused(e)) if force && e.code == "not_found" => {}
+                    Err(ClientError::Refused(e)) if force && e.code == "not_found" => {}
                     Err(e) => return Err(e.into()),
                 }
             }
@@ -63,8 +73,44 @@ pub async fn run(settings: &Settings, command: VolumeCommand) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// Removes a volume: where the control plane knows it, through it; else from the node alone.
+async fn remove(client: &Client, name: &str) -> Result<(), ClientError> {
+    // The node knows who mounts it; the control plane would only find out afterwards.
+    let view: VolumeView = client.get(&format!("/v1/node/volumes/{}", escape(name))).await?;
+    if let Some(user) = view.used_by.first() {
+        let message = format!("volume {name} is in use by container {user}");
+        return Err(ClientError::Refused(ErrorDetail::new("in_use", message).with_hint("remove its containers first")));
+    }
+    match client.delete::<IndexResponse>(&format!("/v1/volumes/{}", escape(name))).await {
+        Ok(_) => until(client, name, false).await,
+        Err(ClientError::Refused(e)) if e.code == "not_found" => {
+            client.delete::<()>(&format!("/v1/node/volumes/{}", escape(name))).await
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Waits until the node has a volume, or has it no more.
+async fn until(client: &Client, name: &str, there: bool) -> Result<(), ClientError> {
+    let path = format!("/v1/node/volumes/{}", escape(name));
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+    loop {
+        match client.get::<VolumeView>(&path).await {
+            Ok(_) if there => return Ok(()),
+            Err(ClientError::Refused(e)) if e.code == "not_found" && !there => return Ok(()),
+            Ok(_) | Err(ClientError::Refused(_)) if tokio::time::Instant::now() < deadline => {}
+            Ok(_) | Err(ClientError::Refused(_)) => {
+                let message = format!("the node has not dealt with volume {name} within 30 s");
+                return Err(ClientError::Refused(ErrorDetail::new("timeout", message)));
+            }
+            Err(e) => return Err(e),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
 /// Prunes and says what is gone.
-pub async fn prune(client: &orch_api::client::Client, request: &PruneRequest) -> Result<()> {
+pub(super) async fn prune(client: &orch_api::client::Client, request: &PruneRequest) -> Result<()> {
     let pruned: Pruned = client.post("/v1/prune", request).await?;
     pruned.removed.iter().for_each(|name| printer::line(name));
     printer::say(&format!("reclaimed {}", size(pruned.reclaimed)));

@@ -50,7 +50,7 @@ impl From<NetdError> for Trouble {
 }
 
 /// Carries an operation out and takes its outcome into the memory.
-pub fn execute(shared: &Arc<Shared>, operation: &Operation) {
+pub(crate) fn execute(shared: &Arc<Shared>, operation: &Operation) {
     match operation {
         Operation::CreateNetwork(name) => create_network(shared, name),
         Operation::RemoveNetwork(name) => remove_network(shared, name),
@@ -124,7 +124,7 @@ fn save(shared: &Arc<Shared>, id: &TaskId) {
 ///
 /// # Errors
 /// When a subnet is none.
-pub fn lower_network(network: &NetworkAssignment) -> Result<NetworkConfig, String> {
+pub(crate) fn lower_network(network: &NetworkAssignment) -> Result<NetworkConfig, String> {
     let prefix = |text: &Option<String>| {
         text.as_deref()
             .map(|t| t.parse().map_err(|_| format!("network {}: `{t}` is not a subnet", network.name)))
@@ -270,8 +270,7 @@ fn create_container(shared: &Arc<Shared>, task: &TaskAssignment) -> Result<(), T
         bound_volumes: &bound_volumes,
         now: i64::try_from(now_ms().saturating_mul(1_000_000)).unwrap_or(i64::MAX),
     };
-    let mut config = lower(task, &context).map_err(|e| Trouble::new(&e))?;
-    config.auto_remove = shared.lock().locals.get(&task.id).is_some_and(|local| local.auto_remove);
+    let config = lower(task, &context).map_err(|e| Trouble::new(&e))?;
     shared.engine.create(config)?;
     refresh(shared, &id);
     Ok(())
@@ -299,7 +298,7 @@ fn resolv_conf(shared: &Arc<Shared>, task: &TaskAssignment) -> String {
 }
 
 /// 64 random hexadecimal digits.
-pub fn random_id() -> String {
+pub(crate) fn random_id() -> String {
     let mut bytes = [0u8; 32];
     // getrandom(2) does not fail for so few bytes once the pool is initialised, which it is before any agent runs.
     if let Ok(mut file) = std::fs::File::open("/dev/urandom") {
@@ -482,7 +481,7 @@ fn remove_container(shared: &Arc<Shared>, id: &TaskId) {
 }
 
 /// Compares what netd has with what shall be, and mends what somebody meddled with.
-pub fn repair_networks(shared: &Arc<Shared>) {
+pub(crate) fn repair_networks(shared: &Arc<Shared>) {
     let desired = {
         let state = shared.lock();
         if !state.assigned || !state.observed.busy_networks.is_empty() {

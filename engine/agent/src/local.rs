@@ -17,13 +17,13 @@ use crate::record::LocalTask;
 use crate::{Shared, chain};
 
 /// The network of containers that name none.
-pub const DEFAULT_NETWORK: &str = "bridge";
+pub(crate) const DEFAULT_NETWORK: &str = "bridge";
 
 /// Makes a container of no stack known; the loop does the rest.
 ///
 /// # Errors
 /// A name that is taken, an image or network that is not there, a request that makes no sense.
-pub async fn create(shared: &Arc<Shared>, request: ContainerRequest, desired: DesiredTask) -> Result<Created, ErrorDetail> {
+pub(crate) async fn create(shared: &Arc<Shared>, request: ContainerRequest, desired: DesiredTask) -> Result<Created, ErrorDetail> {
     let id = random_id();
     let image = shared.engine.images().resolve(&request.spec.image).map_err(|e| {
         ErrorDetail::new("image_missing", chain(&e))
@@ -216,7 +216,7 @@ fn find(shared: &Arc<Shared>, reference: &str) -> Result<ContainerId, ErrorDetai
 }
 
 /// A container of no stack is gone for good: gives its addresses back.
-pub fn forgotten(shared: &Arc<Shared>, id: &TaskId) {
+pub(crate) fn forgotten(shared: &Arc<Shared>, id: &TaskId) {
     let local = shared.lock().locals.remove(id);
     if let Some(local) = local {
         release(shared.clone(), id.0.clone(), local.reserved);
@@ -240,7 +240,7 @@ fn release(shared: Arc<Shared>, holder: String, networks: Vec<String>) {
 ///
 /// # Errors
 /// When there is none of this id.
-pub fn change(shared: &Arc<Shared>, id: &TaskId, change: impl FnOnce(&mut TaskAssignment)) -> Result<(), ErrorDetail> {
+pub(crate) fn change(shared: &Arc<Shared>, id: &TaskId, change: impl FnOnce(&mut TaskAssignment)) -> Result<(), ErrorDetail> {
     let mut state = shared.lock();
     let Some(local) = state.locals.get_mut(id) else {
         return Err(ErrorDetail::new("conflict", format!("container {id} belongs to a stack"))

@@ -12,7 +12,7 @@ use orch_spec::assignment::{Assignment, NameAssignment, NetworkAssignment, TaskA
 use crate::{Shared, chain};
 
 /// Makes the name server know what the assignment says. Networks whose names did not change keep their table.
-pub fn update(shared: &Arc<Shared>) {
+pub(crate) fn update(shared: &Arc<Shared>) {
     let (assignment, sandboxes) = {
         let state = shared.lock();
         let sandboxes: Vec<(SandboxId, SandboxDns)> = state
@@ -43,7 +43,7 @@ pub fn update(shared: &Arc<Shared>) {
 }
 
 /// What a task's namespace may see.
-pub fn sandbox(task: &TaskAssignment) -> SandboxDns {
+pub(crate) fn sandbox(task: &TaskAssignment) -> SandboxDns {
     let TaskNetwork::Endpoints { endpoints, .. } = &task.network else { return SandboxDns::default() };
     SandboxDns {
         networks: endpoints.iter().map(|e| NetworkId(e.network.0.clone())).collect(),
@@ -54,7 +54,7 @@ pub fn sandbox(task: &TaskAssignment) -> SandboxDns {
 }
 
 /// Listens again in all namespaces that an earlier agent left.
-pub fn attach_all(shared: &Arc<Shared>) {
+pub(crate) fn attach_all(shared: &Arc<Shared>) {
     for sandbox in shared.netd.sandboxes() {
         let dns = SandboxDns {
             networks: sandbox.endpoints.iter().map(|e| e.network.clone()).collect(),

@@ -28,7 +28,7 @@ const STOPS_AT_ONCE: usize = 64;
 const SWEEP: Duration = Duration::from_secs(10);
 
 /// Builds the memory from what is there.
-pub fn adopt(engine: &Engine, netd: &Netd, records: &Records) -> State {
+pub(crate) fn adopt(engine: &Engine, netd: &Netd, records: &Records) -> State {
     let mut state = State::default();
     let (task_records, locals, bad) = records.read();
     for path in bad {
@@ -54,7 +54,7 @@ pub fn adopt(engine: &Engine, netd: &Netd, records: &Records) -> State {
 }
 
 /// A container as the loop sees it; `None` for one that is being removed.
-pub fn observed(info: &ContainerInfo) -> Option<ObservedContainer> {
+pub(crate) fn observed(info: &ContainerInfo) -> Option<ObservedContainer> {
     let state = match info.state.phase {
         Phase::Created => ContainerState::Created,
         Phase::Running => ContainerState::Running,
@@ -84,7 +84,7 @@ fn probe(info: &ContainerInfo) -> Option<Probe> {
 }
 
 /// Starts the tasks of the agent.
-pub fn spawn(shared: &Arc<Shared>, link: NodeLink) {
+pub(crate) fn spawn(shared: &Arc<Shared>, link: NodeLink) {
     let NodeLink { mut assignments, reports } = link;
     // Taking assignments in.
     let to = shared.clone();
@@ -129,7 +129,7 @@ pub fn spawn(shared: &Arc<Shared>, link: NodeLink) {
 }
 
 /// Reads one container's state anew.
-pub fn refresh(shared: &Arc<Shared>, container: &ContainerId) {
+pub(crate) fn refresh(shared: &Arc<Shared>, container: &ContainerId) {
     let info = shared.engine.inspect(container).ok();
     let mut state = shared.lock();
     let task = match &info {
@@ -279,6 +279,10 @@ async fn sweep(shared: &Arc<Shared>) {
     let swept = tokio::task::spawn_blocking(move || {
         refresh_all(&inner);
         execute::repair_networks(&inner);
+        // The shim of containers of no stack waits for the next one, but not for ever.
+        if inner.lock().locals.is_empty() {
+            inner.engine.retire();
+        }
     })
     .await;
     if let Err(e) = swept {

@@ -13,7 +13,7 @@ use crate::task::{ContainerState, status};
 use crate::{Shared, now_ms};
 
 /// Nanoseconds since the epoch as RFC 3339; empty for none.
-pub fn time(nanos: Option<i64>) -> String {
+pub(crate) fn time(nanos: Option<i64>) -> String {
     nanos
         .and_then(|n| jiff::Timestamp::from_nanosecond(i128::from(n)).ok())
         .map(|t| t.to_string())
@@ -21,12 +21,12 @@ pub fn time(nanos: Option<i64>) -> String {
 }
 
 /// All containers, those that are still to be made included.
-pub fn all(shared: &Arc<Shared>) -> Vec<ContainerView> {
+pub(crate) fn all(shared: &Arc<Shared>) -> Vec<ContainerView> {
     shared.engine.list().iter().map(|info| one(shared, info)).collect()
 }
 
 /// One container.
-pub fn one(shared: &Arc<Shared>, info: &ContainerInfo) -> ContainerView {
+pub(crate) fn one(shared: &Arc<Shared>, info: &ContainerInfo) -> ContainerView {
     let labels = &info.config.labels;
     let text = |key: &str| labels.get(key).cloned().unwrap_or_default();
     let task_id = TaskId(text(label::TASK));

@@ -26,12 +26,12 @@ use crate::{Shared, local, now_ms, view};
 /// `?all=true`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct ListQuery {
+pub(super) struct ListQuery {
     all: bool,
 }
 
 /// `GET containers`.
-pub async fn list(State(shared): State<Arc<Shared>>, Query(query): Query<ListQuery>) -> Json<Vec<ContainerView>> {
+pub(super) async fn list(State(shared): State<Arc<Shared>>, Query(query): Query<ListQuery>) -> Json<Vec<ContainerView>> {
     let mut views = view::all(&shared);
     let alive = |s: TaskState| matches!(s, TaskState::Running | TaskState::Paused | TaskState::Restarting | TaskState::Stopping);
     views.retain(|v| query.all || alive(v.state));
@@ -40,14 +40,14 @@ pub async fn list(State(shared): State<Arc<Shared>>, Query(query): Query<ListQue
 }
 
 /// `GET containers/{id}`.
-pub async fn show(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer<ContainerView> {
+pub(super) async fn show(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer<ContainerView> {
     let container = find(&shared, &id)?;
     let info = shared.engine.inspect(&container)?;
     Ok(Json(view::one(&shared, &info)))
 }
 
 /// `GET containers/{id}/inspect`: the view, and the whole configuration. Secrets are not in it: the engine never stores them.
-pub async fn inspect(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer<serde_json::Value> {
+pub(super) async fn inspect(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer<serde_json::Value> {
     let container = find(&shared, &id)?;
     let info = shared.engine.inspect(&container)?;
     let mut value = serde_json::to_value(view::one(&shared, &info)).unwrap_or_default();
@@ -62,7 +62,7 @@ pub async fn inspect(State(shared): State<Arc<Shared>>, Path(id): Path<String>) 
 }
 
 /// `POST containers`.
-pub async fn create(State(shared): State<Arc<Shared>>, Json(request): Json<ContainerRequest>) -> Answer<Created> {
+pub(super) async fn create(State(shared): State<Arc<Shared>>, Json(request): Json<ContainerRequest>) -> Answer<Created> {
     let desired = if request.start { DesiredTask::Running } else { DesiredTask::Created };
     let start = request.start;
     let made = local::create(&shared, request, desired).await?;
@@ -103,7 +103,7 @@ async fn settle(shared: &Arc<Shared>, id: &TaskId, reached: impl Fn(TaskState) -
 }
 
 /// `POST containers/run`: make, attach, start and follow to the end, in one round trip.
-pub async fn run(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response<Body>, Refusal> {
+pub(super) async fn run(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response<Body>, Refusal> {
     let (request, on) = upgrade::<ContainerRequest>(request).await?;
     let (stdin, size) = (request.attach_stdin, request.size);
     let made = local::create(&shared, request, DesiredTask::Created).await?;
@@ -132,7 +132,7 @@ pub async fn run(State(shared): State<Arc<Shared>>, request: Request) -> Result<
 }
 
 /// `POST containers/{id}/attach`.
-pub async fn attach(
+pub(super) async fn attach(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
     request: Request,
@@ -160,7 +160,7 @@ pub async fn attach(
 }
 
 /// The exit code of a container that has ended or is about to be seen so.
-pub async fn exit_code(shared: &Arc<Shared>, container: &ContainerId) -> i32 {
+pub(super) async fn exit_code(shared: &Arc<Shared>, container: &ContainerId) -> i32 {
     let mut version = shared.version.subscribe();
     loop {
         {
@@ -182,7 +182,7 @@ pub async fn exit_code(shared: &Arc<Shared>, container: &ContainerId) -> i32 {
 }
 
 /// `POST containers/{id}/wait`.
-pub async fn wait(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer<i32> {
+pub(super) async fn wait(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer<i32> {
     let container = find(&shared, &id)?;
     Ok(Json(exit_code(&shared, &container).await))
 }
@@ -206,7 +206,7 @@ fn over(state: TaskState) -> bool {
 }
 
 /// `POST containers/{id}/start`: nothing for one that runs.
-pub async fn start(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer<serde_json::Value> {
+pub(super) async fn start(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer<serde_json::Value> {
     let container = find(&shared, &id)?;
     if shared.lock().runs(&container) {
         return Ok(Json(serde_json::Value::Null));
@@ -215,7 +215,7 @@ pub async fn start(State(shared): State<Arc<Shared>>, Path(id): Path<String>) ->
 }
 
 /// `POST containers/{id}/restart`.
-pub async fn restart(
+pub(super) async fn restart(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
     Json(request): Json<StopRequest>,
@@ -266,7 +266,7 @@ fn signal(request: &StopRequest) -> Result<Option<String>, Refusal> {
 }
 
 /// `POST containers/{id}/stop`.
-pub async fn stop(
+pub(super) async fn stop(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
     Json(request): Json<StopRequest>,
@@ -281,7 +281,7 @@ pub async fn stop(
 }
 
 /// `POST containers/{id}/kill`: SIGKILL is an end that was asked for; any other signal is only delivered, to containers of stacks too.
-pub async fn kill(
+pub(super) async fn kill(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
     Json(request): Json<StopRequest>,
@@ -305,7 +305,7 @@ pub async fn kill(
 }
 
 /// `POST containers/{id}/pause`.
-pub async fn pause(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer<serde_json::Value> {
+pub(super) async fn pause(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer<serde_json::Value> {
     let container = find(&shared, &id)?;
     if !shared.lock().runs(&container) {
         return Err(ErrorDetail::new("conflict", format!("container {id} does not run")).into());
@@ -314,20 +314,20 @@ pub async fn pause(State(shared): State<Arc<Shared>>, Path(id): Path<String>) ->
 }
 
 /// `POST containers/{id}/unpause`.
-pub async fn unpause(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer<serde_json::Value> {
+pub(super) async fn unpause(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer<serde_json::Value> {
     change(shared, id, |task| task.desired = DesiredTask::Running, |s| s == TaskState::Running || over(s)).await
 }
 
 /// `?force=&volumes=`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct RemoveQuery {
+pub(super) struct RemoveQuery {
     force: bool,
     volumes: bool,
 }
 
 /// `DELETE containers/{id}`.
-pub async fn remove(
+pub(super) async fn remove(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
     Query(query): Query<RemoveQuery>,
@@ -355,7 +355,7 @@ pub async fn remove(
 /// `?path=&owners=&follow=`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct ArchiveQuery {
+pub(super) struct ArchiveQuery {
     path: String,
     owners: bool,
     follow: bool,
@@ -380,7 +380,7 @@ impl Write for ChunkWriter {
 }
 
 /// A body that a thread writes; its failure breaks the body off, so that the client sees that it is not complete.
-pub fn written_body<E: std::error::Error>(
+pub(super) fn written_body<E: std::error::Error>(
     write: impl FnOnce(&mut dyn Write) -> Result<(), E> + Send + 'static,
 ) -> Body {
     let (sender, receiver) = tokio::sync::mpsc::channel::<std::io::Result<Bytes>>(CHUNKS);
@@ -400,7 +400,7 @@ pub fn written_body<E: std::error::Error>(
 }
 
 /// A request's body as a reader for a thread.
-pub fn body_reader(body: Body) -> impl std::io::Read + Send + 'static {
+pub(super) fn body_reader(body: Body) -> impl std::io::Read + Send + 'static {
     let (sender, receiver) = tokio::sync::mpsc::channel::<std::io::Result<Bytes>>(CHUNKS);
     let mut stream = body.into_data_stream();
     tokio::spawn(async move {
@@ -433,7 +433,7 @@ impl std::io::Read for BodyReader {
 }
 
 /// `GET containers/{id}/archive`. A path that is not there is an error with a status, not a stream that breaks off.
-pub async fn archive_out(
+pub(super) async fn archive_out(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
     Query(query): Query<ArchiveQuery>,
@@ -445,7 +445,7 @@ pub async fn archive_out(
 }
 
 /// `GET containers/{id}/archive/directory?path=`: whether a path is a directory that exists, so that a client can name what it sends.
-pub async fn is_directory(
+pub(super) async fn is_directory(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
     Query(query): Query<ArchiveQuery>,
@@ -459,7 +459,7 @@ pub async fn is_directory(
 }
 
 /// `PUT containers/{id}/archive`: unpacks into the directory `path`.
-pub async fn archive_in(
+pub(super) async fn archive_in(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
     Query(query): Query<ArchiveQuery>,

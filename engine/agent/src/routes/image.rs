@@ -34,7 +34,7 @@ fn view(shared: &Shared, image: &Image) -> ImageView {
 }
 
 /// `GET images`.
-pub async fn list(State(shared): State<Arc<Shared>>) -> Answer<Vec<ImageView>> {
+pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Answer<Vec<ImageView>> {
     blocking(move || {
         let images = shared.engine.images().list()?;
         Ok(Json(images.iter().map(|image| view(&shared, image)).collect()))
@@ -45,19 +45,19 @@ pub async fn list(State(shared): State<Arc<Shared>>) -> Answer<Vec<ImageView>> {
 /// `?name=&target=&force=`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct ImageQuery {
+pub(super) struct ImageQuery {
     name: String,
     target: String,
     force: bool,
 }
 
 /// `GET image`.
-pub async fn inspect(State(shared): State<Arc<Shared>>, Query(query): Query<ImageQuery>) -> Answer<serde_json::Value> {
+pub(super) async fn inspect(State(shared): State<Arc<Shared>>, Query(query): Query<ImageQuery>) -> Answer<serde_json::Value> {
     blocking(move || Ok(Json(shared.engine.images().inspect(&query.name)?))).await
 }
 
 /// `DELETE image`.
-pub async fn remove(State(shared): State<Arc<Shared>>, Query(query): Query<ImageQuery>) -> Answer<Vec<String>> {
+pub(super) async fn remove(State(shared): State<Arc<Shared>>, Query(query): Query<ImageQuery>) -> Answer<Vec<String>> {
     blocking(move || {
         let removed = shared.engine.remove_image(&query.name, query.force)?;
         let mut lines: Vec<String> = removed.untagged.iter().map(|name| format!("untagged: {name}")).collect();
@@ -68,12 +68,12 @@ pub async fn remove(State(shared): State<Arc<Shared>>, Query(query): Query<Image
 }
 
 /// `POST image/tag`.
-pub async fn tag(State(shared): State<Arc<Shared>>, Query(query): Query<ImageQuery>) -> Answer<()> {
+pub(super) async fn tag(State(shared): State<Arc<Shared>>, Query(query): Query<ImageQuery>) -> Answer<()> {
     blocking(move || Ok(Json(shared.engine.images().tag(&query.name, &query.target)?))).await
 }
 
 /// `GET image/history`.
-pub async fn history(State(shared): State<Arc<Shared>>, Query(query): Query<ImageQuery>) -> Answer<serde_json::Value> {
+pub(super) async fn history(State(shared): State<Arc<Shared>>, Query(query): Query<ImageQuery>) -> Answer<serde_json::Value> {
     blocking(move || {
         let history = shared.engine.images().history(&query.name)?;
         // Newest first, as people read it.
@@ -108,7 +108,7 @@ fn repeated(query: Option<&str>, key: &str) -> Vec<String> {
 }
 
 /// `POST images/import`.
-pub async fn import(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery, body: Body) -> Answer<ImageView> {
+pub(super) async fn import(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery, body: Body) -> Answer<ImageView> {
     let query = query.as_deref();
     let first = |key: &str| repeated(query, key).into_iter().next().filter(|text| !text.is_empty());
     let options = ImportOptions {
@@ -126,7 +126,7 @@ pub async fn import(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery
 }
 
 /// `POST images/load`.
-pub async fn load(State(shared): State<Arc<Shared>>, body: Body) -> Answer<Vec<ImageView>> {
+pub(super) async fn load(State(shared): State<Arc<Shared>>, body: Body) -> Answer<Vec<ImageView>> {
     let reader = body_reader(body);
     blocking(move || {
         let images = shared.engine.images();
@@ -141,7 +141,7 @@ pub async fn load(State(shared): State<Arc<Shared>>, body: Body) -> Answer<Vec<I
 }
 
 /// `GET images/save?name=…&name=…`.
-pub async fn save(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Result<Response<Body>, Refusal> {
+pub(super) async fn save(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Result<Response<Body>, Refusal> {
     let names = repeated(query.as_deref(), "name");
     if names.is_empty() {
         return Err(ErrorDetail::new("invalid", "no image named").into());

@@ -20,7 +20,7 @@ const CHUNK: usize = 64 * 1024;
 const LOOK: Duration = Duration::from_millis(500);
 
 /// `GET containers/{id}/logs`.
-pub async fn logs(
+pub(super) async fn logs(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
     Query(query): Query<LogQuery>,

@@ -26,13 +26,13 @@ use crate::Shared;
 const QUEUE: usize = 64;
 
 /// The upgraded connection.
-pub type Connection = TokioIo<hyper::upgrade::Upgraded>;
+pub(super) type Connection = TokioIo<hyper::upgrade::Upgraded>;
 
 /// Takes a request apart into its JSON body and the promise of its upgraded connection.
 ///
 /// # Errors
 /// When it asks for no upgrade, or its body is not understood.
-pub async fn upgrade<T: DeserializeOwned>(mut request: Request) -> Result<(T, hyper::upgrade::OnUpgrade), Refusal> {
+pub(super) async fn upgrade<T: DeserializeOwned>(mut request: Request) -> Result<(T, hyper::upgrade::OnUpgrade), Refusal> {
     let asked = request.headers().get(UPGRADE).is_some_and(|value| value == PROTOCOL);
     if !asked {
         return Err(ErrorDetail::new("invalid", format!("this route needs `Upgrade: {PROTOCOL}`")).into());
@@ -45,7 +45,7 @@ pub async fn upgrade<T: DeserializeOwned>(mut request: Request) -> Result<(T, hy
 }
 
 /// `101 Switching Protocols`.
-pub fn switching() -> Response<Body> {
+pub(super) fn switching() -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     response.headers_mut().insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
@@ -54,7 +54,7 @@ pub fn switching() -> Response<Body> {
 }
 
 /// `exec`.
-pub async fn exec(
+pub(super) async fn exec(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
     request: Request,
@@ -156,7 +156,7 @@ async fn exec_input(mut reader: ReadHalf<Connection>, mut input: Input, session:
 }
 
 /// Sends frames until there are no more, or nobody takes them.
-pub async fn write_all(mut writer: WriteHalf<Connection>, mut frames: mpsc::Receiver<Frame>) {
+pub(super) async fn write_all(mut writer: WriteHalf<Connection>, mut frames: mpsc::Receiver<Frame>) {
     while let Some(frame) = frames.recv().await {
         if write_frame(&mut writer, &frame).await.is_err() {
             return;
@@ -169,12 +169,12 @@ pub async fn write_all(mut writer: WriteHalf<Connection>, mut frames: mpsc::Rece
 ///
 /// # Errors
 /// What the engine says.
-pub fn attach(shared: &Shared, container: &ContainerId, stdin: bool) -> Result<AttachSession, Refusal> {
+pub(super) fn attach(shared: &Shared, container: &ContainerId, stdin: bool) -> Result<AttachSession, Refusal> {
     Ok(shared.engine.attach(container, AttachOptions { stdin, patient: true })?)
 }
 
 /// Pumps an attached container until it ends or the client goes.
-pub async fn pump_attach(shared: Arc<Shared>, connection: Connection, container: ContainerId, session: AttachSession, signals: bool) {
+pub(super) async fn pump_attach(shared: Arc<Shared>, connection: Connection, container: ContainerId, session: AttachSession, signals: bool) {
     let (mut reader, writer) = tokio::io::split(connection);
     let (sender, frames) = mpsc::channel(QUEUE);
     let writing = tokio::spawn(write_all(writer, frames));

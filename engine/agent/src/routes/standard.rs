@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 const CHUNK: usize = 32 * 1024;
 
 /// Passes what comes from a pipe on, to its end.
-pub fn forward_pipe(from: OwnedFd, kind: Kind, to: mpsc::Sender<Frame>) -> io::Result<JoinHandle<()>> {
+pub(super) fn forward_pipe(from: OwnedFd, kind: Kind, to: mpsc::Sender<Frame>) -> io::Result<JoinHandle<()>> {
     let mut from = pipe::Receiver::from_owned_fd(from)?;
     Ok(tokio::spawn(async move {
         loop {
@@ -35,7 +35,7 @@ pub fn forward_pipe(from: OwnedFd, kind: Kind, to: mpsc::Sender<Frame>) -> io::R
 }
 
 /// Passes what comes from a terminal on, to its end, which a terminal tells by an error.
-pub fn forward_terminal(from: OwnedFd, to: mpsc::Sender<Frame>) -> JoinHandle<()> {
+pub(super) fn forward_terminal(from: OwnedFd, to: mpsc::Sender<Frame>) -> JoinHandle<()> {
     tokio::task::spawn_blocking(move || {
         let mut from = File::from(from);
         let mut buffer = vec![0u8; CHUNK];
@@ -49,7 +49,7 @@ pub fn forward_terminal(from: OwnedFd, to: mpsc::Sender<Frame>) -> JoinHandle<()
 }
 
 /// Where input goes.
-pub enum Input {
+pub(super) enum Input {
     /// Nowhere (any more).
     Closed,
     /// A pipe.
@@ -63,12 +63,12 @@ impl Input {
     ///
     /// # Errors
     /// When it is none.
-    pub fn pipe(to: OwnedFd) -> io::Result<Self> {
+    pub(super) fn pipe(to: OwnedFd) -> io::Result<Self> {
         Ok(Self::Pipe(pipe::Sender::from_owned_fd(to)?))
     }
 
     /// Writes; an input that nobody reads any more is closed.
-    pub async fn write(&mut self, bytes: Bytes) {
+    pub(super) async fn write(&mut self, bytes: Bytes) {
         let written = match self {
             Self::Closed => return,
             Self::Pipe(to) => to.write_all(&bytes).await.is_ok(),
@@ -84,7 +84,7 @@ impl Input {
     }
 
     /// There is no more. A terminal has no end of its own: the person types it.
-    pub fn end(&mut self) {
+    pub(super) fn end(&mut self) {
         if matches!(self, Self::Pipe(_)) {
             *self = Self::Closed;
         }

@@ -13,7 +13,7 @@ use crate::task::ContainerState;
 use crate::{Shared, facts, local, view};
 
 /// `GET info`.
-pub async fn info(State(shared): State<Arc<Shared>>) -> Answer<Info> {
+pub(super) async fn info(State(shared): State<Arc<Shared>>) -> Answer<Info> {
     blocking(move || {
         let facts = facts(&shared.config.node, &shared.netd);
         let mut containers = BTreeMap::new();
@@ -53,7 +53,7 @@ fn cgroup_mode() -> String {
 }
 
 /// `GET df`.
-pub async fn disk_use(State(shared): State<Arc<Shared>>) -> Answer<DiskUse> {
+pub(super) async fn disk_use(State(shared): State<Arc<Shared>>) -> Answer<DiskUse> {
     blocking(move || {
         let usage = shared.engine.disk_usage()?;
         let stopped = usage.containers.iter().filter(|c| !c.running);
@@ -73,7 +73,7 @@ pub async fn disk_use(State(shared): State<Arc<Shared>>) -> Answer<DiskUse> {
 }
 
 /// `POST prune`.
-pub async fn prune(State(shared): State<Arc<Shared>>, Json(request): Json<PruneRequest>) -> Answer<Pruned> {
+pub(super) async fn prune(State(shared): State<Arc<Shared>>, Json(request): Json<PruneRequest>) -> Answer<Pruned> {
     let mut pruned = Pruned::default();
     if request.containers {
         for id in stopped(&shared) {
@@ -140,7 +140,7 @@ fn stopped(shared: &Arc<Shared>) -> Vec<TaskId> {
 }
 
 /// `GET containers/{id}/stats`: one sample.
-pub async fn stats(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer<Stats> {
+pub(super) async fn stats(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer<Stats> {
     let container = find(&shared, &id)?;
     blocking(move || {
         let info = shared.engine.inspect(&container)?;
@@ -181,7 +181,7 @@ fn network_bytes(pid: i32) -> (u64, u64) {
 }
 
 /// `GET containers/{id}/top`.
-pub async fn top(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer<Top> {
+pub(super) async fn top(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer<Top> {
     let container = find(&shared, &id)?;
     blocking(move || {
         let info = shared.engine.inspect(&container)?;

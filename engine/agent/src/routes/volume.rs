@@ -38,17 +38,17 @@ fn show(shared: &Shared, volume: VolumeInfo) -> VolumeView {
 }
 
 /// `GET node/volumes`.
-pub async fn list(State(shared): State<Arc<Shared>>) -> Answer<Vec<VolumeView>> {
+pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Answer<Vec<VolumeView>> {
     blocking(move || Ok(Json(shared.engine.volumes().list()?.into_iter().map(|v| show(&shared, v)).collect()))).await
 }
 
 /// `GET node/volumes/{name}`.
-pub async fn inspect(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer<VolumeView> {
+pub(super) async fn inspect(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer<VolumeView> {
     blocking(move || Ok(Json(show(&shared, shared.engine.volumes().inspect(&name)?)))).await
 }
 
 /// `POST node/volumes`.
-pub async fn create(State(shared): State<Arc<Shared>>, Json(request): Json<VolumeView>) -> Answer<VolumeView> {
+pub(super) async fn create(State(shared): State<Arc<Shared>>, Json(request): Json<VolumeView>) -> Answer<VolumeView> {
     blocking(move || {
         let made = match shared.engine.volumes().create(&request.name, request.labels) {
             // Made twice is made, as in Docker.
@@ -63,7 +63,7 @@ pub async fn create(State(shared): State<Arc<Shared>>, Json(request): Json<Volum
 }
 
 /// `DELETE node/volumes/{name}`.
-pub async fn remove(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer<()> {
+pub(super) async fn remove(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer<()> {
     blocking(move || {
         let wanted = shared.lock().assignment.volumes.iter().any(|v| v.name == name);
         if wanted {
