@@ -125,7 +125,13 @@ impl Engine {
     ///
     /// # Errors
     /// When there is no such directory, or an entry cannot be written; what came before it is there.
-    pub fn copy_in(&self, id: &ContainerId, directory: &str, archive: impl Read, options: &CopyIn) -> Result<(), EngineError> {
+    pub fn copy_in(
+        &self,
+        id: &ContainerId,
+        directory: &str,
+        archive: impl Read,
+        options: &CopyIn,
+    ) -> Result<(), EngineError> {
         let container = self.inner.container(id)?;
         let copied = self.inner.with_root(&container, |root| extract::extract(root, directory, archive, options));
         Ok(copied?)
@@ -144,7 +150,11 @@ impl Engine {
 impl Inner {
     /// Lends a container's root. One that does not run cannot be started meanwhile: two mounts of one upper layer see no sense in each
     /// other's changes.
-    fn with_root<T>(&self, container: &Container, work: impl FnOnce(&Root) -> Result<T, CopyError>) -> Result<T, CopyError> {
+    fn with_root<T>(
+        &self,
+        container: &Container,
+        work: impl FnOnce(&Root) -> Result<T, CopyError>,
+    ) -> Result<T, CopyError> {
         let failed = |source| CopyError::Root { container: container.name(), source };
         let operation = lock(&container.operation);
         let state = container.state();

@@ -26,7 +26,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use attach::{AttachError, AttachEvent, AttachInput, AttachOptions, AttachSession};
@@ -44,7 +44,7 @@ use crate::container::{ContainerState, Phase};
 use crate::image::{ImageError, ImageStore};
 use crate::logs::reader::{LogError, LogQuery, LogReader};
 use crate::runtime::PrepareError;
-use crate::shim::protocol::ExitRecord;
+use crate::shim::protocol::{self, ExitRecord};
 use crate::volume::{VolumeError, VolumeStore};
 use data_dir::DataDir;
 use link::ShimLink;
@@ -237,6 +237,9 @@ pub(crate) struct Container {
     config: Mutex<Arc<ContainerConfig>>,
     state: Mutex<State>,
     changed: Condvar,
+    /// Read while a process is being started inside, written while it is frozen: a process that is frozen before its execve would hold
+    /// the shim up.
+    freezing: RwLock<()>,
     /// One start or removal at a time. Taken before every other lock.
     pub(crate) operation: Mutex<()>,
 }
@@ -246,8 +249,34 @@ struct State {
     public: ContainerState,
     /// The shim that runs it.
     link: Option<Arc<ShimLink>>,
-    /// An end that was told before the answer to its start had been dealt with.
-    early_exit: Option<ExitRecord>,
+    /// The end that its shim told last. It may be told before the answer to its start has been dealt with.
+    told_exit: Option<ExitRecord>,
+    /// How many runs have ended, and how the last one did: who waits for an end sees it even if the next run has begun.
+    ends: u64,
+    last_end: Option<ContainerState>,
+    /// How long the parts of the last start took.
+    start_times: Option<StartTimes>,
+}
+
+impl State {
+    /// A run has ended.
+    fn end(&mut self, exit: &ExitRecord) {
+        self.public.exit(exit);
+        self.link = None;
+        self.ends += 1;
+        self.last_end = Some(self.public.clone());
+    }
+}
+
+/// How long the parts of a start took, in ns.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StartTimes {
+    /// Reading the image, filling volumes, generating files, compiling the plan.
+    pub prepare: u64,
+    /// Finding or starting the shim, asking it, and its answer.
+    pub ask: u64,
+    /// What the shim did in that time.
+    pub shim: protocol::StartTimes,
 }
 
 /// Locks, also after another thread panicked: every state behind these locks is changed in one step.
@@ -268,6 +297,7 @@ impl Container {
             config: Mutex::new(Arc::new(config)),
             state: Mutex::default(),
             changed: Condvar::new(),
+            freezing: RwLock::new(()),
             operation: Mutex::new(()),
         }
     }
@@ -336,7 +366,9 @@ impl Engine {
         let mut matching = containers.by_id.keys().filter(|id| !reference.is_empty() && id.0.starts_with(reference));
         match (matching.next(), matching.next()) {
             (Some(id), None) => Ok(id.clone()),
-            (Some(_), Some(_)) => Err(EngineError::Conflict(format!("several containers' ids begin with {reference:?}"))),
+            (Some(_), Some(_)) => {
+                Err(EngineError::Conflict(format!("several containers' ids begin with {reference:?}")))
+            }
             (None, _) => Err(EngineError::NotFound { kind: "container", name: reference.to_owned() }),
         }
     }
@@ -348,6 +380,14 @@ impl Engine {
     pub fn inspect(&self, id: &ContainerId) -> Result<ContainerInfo, EngineError> {
         let container = self.inner.container(id)?;
         Ok(ContainerInfo { config: container.config(), state: container.state() })
+    }
+
+    /// How long the parts of a container's last start took; `None` if this engine did not start it.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn start_times(&self, id: &ContainerId) -> Result<Option<StartTimes>, EngineError> {
+        Ok(lock(&self.inner.container(id)?.state).start_times)
     }
 
     /// What happens from now on.

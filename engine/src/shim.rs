@@ -10,12 +10,12 @@
 //!
 //! Absent on purpose: restart policies, health checks, images, networks. A shim decides nothing.
 
+mod client;
 pub mod frame;
 mod launch;
 mod process;
 pub mod protocol;
 mod record;
-mod client;
 mod server;
 mod start;
 
@@ -66,7 +66,10 @@ fn seal() -> Result<Launcher, ShimError> {
 fn detach() -> Result<std::os::unix::net::UnixListener, ShimError> {
     use nix::sys::prctl;
     let fail = |doing| move |e: nix::errno::Errno| ShimError { doing, source: e.into() };
-    let listener = std::io::stdin().as_fd().try_clone_to_owned().map_err(|source| ShimError { doing: "take the socket", source })?;
+    let listener = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| ShimError { doing: "take the socket", source })?;
     let null = std::fs::File::options().read(true).write(true).open("/dev/null");
     let null = null.map_err(|source| ShimError { doing: "open /dev/null", source })?;
     nix::unistd::dup2_stdin(&null).map_err(fail("replace stdin"))?;

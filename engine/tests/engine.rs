@@ -1,5 +1,7 @@
 //! The engine on the real kernel: containers of busybox, run by real shims.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "tests")]
+
 #[path = "engine/adoption.rs"]
 mod adoption;
 #[path = "engine/attaching.rs"]

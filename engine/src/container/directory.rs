@@ -12,7 +12,8 @@ pub(crate) const CONFIG_FILE: &str = "config.json";
 /// Directories being made; a crash leaves them, the next start removes them.
 const NEW_PREFIX: &str = ".new-";
 
-/// Makes a container's directory. When this returns it is on disk, whole; until then it does not exist.
+/// Makes a container's directory. When this returns it is on disk, whole; until then it does not exist. Only a container that is removed
+/// at its end need not survive a power cut: it would be removed then, and three waits for the disk are most of what a short run takes.
 pub(crate) fn create(containers: &Path, config: &ContainerConfig) -> io::Result<PathBuf> {
     let new = containers.join(format!("{NEW_PREFIX}{}", config.id));
     let directory = containers.join(&config.id.0);
@@ -22,8 +23,11 @@ pub(crate) fn create(containers: &Path, config: &ContainerConfig) -> io::Result<
         // Docker's root directory of a container is 0755: processes of any user must be able to pass it.
         make(&new.join("upper"), 0o755)?;
         make(&new.join("work"), 0o700)?;
-        write_new(&new.join(CONFIG_FILE), &serde_json::to_vec_pretty(config)?)?;
-        File::open(&new)?.sync_all()?;
+        let durable = !config.auto_remove;
+        write_new(&new.join(CONFIG_FILE), &serde_json::to_vec_pretty(config)?, durable)?;
+        if durable {
+            File::open(&new)?.sync_all()?;
+        }
         nix::fcntl::renameat2(
             nix::fcntl::AT_FDCWD,
             &new,
@@ -31,7 +35,7 @@ pub(crate) fn create(containers: &Path, config: &ContainerConfig) -> io::Result<
             &directory,
             nix::fcntl::RenameFlags::RENAME_NOREPLACE,
         )?;
-        File::open(containers)?.sync_all()
+        if durable { File::open(containers)?.sync_all() } else { Ok(()) }
     })();
     match result {
         Ok(()) => Ok(directory),
@@ -47,7 +51,7 @@ pub(crate) fn create(containers: &Path, config: &ContainerConfig) -> io::Result<
 pub(crate) fn rewrite(directory: &Path, config: &ContainerConfig) -> io::Result<()> {
     let new = directory.join("config.json.new");
     let _ = std::fs::remove_file(&new);
-    write_new(&new, &serde_json::to_vec_pretty(config)?)?;
+    write_new(&new, &serde_json::to_vec_pretty(config)?, true)?;
     std::fs::rename(&new, directory.join(CONFIG_FILE))?;
     File::open(directory)?.sync_all()
 }
@@ -60,7 +64,10 @@ pub(crate) fn scan(containers: &Path) -> io::Result<(Vec<(PathBuf, ContainerConf
         let entry = entry?;
         let (name, path) = (entry.file_name(), entry.path());
         let Some(name) = name.to_str() else { continue };
-        if name.starts_with(NEW_PREFIX) {
+        // No configuration, or one without a byte: a container that was not to survive the power cut which it met.
+        let empty = std::fs::metadata(path.join(CONFIG_FILE))
+            .map_or_else(|e| e.kind() == io::ErrorKind::NotFound, |m| m.len() == 0);
+        if name.starts_with(NEW_PREFIX) || empty {
             remove_tree(&path)?;
             continue;
         }
@@ -108,8 +115,8 @@ pub(crate) fn make(path: &Path, mode: u32) -> io::Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 
-fn write_new(path: &Path, text: &[u8]) -> io::Result<()> {
+fn write_new(path: &Path, text: &[u8], durable: bool) -> io::Result<()> {
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(text)?;
-    file.sync_all()
+    if durable { file.sync_all() } else { Ok(()) }
 }

@@ -103,6 +103,11 @@ impl Inner {
             }
         }
         for container in self.all() {
+            let ended = container.state().phase == Phase::Exited;
+            if ended && container.config().auto_remove {
+                self.remove_later(&container);
+                continue;
+            }
             let adopted = lock(&container.state).link.is_some();
             if !adopted && container.state().phase.is_alive() {
                 self.lose(&container, "its shim is gone");
@@ -131,7 +136,7 @@ impl Inner {
             let frozen = self.cgroup(&container).is_ok_and(|group| group.is_frozen());
             let mut state = lock(&container.state);
             // It may have ended since the shim answered: then the notice was there first.
-            if state.early_exit.as_ref().is_some_and(|exit| exit.ends(&run)) {
+            if state.told_exit.as_ref().is_some_and(|exit| exit.ends(&run)) {
                 continue;
             }
             state.public.run(&run);
@@ -200,13 +205,12 @@ impl Inner {
         let Ok(container) = self.container(id) else { return };
         {
             let mut state = lock(&container.state);
+            state.told_exit = Some(exit.clone());
             if (state.public.pid, state.public.start_time) != (exit.pid, exit.start_time) {
                 // The answer to its start is still on its way to the thread that asked.
-                state.early_exit = Some(exit.clone());
                 return;
             }
-            state.public.exit(exit);
-            state.link = None;
+            state.end(exit);
         }
         self.tell_exit(&container, exit);
     }
@@ -217,15 +221,22 @@ impl Inner {
         let kind = EventKind::Exited { code: exit.code, oom: exit.oom, error: exit.error.clone() };
         self.events.send(&container.id, &container.name(), kind);
         if container.config().auto_remove {
-            let (inner, id) = (Arc::clone(self), container.id.clone());
-            let removal = std::thread::Builder::new().name("engine-remove".to_owned()).stack_size(512 << 10).spawn(move || {
-                if let Err(error) = inner.remove(&id, false, true) {
-                    tracing::warn!(container = %id, error = &error as &dyn std::error::Error, "cannot remove a container that asked for it");
-                }
-            });
-            if let Err(e) = removal {
-                tracing::warn!(container = %container.id, error = %e, "cannot start a thread to remove a container");
+            self.remove_later(container);
+        }
+    }
+
+    /// Removes a container in a thread: the caller may be the one that reads what the removal waits for.
+    fn remove_later(self: &Arc<Self>, container: &Container) {
+        let (inner, id) = (Arc::clone(self), container.id.clone());
+        let work = move || {
+            if let Err(error) = inner.remove(&id, false, true) {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(container = %id, error, "cannot remove a container that asked for it");
             }
+        };
+        let thread = std::thread::Builder::new().name("engine-remove".to_owned()).stack_size(512 << 10).spawn(work);
+        if let Err(e) = thread {
+            tracing::warn!(container = %container.id, error = %e, "cannot start a thread to remove a container");
         }
     }
 
@@ -265,7 +276,7 @@ impl Inner {
                     error: why.to_owned(),
                 };
                 let written =
-                    std::fs::File::open(&container.directory).and_then(|directory| write_exit(directory, &exit));
+                    std::fs::File::open(&container.directory).and_then(|directory| write_exit(directory, &exit, true));
                 if let Err(e) = written {
                     tracing::error!(container = %container.id, error = %e, "cannot record a container's end");
                 }
@@ -278,8 +289,7 @@ impl Inner {
             if !state.public.phase.is_alive() {
                 return;
             }
-            state.public.exit(&exit);
-            state.link = None;
+            state.end(&exit);
         }
         self.tell_exit(container, &exit);
     }

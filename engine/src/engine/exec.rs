@@ -139,6 +139,7 @@ impl Engine {
     /// executed.
     pub fn exec(&self, id: &ContainerId, options: &ExecOptions) -> Result<ExecSession, EngineError> {
         let container = self.inner.container(id)?;
+        let _not_while_freezing = container.freezing.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         let state = container.state();
         if state.phase != Phase::Running {
             let name = container.name();

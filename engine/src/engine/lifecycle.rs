@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::link::{self, LinkError, ShimLink};
-use super::{Container, ContainerInfo, Engine, EngineError, EventKind, Inner, lock, now};
+use super::{Container, ContainerInfo, Engine, EngineError, EventKind, Inner, StartTimes, lock, now};
 use crate::config::{ContainerConfig, ContainerId, InjectedFile, MountKind, NetworkNs};
 use crate::container::{ContainerState, Phase, directory};
 use crate::shim::protocol::{ExitRecord, LogPlan, Reply, Request, Start, Target};
@@ -151,7 +151,13 @@ impl Container {
     fn wait(&self, limit: Option<Duration>, wanted: impl Fn(Phase) -> bool) -> ContainerState {
         let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
         let mut state = lock(&self.state);
+        let ends = state.ends;
         while !wanted(state.public.phase) {
+            if state.ends != ends
+                && let Some(end) = &state.last_end
+            {
+                return end.clone();
+            }
             let left = deadline.map_or(Duration::from_secs(3600), |d| d.saturating_duration_since(Instant::now()));
             if left.is_zero() {
                 break;
@@ -238,7 +244,9 @@ impl Inner {
         container: &Arc<Container>,
         config: &ContainerConfig,
     ) -> Result<ContainerState, EngineError> {
+        let begun = Instant::now();
         let plan = self.prepare(container, config)?;
+        let prepared = Instant::now();
         // Once more when the shim leaves, idle, at this very moment.
         for last in [false, true] {
             let link = self.link(&config.group)?;
@@ -248,16 +256,19 @@ impl Inner {
                 path: container.directory.clone(),
                 source,
             })?;
-            lock(&container.state).early_exit = None;
+            lock(&container.state).told_exit = None;
             let start = Request::Start(start_request(config, plan.clone()));
             match link.call(start, vec![directory.into()]) {
-                Ok((Reply::Started(run), _)) => {
+                Ok((Reply::Started { run, times }, _)) => {
                     let exit = {
                         let mut state = lock(&container.state);
                         state.public.run(&run);
-                        match state.early_exit.take().filter(|exit| exit.ends(&run)) {
+                        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+                        let (prepare, ask) = (ns(prepared - begun), ns(prepared.elapsed()));
+                        state.start_times = Some(StartTimes { prepare, ask, shim: times });
+                        match state.told_exit.clone().filter(|exit| exit.ends(&run)) {
                             Some(exit) => {
-                                state.public.exit(&exit);
+                                state.end(&exit);
                                 Some(exit)
                             }
                             None => {
@@ -309,7 +320,8 @@ impl Inner {
             boot_id: self.boot_id.clone(),
             error: message,
         };
-        let written = std::fs::File::open(&container.directory).and_then(|directory| write_exit(directory, &exit));
+        let written =
+            std::fs::File::open(&container.directory).and_then(|directory| write_exit(directory, &exit, true));
         if let Err(e) = written {
             tracing::warn!(container = %container.id, error = %e, "cannot record that a container did not start");
         }
@@ -418,6 +430,7 @@ impl Inner {
             return Err(EngineError::Phase { name: container.name(), phase, wanted });
         }
         let group = self.cgroup(&container)?;
+        let freezing = container.freezing.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         if paused { group.freeze() } else { group.thaw() }?;
         let mut state = lock(&container.state);
         if state.public.phase != from {
@@ -425,6 +438,7 @@ impl Inner {
         }
         state.public.phase = to;
         drop(state);
+        drop(freezing);
         let kind = if paused { EventKind::Paused } else { EventKind::Unpaused };
         self.events.send(&container.id, &container.name(), kind);
         Ok(())
@@ -536,6 +550,7 @@ fn start_request(config: &ContainerConfig, plan: Vec<u8>) -> Start {
         terminal: config.process.tty.then_some((24, 80)),
         stdin: config.process.stdin_open,
         stdin_once: config.process.stdin_once,
+        durable: !config.auto_remove,
         log: LogPlan {
             none: config.logging.none,
             max_size: config.logging.max_size,

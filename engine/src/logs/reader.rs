@@ -88,6 +88,8 @@ pub struct LogReader {
     buffer: Vec<u8>,
     /// Read part of the buffer.
     used: usize,
+    /// Files were rotated away before they were read.
+    gap: bool,
     watch: Option<Inotify>,
     ended: Box<dyn Fn() -> bool + Send>,
     stopped: Arc<AtomicBool>,
@@ -115,7 +117,7 @@ impl LogReader {
         let fail = |source| LogError { directory: directory.to_owned(), source };
         // The watch is set before the files are opened, or a line between the two would wait for the next.
         let watch = if query.follow { watch(directory) } else { None };
-        let files = open_files(directory, None).map_err(fail)?;
+        let (files, _) = open_files(directory, None).map_err(fail)?;
         let mut reader = Self {
             directory: directory.to_owned(),
             query,
@@ -123,6 +125,7 @@ impl LogReader {
             offset: 0,
             buffer: Vec::new(),
             used: 0,
+            gap: false,
             watch,
             ended: Box::new(ended),
             stopped: Arc::new(AtomicBool::new(false)),
@@ -218,6 +221,9 @@ impl LogReader {
             }
             self.files.pop_front();
             self.offset = 0;
+            if std::mem::take(&mut self.gap) {
+                return Ok(Some(gap_notice()));
+            }
         }
     }
 
@@ -245,12 +251,16 @@ impl LogReader {
     }
 
     /// Files made since the one being read, oldest first.
-    fn newer_files(&self) -> io::Result<VecDeque<File>> {
-        let Some(current) = self.files.front() else { return open_files(&self.directory, None) };
+    fn newer_files(&mut self) -> io::Result<VecDeque<File>> {
+        let Some(current) = self.files.front() else { return Ok(open_files(&self.directory, None)?.0) };
         let current = identity(current)?;
         match std::fs::metadata(self.directory.join(FILE_NAME)) {
             Ok(newest) if (newest.dev(), newest.ino()) == current => Ok(VecDeque::new()),
-            Ok(_) => open_files(&self.directory, Some(current)),
+            Ok(_) => {
+                let (files, gap) = open_files(&self.directory, Some(current))?;
+                self.gap |= gap;
+                Ok(files)
+            }
             // Between the renaming and the making of the new file, or the container is being removed.
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(VecDeque::new()),
             Err(e) => Err(e),
@@ -376,13 +386,21 @@ impl<'a> Backward<'a> {
     }
 }
 
+/// Never silently: who follows more slowly than the container writes is told where lines are missing.
+fn gap_notice() -> LogLine {
+    let time =
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX));
+    let text = "orch: log lines are missing here: they were rotated away before they could be read\n".to_owned();
+    LogLine { time, stream: Stream::Stderr, text }
+}
+
 fn identity(file: &File) -> io::Result<(u64, u64)> {
     file.metadata().map(|meta| (meta.dev(), meta.ino()))
 }
 
 /// Opens the files newer than `after`, or all, oldest first. While the writer renames, one name in the middle may be missing for a
-/// moment: two in a row are the end.
-fn open_files(directory: &Path, after: Option<(u64, u64)>) -> io::Result<VecDeque<File>> {
+/// moment: two in a row are the end. True when `after` is not among them any more: what was written between is gone.
+fn open_files(directory: &Path, after: Option<(u64, u64)>) -> io::Result<(VecDeque<File>, bool)> {
     let mut files = VecDeque::new();
     let mut seen = Vec::new();
     let mut missing = 0;
@@ -401,14 +419,14 @@ fn open_files(directory: &Path, after: Option<(u64, u64)>) -> io::Result<VecDequ
         missing = 0;
         let identity = identity(&file)?;
         if Some(identity) == after {
-            break;
+            return Ok((files, false));
         }
         if !seen.contains(&identity) {
             seen.push(identity);
             files.push_front(file);
         }
     }
-    Ok(files)
+    Ok((files, after.is_some()))
 }
 
 /// `None` where the user's inotify instances are used up: the follower then looks by the clock.

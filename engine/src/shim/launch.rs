@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::cgroup::Cgroup;
-use crate::runtime::{ExecPlan, LaunchError, LaunchPlan, Launched, Launcher, Stdio};
+use crate::runtime::{ExecPlan, LaunchError, LaunchPlan, LaunchTimes, Launched, Launcher, Stdio};
 
 /// A shim cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +35,7 @@ pub(super) struct Process {
     pub(super) start_time: u64,
     pub(super) pidfd: OwnedFd,
     pub(super) group: Cgroup,
+    pub(super) times: LaunchTimes,
     /// Our ends.
     pub(super) stdin: Option<OwnedFd>,
     pub(super) stdout: Option<OwnedFd>,
@@ -92,10 +93,10 @@ fn with_streams(
         }
     };
     let launched = launch(stdio).map_err(|e| NotStarted { code: e.exit_code(), message: chain(&e) })?;
-    let Launched { pid, pidfd, start_time, terminal, cgroup, .. } = launched;
+    let Launched { pid, pidfd, start_time, terminal, cgroup, times } = launched;
     let (stdin, stdout, stderr) =
         ends.map_or((None, None, None), |ends| (ends.stdin, Some(ends.stdout), Some(ends.stderr)));
-    Ok(Process { pid, start_time, pidfd, group: cgroup, stdin, stdout, stderr, terminal })
+    Ok(Process { pid, start_time, pidfd, group: cgroup, times, stdin, stdout, stderr, terminal })
 }
 
 /// Removes a container's group if nothing lives in it; never waits.

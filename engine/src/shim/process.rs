@@ -113,6 +113,7 @@ pub(super) struct Container {
     pub(super) outputs: [Option<Output>; 2],
     pub(super) input: Option<Input>,
     pub(super) stdin_once: bool,
+    pub(super) durable: bool,
     pub(super) ending: Option<Ending>,
 }
 

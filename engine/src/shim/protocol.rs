@@ -85,6 +85,8 @@ pub struct Start {
     pub stdin_once: bool,
     /// Its log.
     pub log: LogPlan,
+    /// Does its end have to survive a power cut? Not that of a container which is removed then.
+    pub durable: bool,
 }
 
 /// Where and how a container's log is kept.
@@ -133,7 +135,12 @@ pub enum Reply {
     /// What runs.
     Containers(Vec<Running>),
     /// The container runs: its execve has succeeded.
-    Started(RunRecord),
+    Started {
+        /// Which process it is.
+        run: RunRecord,
+        /// How long it took.
+        times: StartTimes,
+    },
     /// The process runs. Descriptors: the terminal's master, or stdout, stderr and (when asked for) stdin; none when detached.
     ExecStarted {
         /// Its pid on the host.
@@ -204,6 +211,21 @@ pub struct RunRecord {
     pub boot_id: String,
     /// Wall clock in ns since 1970.
     pub started_at: i64,
+}
+
+/// How long the parts of a start took in the shim, in ns.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartTimes {
+    /// Making and limiting the control group.
+    pub cgroup: u64,
+    /// Opening and mounting what the plan names.
+    pub compile: u64,
+    /// The clone.
+    pub clone: u64,
+    /// What the child did, its execve included.
+    pub child: u64,
+    /// All of it, with reading the plan and the shim's own book-keeping.
+    pub whole: u64,
 }
 
 /// The end of a container: `exit.json` in its directory.

@@ -36,8 +36,8 @@ pub(super) fn write_run(directory: impl AsFd, run: &RunRecord) -> io::Result<()>
     Ok(())
 }
 
-/// Records an end, durably: when this returns, no power cut takes it back.
-pub(crate) fn write_exit(directory: impl AsFd, exit: &ExitRecord) -> io::Result<()> {
+/// Records an end; with `durable`, no power cut takes it back when this has returned.
+pub(crate) fn write_exit(directory: impl AsFd, exit: &ExitRecord, durable: bool) -> io::Result<()> {
     let directory = directory.as_fd();
     let mut text = serde_json::to_vec(exit)?;
     if text.len() > EXIT_ROOM {
@@ -48,9 +48,13 @@ pub(crate) fn write_exit(directory: impl AsFd, exit: &ExitRecord) -> io::Result<
     // Not truncated: the blocks are those taken at the start.
     let mut file = create(directory, EXIT_FILE, OFlag::empty())?;
     file.write_all(&text)?;
-    file.sync_data()?;
+    if durable {
+        file.sync_data()?;
+    }
     renameat(directory, temporary(EXIT_FILE).as_str(), directory, EXIT_FILE)?;
-    nix::unistd::fsync(directory)?;
+    if durable {
+        nix::unistd::fsync(directory)?;
+    }
     Ok(())
 }
 

@@ -34,6 +34,8 @@ const ENDING_STEP: Duration = Duration::from_millis(2);
 const TERMINAL_STEP: Duration = Duration::from_millis(100);
 /// How long a container waits for a patient client (an interactive session): a stalled SSH connection is shorter, a dead one longer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Between SIGTERM to what runs and SIGKILL, when the shim itself is told to go by SIGTERM: Docker's grace period.
+const GRACE: Duration = Duration::from_secs(10);
 /// A shim with no container and no agent leaves after this.
 const IDLE: Duration = Duration::from_secs(5);
 /// Events taken from the kernel at once.
@@ -68,6 +70,8 @@ pub(super) struct Server {
     scratch: Vec<u8>,
     idle_since: Option<Instant>,
     leaving: bool,
+    /// When it was asked by a signal to go, and whether what it runs has been killed since.
+    terminated: Option<(Instant, bool)>,
 }
 
 /// The wall clock in ns since 1970.
@@ -84,6 +88,10 @@ impl Server {
         // The runtime gives each container an empty mask again.
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGCHLD);
+        mask.add(Signal::SIGTERM);
+        // Of a terminal that we were started from, or of somebody who means the agent: ignored.
+        mask.add(Signal::SIGHUP);
+        mask.add(Signal::SIGINT);
         mask.thread_block().map_err(|e| fail("block SIGCHLD")(e.into()))?;
         let children = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(|e| fail("watch for children")(e.into()))?;
@@ -102,6 +110,7 @@ impl Server {
             scratch: Vec::new(),
             idle_since: Some(Instant::now()),
             leaving: false,
+            terminated: None,
         };
         let listener = server.listener.as_fd().try_clone_to_owned().map_err(fail("watch the socket"))?;
         server.watch(&listener, EpollFlags::EPOLLIN, Source::Listener).map_err(fail("watch the socket"))?;
@@ -150,7 +159,7 @@ impl Server {
             self.leaving = false;
             return false;
         }
-        if self.leaving {
+        if self.leaving || self.terminated.is_some() {
             // What was answered must have gone out.
             return self.clients.values().all(|(client, _)| !client.has_output());
         }
@@ -163,7 +172,9 @@ impl Server {
 
     fn timeout(&self) -> EpollTimeout {
         let containers = self.containers.values();
-        let wait = if containers.clone().any(|container| container.ending.is_some()) {
+        let wait = if matches!(self.terminated, Some((_, false))) {
+            Some(TERMINAL_STEP)
+        } else if containers.clone().any(|container| container.ending.is_some()) {
             Some(ENDING_STEP)
         } else if containers
             .flat_map(|c| c.outputs.iter().flatten())
@@ -218,9 +229,27 @@ impl Server {
         }
     }
 
+    /// The host goes down, or somebody wants this shim to go: what it runs is ended in order, for without it nobody would watch.
+    fn terminate(&mut self) {
+        self.terminated.get_or_insert((Instant::now(), false));
+        for container in self.containers.values() {
+            // One that ends at this moment needs no signal.
+            let _ = pidfd_signal(container.init.as_fd(), libc::SIGTERM);
+        }
+    }
+
+    /// Has it been asked to go?
+    pub(super) fn is_ending(&self) -> bool {
+        self.terminated.is_some()
+    }
+
     /// Reaps processes that were handed to us as their subreaper. Those we started ourselves are left to their pidfds.
     fn reap_orphans(&mut self) {
-        while matches!(self.children.read_signal(), Ok(Some(_))) {}
+        while let Ok(Some(signal)) = self.children.read_signal() {
+            if signal.ssi_signo == libc::SIGTERM as u32 {
+                self.terminate();
+            }
+        }
         let mut ours: Vec<i32> = Vec::new();
         loop {
             let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
@@ -549,6 +578,15 @@ impl Server {
 
     /// What happens by the clock.
     fn tick(&mut self) {
+        if let Some((since, killed @ false)) = &mut self.terminated
+            && since.elapsed() > GRACE
+        {
+            *killed = true;
+            for container in self.containers.values() {
+                // What cannot be killed shows by its not ending.
+                let _ = container.group.kill();
+            }
+        }
         let ids: Vec<String> =
             self.containers.iter().filter(|(_, c)| needs_clock(c)).map(|(id, _)| id.clone()).collect();
         for id in ids {
@@ -658,7 +696,7 @@ impl Server {
             boot_id: container.run.boot_id.clone(),
             error: String::new(),
         };
-        if let Err(e) = record::write_exit(&container.directory, &exit) {
+        if let Err(e) = record::write_exit(&container.directory, &exit, container.durable) {
             exit.error = format!("the exit could not be recorded on disk: {e}");
         }
         for (client, _) in self.clients.values_mut() {

@@ -3,30 +3,40 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::epoll::EpollFlags;
 
 use super::launch::{self, NotStarted, Process, Streams};
 use super::process::{Container, Exec, Input, Output};
-use super::protocol::{self, Reply, RunRecord, Start};
+use super::protocol::{self, Reply, RunRecord, Start, StartTimes};
 use super::record;
 use super::server::{Server, Source, now};
 use crate::logs::writer::LogWriter;
+use crate::runtime::LaunchTimes;
 
 impl Server {
     /// Starts a container and answers what to reply.
     pub(super) fn start(&mut self, start: Start, descriptors: Vec<OwnedFd>) -> Reply {
+        if self.is_ending() {
+            return Reply::Refused { message: "the shim is being ended".to_owned() };
+        }
         if self.containers.contains_key(&start.container) {
             return Reply::Refused { message: format!("container {} is running already", start.container) };
         }
+        let begun = Instant::now();
         match self.try_start(start, descriptors) {
-            Ok(run) => Reply::Started(run),
+            Ok((run, times)) => Reply::Started { run, times: start_times(times, begun) },
             Err(NotStarted { code, message }) => Reply::NotStarted { code, message },
         }
     }
 
-    fn try_start(&mut self, start: Start, mut descriptors: Vec<OwnedFd>) -> Result<RunRecord, NotStarted> {
+    fn try_start(
+        &mut self,
+        start: Start,
+        mut descriptors: Vec<OwnedFd>,
+    ) -> Result<(RunRecord, LaunchTimes), NotStarted> {
         let supervise = |e: io::Error| NotStarted::new("supervise the container", &e);
         let directory = descriptors.pop().ok_or_else(|| supervise(io::ErrorKind::InvalidInput.into()))?;
         let log = LogWriter::new(directory.try_clone().map_err(supervise)?, start.log);
@@ -35,7 +45,9 @@ impl Server {
             None => Streams::Pipes { stdin: start.stdin },
         };
         // Taken before there is a process, so that a full disk is found in time.
-        record::reserve_exit(&directory).map_err(|e| NotStarted::new("write to the container's directory", &e))?;
+        if start.durable {
+            record::reserve_exit(&directory).map_err(|e| NotStarted::new("write to the container's directory", &e))?;
+        }
         let started_at = now();
         let mut process = launch::container(&mut self.launcher, &start.plan, streams)?;
         let run =
@@ -52,10 +64,11 @@ impl Server {
                     outputs,
                     input,
                     stdin_once: start.stdin_once,
+                    durable: start.durable,
                     ending: None,
                 };
                 self.containers.insert(start.container, container);
-                Ok(run)
+                Ok((run, process.times))
             }
             Err(e) => {
                 // Not even its end could be watched.
@@ -140,6 +153,17 @@ impl Server {
         };
         self.execs.insert(token, Exec { owner: (owner, exec.exec), container: exec.container, pid, pidfd });
         (Reply::ExecStarted { pid }, [terminal, stdout, stderr, stdin].into_iter().flatten().collect())
+    }
+}
+
+fn start_times(times: LaunchTimes, begun: Instant) -> StartTimes {
+    let ns = |time: std::time::Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    StartTimes {
+        cgroup: ns(times.cgroup),
+        compile: ns(times.compile),
+        clone: ns(times.clone),
+        child: ns(times.child),
+        whole: ns(begun.elapsed()),
     }
 }
 

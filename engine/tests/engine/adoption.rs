@@ -18,7 +18,16 @@ struct Agent(Child);
 impl Agent {
     /// Starts all containers and holds them.
     fn new(host: &Host) -> Self {
-        let mut child = Command::new(enginectl())
+        let mut agent = Self::begin(host);
+        let mut line = String::new();
+        BufReader::new(agent.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        agent
+    }
+
+    /// Begins to start all containers.
+    fn begin(host: &Host) -> Self {
+        let child = Command::new(enginectl())
             .arg("hold")
             .args([&host.config.data_dir, &host.config.run_dir])
             .arg(&host.config.instance)
@@ -26,9 +35,6 @@ impl Agent {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n");
         Self(child)
     }
 
@@ -49,7 +55,11 @@ impl Drop for Agent {
 fn a_killed_agent_costs_no_container_and_no_line() {
     needs_root!();
     let mut host = Host::new();
-    let config = host.container(&["/bin/sh", "-c", "i=0; while test $i -lt 3000; do i=$((i+1)); echo $i; usleep 100; done; exec sleep 1000"]);
+    let config = host.container(&[
+        "/bin/sh",
+        "-c",
+        "i=0; while test $i -lt 3000; do i=$((i+1)); echo $i; usleep 100; done; exec sleep 1000",
+    ]);
     let counter = config.id.clone();
     host.engine().create(config).unwrap();
     let (config, told) = host.told("while ! test -e /host/go; do usleep 1000; done; exit 42");
@@ -127,7 +137,8 @@ fn a_paused_container_is_still_paused_for_the_next_agent() {
 fn a_killed_shim_ends_its_containers_once_and_is_told() {
     needs_root!();
     let host = Host::new();
-    let ids: Vec<_> = (0..5).map(|_| host.start_args(&["/bin/sh", "-c", "trap '' TERM HUP; sleep 1000 & sleep 1000"])).collect();
+    let ids: Vec<_> =
+        (0..5).map(|_| host.start_args(&["/bin/sh", "-c", "trap '' TERM HUP; sleep 1000 & sleep 1000"])).collect();
     let mut other = host.container(&["/bin/sleep", "1000"]);
     other.group = "other".to_owned();
     let other = host.start(other);
@@ -172,6 +183,66 @@ fn a_shim_killed_while_no_agent_runs_is_found_out() {
     assert_eq!((state.phase, state.exit_code), (Phase::Exited, Some(137)));
     assert!(state.error.contains("shim"));
     assert!(std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z ")));
+}
+
+#[test]
+fn an_agent_killed_at_any_moment_leaves_nothing_half_done() {
+    needs_root!();
+    const CONTAINERS: usize = 12;
+    let mut host = Host::new();
+    // From before its first start to after its last, whatever the machine's speed: the moment is a number of started containers.
+    for moment in 0..=CONTAINERS {
+        for _ in 0..CONTAINERS {
+            let config =
+                host.container(&["/bin/sh", "-c", "trap 'exit 0' TERM; echo up; while :; do sleep 0.05; done"]);
+            host.engine().create(config).unwrap();
+        }
+        let ids: Vec<_> = host.engine().list().into_iter().map(|info| info.config.id.clone()).collect();
+        let containers = host.config.data_dir.join("containers");
+        let started = || ids.iter().filter(|id| containers.join(&id.0).join("run.json").exists()).count();
+        host.close();
+        eventually("the lock is free", || {
+            std::fs::File::open(host.config.data_dir.join("lock"))
+                .is_ok_and(|file| nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).is_ok())
+        });
+        let agent = Agent::begin(&host);
+        eventually("it has come so far", || started() >= moment);
+        agent.kill();
+        host.open();
+        for id in &ids {
+            let state = host.state(id);
+            match state.phase {
+                Phase::Running => assert_eq!(start_time(state.pid), Some(state.start_time)),
+                // Once more, by hand: nothing is in its way.
+                phase => {
+                    assert_eq!(phase, Phase::Created, "{}", state.error);
+                    host.engine().start(id, None).unwrap();
+                }
+            }
+        }
+        for id in &ids {
+            eventually("it runs", || host.output(id) == "up\n");
+            let processes = host.engine().top(id).unwrap();
+            let is_first = |parent: i32| processes.iter().all(|other| other.pid != parent);
+            assert_eq!(processes.iter().filter(|process| is_first(process.parent)).count(), 1, "{processes:?}");
+            host.engine().remove(id, true, true).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_shim_asked_to_go_ends_its_containers_in_order() {
+    needs_root!();
+    let host = Host::new();
+    let id = host.start_args(&["/bin/sh", "-c", "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.05; done"]);
+    eventually("it is up", || host.output(&id) == "up\n");
+    kill(Pid::from_raw(host.shims()[0]), Signal::SIGHUP).unwrap();
+    kill(Pid::from_raw(host.shims()[0]), Signal::SIGTERM).unwrap();
+    let state = host.wait(&id);
+    assert_eq!((state.exit_code, state.error.as_str()), (Some(5), ""));
+    assert_eq!(host.output(&id), "up\nbye\n");
+    eventually("the shim is gone", || host.shims().is_empty());
+    host.engine().start(&id, None).unwrap();
 }
 
 #[test]

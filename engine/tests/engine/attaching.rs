@@ -79,12 +79,17 @@ fn a_terminal_echoes_and_is_resized() {
     host.engine().create(config).unwrap();
     let mut session = host.engine().attach(&id, AttachOptions { stdin: true, patient: true }).unwrap();
     host.engine().start(&id, None).unwrap();
-    let Some(AttachEvent::Output(Stream::Stdout, first)) = session.receive(Some(PATIENCE)).unwrap() else { panic!("output") };
+    let Some(AttachEvent::Output(Stream::Stdout, first)) = session.receive(Some(PATIENCE)).unwrap() else {
+        panic!("output")
+    };
     assert_eq!(first, b"24 80\r\n");
     host.engine().resize(&id, 40, 100).unwrap();
     session.input().write(b"hello\r").unwrap();
     let (rest, end) = drain(&mut session);
-    assert_eq!((String::from_utf8(rest).unwrap().as_str(), end), ("hello\r\ngot hello\r\n40 100\r\n", AttachEvent::Ended));
+    assert_eq!(
+        (String::from_utf8(rest).unwrap().as_str(), end),
+        ("hello\r\ngot hello\r\n40 100\r\n", AttachEvent::Ended)
+    );
     assert_eq!(host.output(&id), "24 80\r\nhello\r\ngot hello\r\n40 100\r\n");
 }
 

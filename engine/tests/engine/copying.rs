@@ -66,7 +66,11 @@ fn upper(host: &Host, id: &ContainerId) -> PathBuf {
 fn files_go_in_and_come_out_running_or_not() {
     needs_root!();
     let host = Host::new();
-    let mut config = host.container(&["/bin/sh", "-c", "mkdir -p /data/sub; echo one > /data/sub/one; ln -s sub /data/link; echo up; sleep 1000"]);
+    let mut config = host.container(&[
+        "/bin/sh",
+        "-c",
+        "mkdir -p /data/sub; echo one > /data/sub/one; ln -s sub /data/link; echo up; sleep 1000",
+    ]);
     config.mounts.push(orch_engine::config::Mount {
         target: "/mem".to_owned(),
         kind: orch_engine::config::MountKind::Tmpfs { options: String::new() },
@@ -95,7 +99,9 @@ fn files_go_in_and_come_out_running_or_not() {
         assert_eq!(std::fs::read_to_string(&written).unwrap(), name);
         let meta = written.metadata().unwrap();
         assert_eq!((meta.uid(), meta.mode() & 0o7777, meta.mtime()), (0, 0o640, 1_000_000_000));
-        host.engine().copy_in(&id, "/root", archive.as_slice(), &CopyIn { keep_owner: true, ..CopyIn::default() }).unwrap();
+        host.engine()
+            .copy_in(&id, "/root", archive.as_slice(), &CopyIn { keep_owner: true, ..CopyIn::default() })
+            .unwrap();
         assert_eq!(written.metadata().unwrap().uid(), 1000);
     }
     let error = host.engine().copy_out(&id, "/no/such", false).unwrap_err();
@@ -118,7 +124,11 @@ fn the_mounts_of_a_running_container_are_copied_from_and_to() {
     assert_eq!(list(out), [("file".to_owned(), "through the mount".to_owned())]);
     // The whole root, without what the kernel shows in it.
     let all = list_names(host.engine().copy_out(&id, "/", false).unwrap());
-    assert!(all.iter().any(|path| path.ends_with("etc/passwd")) && !all.iter().any(|path| path.contains("proc/self")), "{} paths", all.len());
+    assert!(
+        all.iter().any(|path| path.ends_with("etc/passwd")) && !all.iter().any(|path| path.contains("proc/self")),
+        "{} paths",
+        all.len()
+    );
 }
 
 fn list_names(archive: impl Read) -> Vec<String> {
@@ -140,11 +150,15 @@ fn nothing_is_read_or_written_outside_of_the_container() {
     symlink(&outside, inside.join("absolute")).unwrap();
     symlink("../outside", inside.join("relative")).unwrap();
     symlink("/proc/1/root", inside.join("magic")).unwrap();
-    for path in ["/host/absolute/secret", "/host/relative/secret", "/host/magic/etc/passwd", "/../../../../../../etc/shadow"] {
+    for path in
+        ["/host/absolute/secret", "/host/relative/secret", "/host/magic/etc/passwd", "/../../../../../../etc/shadow"]
+    {
         assert!(host.engine().copy_out(&id, path, true).is_err(), "{path}");
     }
     for directory in ["/host/absolute", "/host/relative"] {
-        assert!(host.engine().copy_in(&id, directory, pack(&[("planted", "x")]).as_slice(), &CopyIn::default()).is_err());
+        assert!(
+            host.engine().copy_in(&id, directory, pack(&[("planted", "x")]).as_slice(), &CopyIn::default()).is_err()
+        );
     }
     for archive in [
         pack(&[("../planted", "x")]),

@@ -54,7 +54,11 @@ fn exit_codes_say_what_happened() {
         let id = config.id.clone();
         host.engine().create(config).unwrap();
         let error = host.engine().start(&id, None).unwrap_err();
-        assert!(matches!(error, EngineError::NotStarted { code: its, .. } if its == code), "{args:?}: {}", chain(&error));
+        assert!(
+            matches!(error, EngineError::NotStarted { code: its, .. } if its == code),
+            "{args:?}: {}",
+            chain(&error)
+        );
         let state = host.state(&id);
         assert_eq!((state.phase, state.exit_code), (Phase::Created, Some(code)));
         assert!(!state.error.is_empty());
@@ -84,7 +88,8 @@ fn a_container_that_ends_at_once_can_be_started_again_and_again() {
 fn stop_sends_its_signal_waits_and_kills() {
     needs_root!();
     let host = Host::new();
-    let mut polite = host.container(&["/bin/sh", "-c", "trap 'echo bye; exit 3' USR1; echo up; while :; do sleep 0.05; done"]);
+    let mut polite =
+        host.container(&["/bin/sh", "-c", "trap 'echo bye; exit 3' USR1; echo up; while :; do sleep 0.05; done"]);
     polite.stop_signal = 10;
     let id = host.start(polite);
     eventually("it is up", || host.output(&id) == "up\n");
@@ -217,7 +222,11 @@ fn an_auto_removed_container_is_gone_after_its_end() {
 fn secrets_are_in_memory_only_and_shown_inside() {
     needs_root!();
     let host = Host::new();
-    let mut config = host.container(&["/bin/sh", "-c", "cat /run/secrets/key; stat -c '%u %g %a' /run/secrets/key; cat /etc/hosts; hostname"]);
+    let mut config = host.container(&[
+        "/bin/sh",
+        "-c",
+        "cat /run/secrets/key; stat -c '%u %g %a' /run/secrets/key; cat /etc/hosts; hostname",
+    ]);
     config.hostname = "box".to_owned();
     config.files = vec![InjectedFile {
         target: "/run/secrets/key".to_owned(),
@@ -248,7 +257,11 @@ fn an_unprivileged_container_can_write_to_its_own_streams() {
     let mut config = host.container(&["/bin/sh", "-c", "echo one > /dev/stdout; echo two > /proc/self/fd/2; id -u"]);
     config.process.user = "web".to_owned();
     let (state, output) = host.run(config);
-    assert_eq!((state.exit_code, output.contains("one\n"), output.contains("two\n"), output.contains("1000\n")), (Some(0), true, true, true), "{output}");
+    assert_eq!(
+        (state.exit_code, output.contains("one\n"), output.contains("two\n"), output.contains("1000\n")),
+        (Some(0), true, true, true),
+        "{output}"
+    );
 }
 
 #[test]

@@ -12,7 +12,10 @@ use crate::needs_root;
 use crate::support::{Host, eventually};
 
 fn shell(host: &Host, script: &str, max_size: u64, max_file: u32) -> ContainerConfig {
-    ContainerConfig { logging: Logging { max_size, max_file, none: false }, ..host.container(&["/bin/sh", "-c", script]) }
+    ContainerConfig {
+        logging: Logging { max_size, max_file, none: false },
+        ..host.container(&["/bin/sh", "-c", script])
+    }
 }
 
 fn lines(host: &Host, id: &ContainerId, query: LogQuery) -> Vec<LogLine> {
@@ -73,7 +76,8 @@ fn old_files_go_and_the_rest_is_whole() {
 fn a_follower_sees_every_line_across_rotation_and_ends_with_the_container() {
     needs_root!();
     let host = Host::new();
-    let config = shell(&host, "for i in $(seq 1 400); do seq $((i*100-99)) $((i*100)); usleep 1000; done", 64 << 10, 10);
+    let config =
+        shell(&host, "for i in $(seq 1 400); do seq $((i*100-99)) $((i*100)); usleep 1000; done", 64 << 10, 1000);
     let id = config.id.clone();
     host.engine().create(config).unwrap();
     // Before its start: a follower waits for the first line.
@@ -84,6 +88,32 @@ fn a_follower_sees_every_line_across_rotation_and_ends_with_the_container() {
     let found = numbers(reading.join().unwrap());
     assert_eq!(found.len(), 40_000);
     assert!(found.iter().copied().eq(1..=40_000));
+}
+
+#[test]
+fn a_follower_that_is_outrun_is_told_where() {
+    needs_root!();
+    let host = Host::new();
+    let (config, told) =
+        host.told("seq 1 100; while ! test -e /host/go; do usleep 1000; done; seq 101 40000; echo 40001");
+    let id =
+        host.start(ContainerConfig { logging: Logging { max_size: 64 << 10, max_file: 2, none: false }, ..config });
+    let mut follower = host.engine().logs(&id, LogQuery { follow: true, ..LogQuery::default() }).unwrap();
+    for number in 1..=100 {
+        assert_eq!(follower.next().unwrap().unwrap().text, format!("{number}\n"));
+    }
+    // Not read until everything is written, and most of it rotated away.
+    std::fs::write(told.join("go"), "").unwrap();
+    host.wait(&id);
+    let rest: Vec<String> = follower.map(|line| line.unwrap().text).collect();
+    let notice = rest.iter().position(|line| line.starts_with("orch: log lines are missing here")).unwrap();
+    assert!(
+        numbers(rest[..notice].to_vec()).into_iter().eq(101..101 + notice as u64),
+        "the file that was open is read to its end"
+    );
+    let after = numbers(rest[notice + 1..].to_vec());
+    assert_eq!(*after.last().unwrap(), 40_001);
+    assert!(after.windows(2).all(|pair| pair[1] == pair[0] + 1));
 }
 
 #[test]
@@ -125,7 +155,11 @@ fn long_lines_come_in_pieces_and_a_line_without_end_is_kept() {
 fn lines_are_chosen_by_number_time_and_stream() {
     needs_root!();
     let host = Host::new();
-    let id = host.start_args(&["/bin/sh", "-c", "for i in 1 2 3 4 5 6; do echo o$i; usleep 20000; echo e$i >&2; usleep 20000; done"]);
+    let id = host.start_args(&[
+        "/bin/sh",
+        "-c",
+        "for i in 1 2 3 4 5 6; do echo o$i; usleep 20000; echo e$i >&2; usleep 20000; done",
+    ]);
     host.wait(&id);
     let all = lines(&host, &id, LogQuery::default());
     assert_eq!(all.len(), 12);

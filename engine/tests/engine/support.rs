@@ -10,7 +10,7 @@ use orch_engine::config::{
     ContainerConfig, ContainerId, Logging, Mount, MountKind, Namespaces, NetworkNs, ProcessConfig, Resources, Share,
 };
 use orch_engine::container::{ContainerState, Phase};
-use orch_engine::engine::{Engine, EngineConfig};
+use orch_engine::engine::{DataDirError, Engine, EngineConfig, EngineError};
 use orch_engine::image::ImportOptions;
 use orch_engine::logs::Stream;
 use orch_engine::logs::reader::LogQuery;
@@ -33,7 +33,11 @@ macro_rules! needs_root {
 pub(crate) fn enginectl() -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let path = own.parent().unwrap().parent().unwrap().join("examples/enginectl");
-    assert!(path.exists(), "{} is missing: run cargo build -p orch-engine --example enginectl (cargo test -p orch-engine does)", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing: run cargo build -p orch-engine --example enginectl (cargo test -p orch-engine does)",
+        path.display()
+    );
     path
 }
 
@@ -84,7 +88,15 @@ impl Host {
     }
 
     pub(crate) fn open(&mut self) -> &Engine {
-        self.engine = Some(Engine::open(self.config.clone()).unwrap());
+        // A thread of the closed one may still be telling an end.
+        eventually("the engine opens", || match Engine::open(self.config.clone()) {
+            Ok(engine) => {
+                self.engine = Some(engine);
+                true
+            }
+            Err(EngineError::DataDir(DataDirError::InUse { .. })) => false,
+            Err(e) => panic!("the engine does not open: {}", chain(&e)),
+        });
         self.engine()
     }
 
@@ -278,16 +290,25 @@ pub(crate) fn image(more: &[(&str, &str)]) -> Vec<u8> {
         header.set_mtime(1);
         header
     };
-    for (name, mode) in [("bin/", 0o755), ("etc/", 0o755), ("tmp/", 0o1777), ("root/", 0o700), ("proc/", 0o755), ("dev/", 0o755), ("sys/", 0o755)] {
+    for (name, mode) in [
+        ("bin/", 0o755),
+        ("etc/", 0o755),
+        ("tmp/", 0o1777),
+        ("root/", 0o700),
+        ("proc/", 0o755),
+        ("dev/", 0o755),
+        ("sys/", 0o755),
+    ] {
         tar.append_data(&mut header(tar::EntryType::Directory, mode, 0), name, std::io::empty()).unwrap();
     }
     let busybox = fs::read("/bin/busybox").unwrap();
     let mut program = header(tar::EntryType::Regular, 0o755, busybox.len() as u64);
     tar.append_data(&mut program, "bin/busybox", busybox.as_slice()).unwrap();
     for applet in [
-        "sh", "true", "false", "cat", "ls", "id", "env", "sleep", "echo", "stat", "readlink", "mknod", "hostname", "kill", "test",
-        "head", "tail", "dd", "pwd", "touch", "mkdir", "ps", "tty", "stty", "grep", "wc", "chmod", "ln", "rm", "mv", "seq", "yes",
-        "sort", "cut", "sync", "printf", "usleep", "awk", "df", "mkfifo", "od", "setsid",
+        "sh", "true", "false", "cat", "ls", "id", "env", "sleep", "echo", "stat", "readlink", "mknod", "hostname",
+        "kill", "test", "head", "tail", "dd", "pwd", "touch", "mkdir", "ps", "tty", "stty", "grep", "wc", "chmod",
+        "ln", "rm", "mv", "seq", "yes", "sort", "cut", "sync", "printf", "usleep", "awk", "df", "mkfifo", "od",
+        "setsid",
     ] {
         let mut link = header(tar::EntryType::Symlink, 0o777, 0);
         tar.append_link(&mut link, format!("bin/{applet}"), "busybox").unwrap();

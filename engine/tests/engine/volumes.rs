@@ -31,12 +31,15 @@ fn with_volume(host: &Host, image_id: &str, name: &str, target: &str, script: &s
 fn an_empty_volume_gets_what_the_image_has_and_keeps_what_is_written() {
     needs_root!();
     let host = Host::new();
-    let image_id = import(&host, &[("var/lib/db/one", "1\n"), ("var/lib/db/sub/two", "2\n"), ("var/lib/db/link", "->sub/two")]);
-    let script = "chown 1000:1000 /var/lib/db 2>/dev/null; cat /var/lib/db/one /var/lib/db/link; echo new > /var/lib/db/one";
+    let image_id =
+        import(&host, &[("var/lib/db/one", "1\n"), ("var/lib/db/sub/two", "2\n"), ("var/lib/db/link", "->sub/two")]);
+    let script =
+        "chown 1000:1000 /var/lib/db 2>/dev/null; cat /var/lib/db/one /var/lib/db/link; echo new > /var/lib/db/one";
     let (_, output) = host.run(with_volume(&host, &image_id, "db", "/var/lib/db", script));
     assert_eq!(output, "1\n2\n");
     // Not empty any more: nothing is copied over what was written.
-    let (_, output) = host.run(with_volume(&host, &image_id, "db", "/var/lib/db", "cat /var/lib/db/one; rm -r /var/lib/db/sub"));
+    let (_, output) =
+        host.run(with_volume(&host, &image_id, "db", "/var/lib/db", "cat /var/lib/db/one; rm -r /var/lib/db/sub"));
     assert_eq!(output, "new\n");
     let data = host.engine().volumes().inspect("db").unwrap().data;
     assert!(data.join("link").symlink_metadata().unwrap().is_symlink());
@@ -46,7 +49,10 @@ fn an_empty_volume_gets_what_the_image_has_and_keeps_what_is_written() {
     config.mounts[0].kind = MountKind::Volume { name: "raw".to_owned(), nocopy: true, subpath: String::new() };
     assert_eq!(host.run(config).1, "");
     for name in ["db", "raw"] {
-        assert!(matches!(host.engine().remove_volume(name), Err(EngineError::Conflict(_))), "a container still mounts it");
+        assert!(
+            matches!(host.engine().remove_volume(name), Err(EngineError::Conflict(_))),
+            "a container still mounts it"
+        );
     }
     for info in host.engine().list() {
         host.engine().remove(&info.config.id, true, true).unwrap();
@@ -92,7 +98,10 @@ fn owners_modes_and_links_are_copied() {
     let top = data.metadata().unwrap();
     assert_eq!((top.uid(), top.gid(), top.permissions().mode() & 0o7777), (1000, 1001, 0o2750));
     let secret = meta("secret");
-    assert_eq!((secret.uid(), secret.gid(), secret.permissions().mode() & 0o7777, secret.mtime()), (1000, 1001, 0o640, 1_000_000_000));
+    assert_eq!(
+        (secret.uid(), secret.gid(), secret.permissions().mode() & 0o7777, secret.mtime()),
+        (1000, 1001, 0o640, 1_000_000_000)
+    );
     assert_eq!(meta("again").ino(), secret.ino());
     assert_eq!(meta("pipe").mode() & 0o170_777, 0o010_622);
 }
