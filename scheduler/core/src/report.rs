@@ -7,7 +7,7 @@ use orch_spec::assignment::{Health, NetworkName, NodeFacts, NodeId, NodeReport, 
 use crate::command::Changes;
 use crate::plan::Moment;
 use crate::settle::{Settling, is_leaving};
-use crate::state::{Availability, Node, State};
+use crate::state::{Availability, State};
 
 impl State {
     pub(crate) fn report(&mut self, moment: Moment, node: &NodeId, report: &NodeReport, changes: &mut Changes) {
@@ -21,7 +21,7 @@ impl State {
 
     fn take_facts(&mut self, moment: Moment, id: &NodeId, facts: &NodeFacts, changes: &mut Changes) {
         let is_new = !self.nodes.contains_key(id);
-        let node = self.nodes.entry(id.clone()).or_insert_with(Node::default);
+        let node = self.nodes.entry(id.clone()).or_default();
         if node.facts == *facts && !is_new {
             return;
         }

@@ -248,7 +248,8 @@ impl<'s> Settling<'s> {
         let Some(stack) = self.state.stacks.get(name) else { return };
         let Some(removing) = stack.removing else { return };
         let is_orphan = |service: &String| stack.services.get(service).is_some_and(|service| service.orphan);
-        if stack.tasks.keys().any(|service| !is_orphan(service)) {
+        // Orphans that are to stay hold nothing up; everything else must be gone first.
+        if self.state.stack_tasks(name).any(|task| task.is_retiring() || !is_orphan(&task.service)) {
             return;
         }
         let index = self.state.index;

@@ -187,8 +187,8 @@ pub(crate) struct Grant {
 /// Gives addresses of both families.
 pub(crate) fn addresses(draft: &mut Draft<'_>, network: &NetworkName, claim: &Claim<'_>) -> Result<Grant, Refusal> {
     let mut after = Vec::new();
-    let mut given = [None, None];
-    for family in 0..2 {
+    let mut given: [Option<IpAddr>; 2] = [None, None];
+    for (family, slot) in given.iter_mut().enumerate() {
         let decision = decide(draft, network, claim, family)?;
         let Some(pool) = pool_mut(draft, network, family) else { continue };
         let address = match decision {
@@ -203,7 +203,7 @@ pub(crate) fn addresses(draft: &mut Draft<'_>, network: &NetworkName, claim: &Cl
             let (network, subnet, wants) = (network.clone(), pool.subnet.to_string(), claim.name.to_owned());
             return Err(Clash::Exhausted { network, subnet, wants }.into());
         }
-        given[family] = address;
+        *slot = address;
     }
     let ipv4 = given[0].and_then(|address| if let IpAddr::V4(address) = address { Some(address) } else { None });
     let ipv6 = given[1].and_then(|address| if let IpAddr::V6(address) = address { Some(address) } else { None });

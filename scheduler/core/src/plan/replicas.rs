@@ -256,7 +256,8 @@ pub(crate) fn start(draft: &mut Draft<'_>, id: &TaskId, ungated: bool) {
     if task.goal != DesiredTask::Running {
         task.released = false;
     }
-    if task.goal != DesiredTask::Created {
+    // The first start is generation 0; whatever has been tried before needs a new one to be tried again.
+    if task.goal != DesiredTask::Created || task.status.state > TaskState::Created {
         task.goal_generation += 1;
     }
     task.goal = DesiredTask::Running;

@@ -152,12 +152,10 @@ pub(crate) fn bring_up(
     let order = dependency_order(draft, spec, &selection.all)?;
     let endpoints = count_endpoints(spec, options);
     let awaited = awaited(spec);
-    let mut cascade = Cascade::default();
-    for name in &order {
-        let Some(service) = spec.services.get(name).filter(|_| selection.all.contains(name)) else {
-            follow(draft, name, &mut cascade)?;
-            continue;
-        };
+    // Networks and volumes first: that one is made anew concerns every service on it, wherever it comes in the order.
+    let mut resolved: BTreeMap<&str, Revision> = BTreeMap::new();
+    for name in order.iter().filter(|name| selection.all.contains(*name)) {
+        let Some(service) = spec.services.get(name) else { continue };
         if service.provider.is_some() {
             draft.warn(format!("service {name} is managed by a provider, which orch does not run; it is left out"));
             continue;
@@ -165,14 +163,22 @@ pub(crate) fn bring_up(
         if service.image.is_empty() {
             return Err(SpecFault::Options(format!("service {name} has neither image nor build")).into());
         }
-        let resolved = revision::resolve(spec, name, service)?;
-        objects::ensure_networks(draft, spec, &resolved, &endpoints)?;
-        objects::ensure_volumes(draft, spec, &resolved)?;
+        let revision = revision::resolve(spec, name, service)?;
+        objects::ensure_networks(draft, spec, &revision, &endpoints)?;
+        objects::ensure_volumes(draft, spec, &revision)?;
+        resolved.insert(name, revision);
+    }
+    let mut cascade = Cascade::default();
+    for name in &order {
+        let (Some(service), Some(revision)) = (spec.services.get(name), resolved.remove(name.as_str())) else {
+            follow(draft, name, &mut cascade)?;
+            continue;
+        };
         let is_chosen = selection.chosen.contains(name);
         let image_id = images.get(&service.image).cloned().unwrap_or_default();
         let want = Want {
             service: name,
-            revision: enter(draft, name, resolved, replica_count(options, name, service), &image_id),
+            revision: enter(draft, name, revision, replica_count(options, name, service), &image_id),
             image_id: &image_id,
             replicas: replica_count(options, name, service),
             force: if is_chosen { options.force_recreate } else { options.always_recreate_deps },

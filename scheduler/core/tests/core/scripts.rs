@@ -8,7 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use orch_core::{
-    Act, Action, Answer, Command, Down, NetworkDefinition, NewNetwork, NewVolume, ReserveAddress, RunOneOff, Scale, SetTaskDesired, UpOptions,
+    Act, Action, Answer, Command, Down, NetworkDefinition, NewNetwork, NewVolume, ReserveAddress, RunOneOff, Scale,
+    SetTaskDesired, UpOptions,
 };
 use orch_core::{Hint, Refusal};
 use orch_spec::assignment::{DesiredTask, Health, NetworkName, NodeReport, TaskNetwork, TaskState, TaskStatus};
@@ -28,7 +29,8 @@ struct Script {
 fn check(path: &Path) {
     let text = std::fs::read_to_string(path).expect("the script is there");
     let world = if text.starts_with("# Without a node") { World::new() } else { World::with_node(&["192.168.1.0/24"]) };
-    let mut script = Script { world, files: BTreeMap::new(), environment: BTreeMap::new(), last: None, seen: BTreeMap::new() };
+    let mut script =
+        Script { world, files: BTreeMap::new(), environment: BTreeMap::new(), last: None, seen: BTreeMap::new() };
     let mut made = String::new();
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {
@@ -106,17 +108,23 @@ impl Script {
                     stack: rest[0].to_owned(),
                     volumes: rest.contains(&"--volumes"),
                     remove_orphans: rest.contains(&"--remove-orphans"),
-                    services: rest[1..].iter().filter(|word| !word.starts_with('-')).map(|word| (*word).to_owned()).collect(),
+                    services: rest[1..]
+                        .iter()
+                        .filter(|word| !word.starts_with('-'))
+                        .map(|word| (*word).to_owned())
+                        .collect(),
                     timeout: None,
                 };
                 let result = self.world.apply(Command::RemoveStack(down)).result;
                 self.answer(&mut out, result);
             }
             "scale" => {
-                let services = rest[1..].iter().filter_map(|word| word.split_once('=')).map(|(name, count)| {
-                    (name.to_owned(), count.parse().expect("a number of replicas"))
-                });
-                let scale = Scale { stack: rest[0].to_owned(), services: services.collect(), no_deps: false, timeout: None };
+                let services = rest[1..]
+                    .iter()
+                    .filter_map(|word| word.split_once('='))
+                    .map(|(name, count)| (name.to_owned(), count.parse().expect("a number of replicas")));
+                let scale =
+                    Scale { stack: rest[0].to_owned(), services: services.collect(), no_deps: false, timeout: None };
                 let result = self.world.apply(Command::Scale(scale)).result;
                 self.answer(&mut out, result);
             }
@@ -130,7 +138,8 @@ impl Script {
             }
             "node" => {
                 let node = self.world.node.clone();
-                let facts = orch_spec::assignment::NodeFacts { id: node, hostname: "host-1".to_owned(), ..Default::default() };
+                let facts =
+                    orch_spec::assignment::NodeFacts { id: node, hostname: "host-1".to_owned(), ..Default::default() };
                 self.world.report(NodeReport::Facts(facts));
             }
             "status" => self.status(rest),
@@ -160,7 +169,10 @@ impl Script {
                 self.answer(&mut out, result);
             }
             "volume" => {
-                let result = self.world.apply(Command::CreateVolume(NewVolume { name: rest[0].into(), ..NewVolume::default() })).result;
+                let result = self
+                    .world
+                    .apply(Command::CreateVolume(NewVolume { name: rest[0].into(), ..NewVolume::default() }))
+                    .result;
                 self.answer(&mut out, result);
             }
             "reserve" => {
@@ -191,7 +203,14 @@ impl Script {
             "files" => {
                 for task in self.world.assignment().tasks {
                     for file in task.files {
-                        let _ = writeln!(out, "{} {} {:o} {}", task.container_name, file.target, file.mode, &file.digest[..12]);
+                        let _ = writeln!(
+                            out,
+                            "{} {} {:o} {}",
+                            task.container_name,
+                            file.target,
+                            file.mode,
+                            &file.digest[..12]
+                        );
                     }
                 }
             }
@@ -206,7 +225,10 @@ impl Script {
                 self.answer(&mut out, result);
             }
         }
-        if !matches!(*verb, "tasks" | "objects" | "names" | "events" | "plan" | "again" | "file" | "files" | "image" | "env") {
+        if !matches!(
+            *verb,
+            "tasks" | "objects" | "names" | "events" | "plan" | "again" | "file" | "files" | "image" | "env"
+        ) {
             self.deltas(&mut out);
         }
         out
@@ -320,7 +342,8 @@ impl Script {
         tasks.sort_by_key(|task| task.sequence);
         for task in tasks {
             let told = task.told.map_or("-".to_owned(), |told| format!("{told:?}").to_lowercase());
-            let generation = if task.told_generation > 0 { format!(" #{}", task.told_generation) } else { String::new() };
+            let generation =
+                if task.told_generation > 0 { format!(" #{}", task.told_generation) } else { String::new() };
             let waits: Vec<&str> = task.waiting.iter().map(|wait| wait.text.as_str()).collect();
             let waits = if waits.is_empty() { String::new() } else { format!(", waits for {}", waits.join(" and ")) };
             let blocked = if task.blocked.is_empty() { String::new() } else { format!(" [{}]", task.blocked) };
@@ -350,12 +373,17 @@ impl Script {
                 TaskNetwork::Endpoints { endpoints, .. } => {
                     let one = |endpoint: &orch_spec::assignment::EndpointAssignment| {
                         let six = endpoint.ipv6.map_or_else(String::new, |six| format!(" {six}"));
-                        format!("{} {}{six}", endpoint.network, endpoint.ipv4.map_or_else(|| "-".to_owned(), |four| four.to_string()))
+                        format!(
+                            "{} {}{six}",
+                            endpoint.network,
+                            endpoint.ipv4.map_or_else(|| "-".to_owned(), |four| four.to_string())
+                        )
                     };
                     endpoints.iter().map(one).collect::<Vec<_>>().join(", ")
                 }
             };
-            let (goal, state) = (format!("{:?}", task.goal).to_lowercase(), format!("{:?}", task.status.state).to_lowercase());
+            let (goal, state) =
+                (format!("{:?}", task.goal).to_lowercase(), format!("{:?}", task.status.state).to_lowercase());
             let _ = writeln!(out, "{} {goal} {state} ({network})", task.container_name);
         }
     }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use orch_core::plan::{self, Moment};
 use orch_core::{Answer, ApplyStack, Assignments, Command, Entry, Outcome, Refusal, State, Task, UpOptions};
-use orch_spec::assignment::{Assignment, DesiredTask, Health, NodeFacts, NodeId, NodeReport, TaskAssignment, TaskState, TaskStatus};
+use orch_spec::assignment::{
+    Assignment, DesiredTask, Health, NodeFacts, NodeId, NodeReport, TaskAssignment, TaskState, TaskStatus,
+};
 use orch_spec::load::{LoadRequest, ReadError, Skip, Source, load};
 use orch_spec::model::{HealthTest, StackSpec};
 
@@ -23,12 +25,12 @@ impl Source for Memory<'_> {
 }
 
 /// A stack from its file's text, without the loader's checks across services: the state machine must stand without them.
-pub fn stack(name: &str, text: &str) -> StackSpec {
+pub(crate) fn stack(name: &str, text: &str) -> StackSpec {
     stack_with(name, text, &BTreeMap::new())
 }
 
 /// The same with variables.
-pub fn stack_with(name: &str, text: &str, environment: &BTreeMap<String, String>) -> StackSpec {
+pub(crate) fn stack_with(name: &str, text: &str, environment: &BTreeMap<String, String>) -> StackSpec {
     let request = LoadRequest {
         files: vec!["/stack.yaml".to_owned()],
         working_dir: "/".to_owned(),
@@ -43,22 +45,22 @@ pub fn stack_with(name: &str, text: &str, environment: &BTreeMap<String, String>
 }
 
 /// See the module.
-pub struct World {
-    pub state: State,
-    pub assignments: Assignments,
-    pub node: NodeId,
+pub(crate) struct World {
+    pub(crate) state: State,
+    pub(crate) assignments: Assignments,
+    pub(crate) node: NodeId,
     /// Every entry that was applied, for replays.
-    pub log: Vec<Entry>,
-    pub images: BTreeMap<String, String>,
+    pub(crate) log: Vec<Entry>,
+    pub(crate) images: BTreeMap<String, String>,
     /// Exit code with which the tasks of a service end by themselves as soon as they run.
-    pub ends: BTreeMap<String, i32>,
+    pub(crate) ends: BTreeMap<String, i32>,
     /// Services whose health checks fail.
-    pub sick: Vec<String>,
+    pub(crate) sick: Vec<String>,
     clock: u64,
 }
 
 impl World {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let state = State::new("test-cluster");
         let (assignments, node) = (Assignments::new(&state), NodeId::from("node-1"));
         Self {
@@ -74,19 +76,25 @@ impl World {
     }
 
     /// A world whose node has said what it is.
-    pub fn with_node(routes: &[&str]) -> Self {
+    pub(crate) fn with_node(routes: &[&str]) -> Self {
         let mut world = Self::new();
         let routes = routes.iter().map(|route| (*route).to_owned()).collect();
-        let facts = NodeFacts { id: world.node.clone(), hostname: "host-1".to_owned(), routes, cpus: 2, ..NodeFacts::default() };
+        let facts = NodeFacts {
+            id: world.node.clone(),
+            hostname: "host-1".to_owned(),
+            routes,
+            cpus: 2,
+            ..NodeFacts::default()
+        };
         world.report(NodeReport::Facts(facts));
         world
     }
 
-    pub fn moment(&self) -> Moment {
+    pub(crate) fn moment(&self) -> Moment {
         Moment { now_ms: self.clock + 1000, nonce: self.clock ^ 0x9e37_79b9 }
     }
 
-    pub fn apply(&mut self, command: Command) -> Outcome {
+    pub(crate) fn apply(&mut self, command: Command) -> Outcome {
         let Moment { now_ms, nonce } = self.moment();
         self.clock = now_ms;
         let entry = Entry { now_ms, nonce, command };
@@ -96,12 +104,12 @@ impl World {
         outcome
     }
 
-    pub fn report(&mut self, report: NodeReport) {
+    pub(crate) fn report(&mut self, report: NodeReport) {
         let outcome = self.apply(Command::Report { node: self.node.clone(), report });
         assert!(outcome.result.is_ok(), "a report is never refused");
     }
 
-    pub fn request(&self, spec: &Arc<StackSpec>, options: UpOptions) -> ApplyStack {
+    pub(crate) fn request(&self, spec: &Arc<StackSpec>, options: UpOptions) -> ApplyStack {
         let id = |image: &String| {
             let known = self.images.get(image).cloned();
             (image.clone(), known.unwrap_or_else(|| format!("sha256:{:0<12}", image.replace([':', '/'], ""))))
@@ -110,31 +118,33 @@ impl World {
         ApplyStack { spec: Arc::clone(spec), files: vec!["/stack.yaml".to_owned()], options, images }
     }
 
-    pub fn up(&mut self, spec: &Arc<StackSpec>, options: UpOptions) -> Result<Answer, Refusal> {
+    pub(crate) fn up(&mut self, spec: &Arc<StackSpec>, options: UpOptions) -> Result<Answer, Refusal> {
         let request = self.request(spec, options);
         self.apply(Command::ApplyStack(request)).result
     }
 
-    pub fn plan(&self, spec: &Arc<StackSpec>, options: UpOptions) -> Result<Answer, Refusal> {
+    pub(crate) fn plan(&self, spec: &Arc<StackSpec>, options: UpOptions) -> Result<Answer, Refusal> {
         plan::up(&self.state, &self.request(spec, options), self.moment())
     }
 
-    pub fn assignment(&self) -> Assignment {
+    pub(crate) fn assignment(&self) -> Assignment {
         self.assignments.of(&self.state, &self.node)
     }
 
-    pub fn task(&self, container_name: &str) -> Option<&Task> {
-        let mut named: Vec<&Task> = self.state.tasks.values().filter(|task| task.container_name == container_name).collect();
+    pub(crate) fn task(&self, container_name: &str) -> Option<&Task> {
+        let mut named: Vec<&Task> =
+            self.state.tasks.values().filter(|task| task.container_name == container_name).collect();
         named.sort_by_key(|task| task.sequence);
         named.pop()
     }
 
     /// One look of the agent at its assignment: what it does about each task and object, one step each. Says whether it did anything.
-    pub fn agent_step(&mut self) -> bool {
+    pub(crate) fn agent_step(&mut self) -> bool {
         let assignment = self.assignment();
         let statuses: Vec<TaskStatus> = assignment.tasks.iter().filter_map(|task| self.next_status(task)).collect();
         let networks = assignment.removed_networks;
-        let volumes: Vec<(String, Option<String>)> = assignment.removed_volumes.into_iter().map(|name| (name, None)).collect();
+        let volumes: Vec<(String, Option<String>)> =
+            assignment.removed_volumes.into_iter().map(|name| (name, None)).collect();
         let did = !statuses.is_empty() || !networks.is_empty() || !volumes.is_empty();
         if !statuses.is_empty() {
             self.report(NodeReport::Tasks(statuses));
@@ -149,7 +159,7 @@ impl World {
     }
 
     /// Lets the agent work until it has nothing to do.
-    pub fn agent(&mut self) {
+    pub(crate) fn agent(&mut self) {
         for _ in 0..1000 {
             if !self.agent_step() {
                 return;
@@ -165,8 +175,12 @@ impl World {
         let behind = now.restart_generation < task.restart_generation;
         match task.desired {
             DesiredTask::Created if now.state < TaskState::Created => self.create(&mut next, task),
-            DesiredTask::Running | DesiredTask::Paused if now.state < TaskState::Created => self.create(&mut next, task),
-            DesiredTask::Running | DesiredTask::Paused if now.state == TaskState::Created || behind => self.start(&mut next, task),
+            DesiredTask::Running | DesiredTask::Paused if now.state < TaskState::Created => {
+                self.create(&mut next, task)
+            }
+            DesiredTask::Running | DesiredTask::Paused if now.state == TaskState::Created || behind => {
+                self.start(&mut next, task)
+            }
             DesiredTask::Running if lives && self.ends.contains_key(&task.service) => {
                 next.state = TaskState::Exited;
                 next.exit_code = self.ends.get(&task.service).copied();
