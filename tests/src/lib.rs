@@ -14,6 +14,7 @@ pub mod host;
 pub mod http;
 pub mod image;
 pub mod machine;
+pub mod nameserver;
 pub mod output;
 pub mod process;
 pub mod terminal;

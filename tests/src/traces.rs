@@ -28,7 +28,9 @@ impl Traces {
         let rules = machine.run(Place::Host, "ip", &["rule"])? + &machine.run(Place::Host, "ip", &["-6", "rule"])?;
         traces.add("routing rule", rules.lines().map(str::to_owned));
         let routes = machine.run(Place::Host, "ip", &["route", "show", "table", "all"])?;
-        traces.add("route", routes.lines().map(|l| l.trim().to_owned()));
+        // Anycast routes come with forwarding, which is turned on for containers and stays on for whoever else relies on it.
+        let routes = routes.lines().map(str::trim).filter(|l| !l.starts_with("anycast "));
+        traces.add("route", routes.map(str::to_owned));
         traces.add("packet filter", tables(&machine.run(Place::Host, "nft", &["list", "ruleset"])?));
         traces.add("control group", groups(instance));
         traces.add("file in /run", tree(&machine.path("/run")));
@@ -55,7 +57,11 @@ impl Traces {
     /// What was there before and is here no more: someone else's property.
     #[must_use]
     pub fn missing(&self, before: &Self) -> Vec<String> {
-        before.beyond(self, |_, _| false).into_iter().map(|l| l.replacen("left behind", "taken away", 1)).collect()
+        // Mounts come into a machine from the host it is on; there, others may remove the folders under them.
+        let gone = |kind: &str, thing: &str| {
+            kind == "mount" && thing.rsplit_once(" (").is_some_and(|(path, _)| !Path::new(path).exists())
+        };
+        before.beyond(self, gone).into_iter().map(|l| l.replacen("left behind", "taken away", 1)).collect()
     }
 }
 

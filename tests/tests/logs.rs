@@ -12,6 +12,7 @@ fn every_line_is_there_in_order_and_the_tail_is_its_end() {
     let host = Host::with_busybox();
     host.stack("services: {a: {image: busybox, command: [sh, -c, 'seq 1 5000; echo oops >&2']}}");
     host.up();
+    host.becomes("a", "over", |c| c["state"] == "exited");
     let logs = host.orch(&["logs", "--no-log-prefix", "a"]).ok();
     let expected: String = (1..=5000).map(|n| format!("{n}\n")).collect();
     assert_eq!(logs.stdout.replace("oops\n", ""), expected);
@@ -102,6 +103,7 @@ fn a_very_long_line_and_bytes_that_are_no_text_come_back_whole() {
     let host = Host::with_busybox();
     host.stack("services: {a: {image: busybox, command: [sh, -c, \"head -c 300000 /dev/zero | tr '\\\\0' x; echo; printf 'no newline'\"]}}");
     host.up();
+    host.becomes("a", "over", |c| c["state"] == "exited");
     let logs = host.orch(&["logs", "--no-log-prefix"]).ok();
     assert_eq!(logs.stdout.matches('x').count(), 300_000);
     assert_eq!(logs.stdout.lines().next().map(str::len), Some(300_000), "a long line was broken");

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use orch_tests::host::Host;
 use orch_tests::machine::{ADDRESS, Place};
+use orch_tests::nameserver::{NameServer, OUTSIDE, OUTSIDE_ADDRESS};
 use orch_tests::wait::{PATIENCE, eventually};
 
 const PAIR: &str = "
@@ -16,7 +17,7 @@ services:
     container_name: known
     command: [sh, -c, 'mkdir /www; echo page >/www/index.html; exec httpd -f -p 80 -h /www']
     networks: {default: {aliases: [nick]}}
-    ports: ['8080:80', '127.0.0.1:8081:80', '9000-9002:80', '9053:53/udp']
+    ports: ['8080:80', '127.0.0.1:8081:80', '9000-9001:80-81', '9053:53/udp']
     healthcheck: {test: [CMD, wget, -q, -O, /dev/null, 'http://127.0.0.1/'], start_period: 20s, start_interval: 100ms}
 ";
 
@@ -42,11 +43,17 @@ fn a_name_that_is_not_there_and_a_type_that_is_not_there_are_told_apart() {
     let host = Host::with_busybox();
     host.stack(PAIR);
     host.up();
+    let outside = NameServer::start(&host);
     let ask = |what: &str| host.orch(&["exec", "-T", "client", "sh", "-c", &format!("nslookup {what} 2>&1")]).stdout;
     let nobody = ask("-type=a nobody.pair");
     assert!(nobody.contains("NXDOMAIN"), "{nobody}");
     let untyped = ask("-type=aaaa server");
     assert!(!untyped.contains("NXDOMAIN") && !untyped.contains("SERVFAIL"), "{untyped}");
+    let known = ask(&format!("-type=a {OUTSIDE}"));
+    assert!(known.contains(&OUTSIDE_ADDRESS.to_string()), "{known}");
+    drop(outside);
+    // Without a way out, names inside go on being answered.
+    assert!(ask("-type=a server").contains(host.container("server")["networks"]["default"]["ipv4"].as_str().unwrap()));
     host.down();
     host.leaves_no_trace();
 }
@@ -66,7 +73,6 @@ fn a_published_port_answers_from_everywhere_it_should_and_nowhere_else() {
         (Place::Neighbour, ADDRESS.into(), 8080),
         (Place::Host, Ipv4Addr::LOCALHOST.into(), 8081),
         (Place::Neighbour, ADDRESS.into(), 9000),
-        (Place::Neighbour, ADDRESS.into(), 9002),
     ] {
         assert_eq!(page(from, address, port).as_deref(), Ok("page"), "{from:?} to {address}:{port}");
     }
@@ -79,7 +85,9 @@ fn a_published_port_answers_from_everywhere_it_should_and_nowhere_else() {
     assert!(page(Place::Neighbour, inside.into(), 80).is_err(), "the neighbour goes round the published port");
     // Hairpin: the server itself, and its neighbour on the same network, by the host's address.
     for service in ["client", "server"] {
-        assert_eq!(host.exec(service, &format!("wget -q -T 5 -O - http://{ADDRESS}:8080/")), "page", "{service}");
+        // Debian's static busybox crashes when its wget is given a port.
+        let page = host.exec(service, &format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {ADDRESS} 8080"));
+        assert!(page.ends_with("page"), "{service}: {page}");
     }
     assert_eq!(host.orch(&["port", "server", "80"]).ok().lines().len(), 1);
     host.orch(&["port", "server", "81"]).fails();
@@ -90,10 +98,11 @@ fn a_published_port_answers_from_everywhere_it_should_and_nowhere_else() {
 
 #[test]
 fn a_udp_port_is_published() {
-    let host = Host::with_busybox();
-    host.stack(
-        "services: {echo: {image: busybox, init: true, command: [nc, -u, -l, -p, '7', -e, cat], ports: ['7007:7/udp']}}",
-    );
+    let host = Host::new();
+    host.load("web");
+    let echo = "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 7000))\nwhile True: s.sendto(*s.recvfrom(99))";
+    host.write("echo.py", echo);
+    host.stack("services: {echo: {image: orch-examples/web, init: true, command: python3 /echo.py, configs: [{source: echo, target: /echo.py}], healthcheck: {disable: true}, ports: ['7007:7000/udp']}}\nconfigs: {echo: {file: echo.py}}");
     host.up();
     let answer = host.inside(Place::Neighbour, || {
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -167,7 +176,10 @@ networks: {default: {enable_ipv6: true, ipam: {config: [{subnet: 'fd00:77::/64'}
     host.up();
     let address = host.container("a")["networks"]["default"]["ipv6"].as_str().unwrap().to_owned();
     assert!(address.starts_with("fd00:77::"), "{address}");
-    assert_eq!(host.exec("b", &format!("wget -q -T 5 -O - 'http://[{address}]/'")), "six");
+    // Debian's static busybox crashes when its wget is given an IPv6 address, on any host.
+    host.exec("b", &format!("ping -c 1 -W 5 {address}"));
+    let inside: Ipv6Addr = address.parse().unwrap();
+    assert_eq!(host.page(Place::Host, inside, 80, "/").as_deref().map(str::trim), Ok("six"));
     let outside: Ipv6Addr = "fd00:1ab::1".parse().unwrap();
     assert_eq!(host.page(Place::Neighbour, outside, 8080, "/").as_deref().map(str::trim), Ok("six"));
     host.down();
