@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::link::{self, LinkError, ShimLink};
+use super::link::{LinkError, ShimLink};
 use super::{Container, ContainerInfo, Engine, EngineError, EventKind, Inner, StartTimes, lock, now};
 use crate::config::{ContainerConfig, ContainerId, InjectedFile, MountKind, NetworkNs};
 use crate::container::{ContainerState, Phase, directory};
@@ -500,8 +500,8 @@ impl Inner {
         if self.all().iter().any(|other| other.config().group == *group) {
             return;
         }
-        let link = lock(&self.links).get(&link::socket_name(group)).cloned();
-        if let Some(link) = link {
+        let links: Vec<Arc<ShimLink>> = lock(&self.links).values().filter(|link| link.is_of(group)).cloned().collect();
+        for link in links {
             self.dismiss(&link);
         }
     }

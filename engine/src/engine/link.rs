@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use super::exec::ExecEnd;
 use crate::engine::lock;
 use crate::shim::frame::{FrameError, Outgoing, Reader};
-use crate::shim::protocol::{Message, Notice, Reply, Request, Running, VERSION};
+use crate::shim::protocol::{Message, Notice, PLAN_FORMAT, Reply, Request, Running, VERSION};
 
 /// A shim that has not answered for so long never will: a start waits at most 60 s for its child (runtime), and there may be a queue.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -94,15 +94,20 @@ impl std::fmt::Debug for ShimLink {
 
 /// The file name of a group's socket: short, unique, and readable where the name allows.
 pub(crate) fn socket_name(group: &str) -> String {
+    format!("{}@{VERSION}-{PLAN_FORMAT:08x}.sock", socket_group(group))
+}
+
+/// The part of the name that says the group; it has no `@`.
+fn socket_group(group: &str) -> String {
     use sha2::Digest;
     let plain = group.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
     // sockaddr_un holds 107 bytes; `/proc/self/fd/NNNNN/` takes 20 of them.
     if plain && !group.is_empty() && group.len() <= 60 {
-        return format!("{group}@{VERSION}.sock");
+        return group.to_owned();
     }
     let digest = sha2::Sha256::digest(group.as_bytes());
     let hex: String = digest.iter().take(20).map(|byte| format!("{byte:02x}")).collect();
-    format!("#{hex}@{VERSION}.sock")
+    format!("#{hex}")
 }
 
 /// An address below a directory that may be deeper than a socket's address can say. The descriptor must outlive its use.
@@ -277,6 +282,18 @@ impl ShimLink {
         if let Some(end) = lock(&self.execs).remove(&number) {
             end.tell(code);
         }
+    }
+
+    /// Is it a shim of this group, of whatever version?
+    pub(crate) fn is_of(&self, group: &str) -> bool {
+        let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.split_once('@').is_some_and(|(its, _)| its == socket_group(group))
+    }
+
+    /// Does it understand the plans that this program makes?
+    pub(crate) fn reads_plans(&self) -> bool {
+        let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.ends_with(&format!("@{VERSION}-{PLAN_FORMAT:08x}.sock"))
     }
 
     /// Has the connection ended?

@@ -138,7 +138,8 @@ impl Container {
 pub(super) struct Exec {
     /// The connection that asked for it and that connection's number for it.
     pub(super) owner: (u64, u64),
-    pub(super) container: String,
+    /// Its container's.
+    pub(super) group: Cgroup,
     pub(super) pid: i32,
     pub(super) pidfd: OwnedFd,
 }

@@ -1,11 +1,36 @@
-//! What the agent and a shim say to each other. A shim outlives the agent that started it and is met again by a newer one, so:
-//! enum variants and trailing fields are only ever appended together with a new [`VERSION`]; the version is part of the socket's
-//! name, and a newer agent starts new containers in a shim of its own version while it goes on talking to the old one.
+//! What the agent and a shim say to each other. A shim outlives the agent that started it and is met again by a newer one, so a change
+//! of these types needs a new [`VERSION`], and an agent that still speaks the old one.
+//!
+//! The runtime's plans inside are another matter: they are made and read by the same version of the program. [`PLAN_FORMAT`] changes
+//! with their types by itself and is part of the socket's name, so that a newer agent goes on watching, stopping and attaching through
+//! the old shim, and starts new processes through one of its own.
 
 use serde::{Deserialize, Serialize};
 
 /// Version of these types.
 pub const VERSION: u16 = 1;
+
+/// A fingerprint of the types that a plan is made of: of their very source.
+pub const PLAN_FORMAT: u32 = {
+    let sources: [&[u8]; 4] = [
+        include_bytes!("../runtime/plan.rs"),
+        include_bytes!("../cgroup.rs"),
+        include_bytes!("../cgroup/layout.rs"),
+        include_bytes!("../config.rs"),
+    ];
+    // FNV-1a: any change of a byte gives another number, which is all that is asked of it.
+    let mut hash: u32 = 0x811c_9dc5;
+    let mut source = 0;
+    while source < sources.len() {
+        let mut at = 0;
+        while at < sources[source].len() {
+            hash = (hash ^ sources[source][at] as u32).wrapping_mul(0x0100_0193);
+            at += 1;
+        }
+        source += 1;
+    }
+    hash
+};
 
 /// A message of either side.
 #[derive(Debug, Serialize, Deserialize)]
@@ -103,7 +128,7 @@ pub struct LogPlan {
 /// How to start a further process.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Exec {
-    /// In which container.
+    /// In which container: one of this shim, or of another of its group.
     pub container: String,
     /// The agent's number for it, unique on this connection.
     pub exec: u64,

@@ -154,7 +154,7 @@ impl Server {
     }
 
     fn is_done(&mut self) -> bool {
-        if !self.containers.is_empty() {
+        if !self.containers.is_empty() || !self.execs.is_empty() {
             self.idle_since = None;
             self.leaving = false;
             return false;
@@ -359,7 +359,7 @@ impl Server {
                 self.close_input(&container, false);
                 (Reply::Done, Vec::new())
             }
-            Request::Leave if self.containers.is_empty() => {
+            Request::Leave if self.containers.is_empty() && self.execs.is_empty() => {
                 self.leaving = true;
                 (Reply::Done, Vec::new())
             }
@@ -389,20 +389,17 @@ impl Server {
     }
 
     fn signal(&mut self, owner: u64, target: &Target, signal: i32, tree: bool) -> Reply {
-        let (pid, pidfd, container) = match target {
+        let (pid, pidfd, group) = match target {
             Target::Container(id) => match self.containers.get(id) {
-                Some(c) if c.ending.is_none() => (c.run.pid, &c.init, c),
+                Some(c) if c.ending.is_none() => (c.run.pid, &c.init, &c.group),
                 _ => return Reply::Refused { message: format!("container {id} is not running") },
             },
             Target::Exec(number) => match self.execs.values().find(|e| e.owner == (owner, *number)) {
-                Some(exec) => match self.containers.get(&exec.container) {
-                    Some(container) => (exec.pid, &exec.pidfd, container),
-                    None => return Reply::Refused { message: "its container has ended".to_owned() },
-                },
+                Some(exec) => (exec.pid, &exec.pidfd, &exec.group),
                 None => return Reply::Refused { message: "the process has ended".to_owned() },
             },
         };
-        let processes = if tree { container.group.procs().unwrap_or_default() } else { Default::default() };
+        let processes = if tree { group.procs().unwrap_or_default() } else { Default::default() };
         let descendants = descendants(pid, &processes);
         let result = pidfd_signal(pidfd.as_fd(), signal);
         for process in descendants {

@@ -81,7 +81,6 @@ impl Server {
     }
 
     /// Takes a running process and its streams into the loop.
-    #[expect(clippy::type_complexity, reason = "the parts of one struct, put together by the only caller")]
     fn supervise(
         &mut self,
         start: &Start,
@@ -125,12 +124,9 @@ impl Server {
 
     /// Starts a further process for the client `owner`, and answers it.
     pub(super) fn exec(&mut self, owner: u64, exec: protocol::Exec) -> (Reply, Vec<OwnedFd>) {
-        match self.containers.get(&exec.container) {
-            Some(container) if container.ending.is_none() => {}
-            _ => {
-                let message = format!("container {} is not running", exec.container);
-                return (Reply::Refused { message }, Vec::new());
-            }
+        // One that is not known here is another shim's; the runtime looks whether it is still the process that the plan names.
+        if self.containers.get(&exec.container).is_some_and(|container| container.ending.is_some()) {
+            return (Reply::Refused { message: format!("container {} is not running", exec.container) }, Vec::new());
         }
         let streams = match exec.terminal {
             // A terminal that nobody holds would hang up at once.
@@ -142,7 +138,7 @@ impl Server {
             Ok(process) => process,
             Err(NotStarted { code, message }) => return (Reply::NotStarted { code, message }, Vec::new()),
         };
-        let Process { pid, pidfd, stdin, stdout, stderr, terminal, .. } = process;
+        let Process { pid, pidfd, group, stdin, stdout, stderr, terminal, .. } = process;
         let token = match self.watch(&pidfd, EpollFlags::EPOLLIN, Source::Exec) {
             Ok(token) => token,
             Err(e) => {
@@ -151,7 +147,7 @@ impl Server {
                 return (Reply::NotStarted { code, message }, Vec::new());
             }
         };
-        self.execs.insert(token, Exec { owner: (owner, exec.exec), container: exec.container, pid, pidfd });
+        self.execs.insert(token, Exec { owner: (owner, exec.exec), group, pid, pidfd });
         (Reply::ExecStarted { pid }, [terminal, stdout, stderr, stdin].into_iter().flatten().collect())
     }
 }

@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use orch_engine::config::ProcessConfig;
 use orch_engine::container::Phase;
-use orch_engine::engine::EventKind;
+use orch_engine::engine::{EventKind, ExecOptions};
 
 use crate::needs_root;
-use crate::support::{Host, enginectl, eventually, start_time};
+use crate::support::{Host, PATIENCE, enginectl, eventually, start_time};
 
 /// A process that holds the engine, killed like an agent can be.
 struct Agent(Child);
@@ -119,6 +120,33 @@ fn a_hundred_containers_are_taken_over() {
         host.engine().remove(id, true, true).unwrap();
     }
     println!("{CONTAINERS} containers removed by force in {:?}", begun.elapsed());
+}
+
+#[test]
+fn a_shim_of_an_older_version_is_watched_and_new_processes_start_beside_it() {
+    needs_root!();
+    let mut host = Host::new();
+    let old = host.start_args(&["/bin/sh", "-c", "trap 'exit 6' TERM; echo up; while :; do sleep 0.05; done"]);
+    eventually("it is up", || host.output(&old) == "up\n");
+    host.close();
+    let sockets = host.config.run_dir.join("shim");
+    let socket = std::fs::read_dir(&sockets).unwrap().next().unwrap().unwrap().path();
+    // As if the plans' types had changed since.
+    std::fs::rename(&socket, sockets.join("stack@1-00000000.sock")).unwrap();
+    host.open();
+    assert_eq!(host.state(&old).phase, Phase::Running);
+    let process =
+        ProcessConfig { args: vec!["/bin/sh".into(), "-c".into(), "exit 11".into()], ..ProcessConfig::default() };
+    let session = host.engine().exec(&old, &ExecOptions { process, ..ExecOptions::default() }).unwrap();
+    assert_eq!(session.wait(Some(PATIENCE)), Some(11));
+    let new = host.start_args(&["/bin/sleep", "1000"]);
+    assert_eq!(host.shims().len(), 2);
+    assert_eq!(host.engine().stop(&old, None, None).unwrap().exit_code, Some(6));
+    host.engine().remove(&old, false, true).unwrap();
+    host.engine().remove(&new, true, true).unwrap();
+    eventually("both are gone", || host.shims().is_empty());
+    // The old one tidies up the name it was given.
+    let _ = std::fs::remove_file(sockets.join("stack@1-00000000.sock"));
 }
 
 #[test]
