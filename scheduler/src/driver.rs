@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use orch_core::{Answer, Assignments, Changes, Command, Entry as CoreEntry, State};
@@ -21,7 +21,8 @@ use raft::{Config, RawNode, StateRole};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::control::{ControlConfig, ProposeError, Shared, StartError};
+use crate::control::{ProposeError, Shared, StartError};
+use crate::disk::Disk;
 use crate::log::{Kind, Log, LogError, Record, Recovered};
 use crate::slog_bridge;
 
@@ -83,22 +84,47 @@ struct StoredHardState {
 
 /// Runs until told to end. `ready` hears how the start went.
 pub(crate) fn run(
-    config: &ControlConfig,
+    disk: Box<dyn Disk>,
     mut inbox: mpsc::Receiver<Message>,
     ready: oneshot::Sender<Result<Arc<Shared>, StartError>>,
 ) {
-    let mut driver = match Driver::open(config) {
+    let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| Driver::open(disk)));
+    let mut driver = match opened.unwrap_or_else(|panic| Err(StartError::Raft(panic_text(&*panic)))) {
         Ok(driver) => driver,
         Err(e) => {
             let _ = ready.send(Err(e));
             return;
         }
     };
-    let _ = ready.send(Ok(driver.shared.clone()));
+    let shared = driver.shared.clone();
+    let _ = ready.send(Ok(shared.clone()));
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| driver.serve(&mut inbox)));
-    if outcome.is_err() {
-        tracing::error!("the raft library found a contradiction: this replica takes part no more; its log is left as it is");
+    let reason = match outcome {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => chain(&error),
+        Err(panic) => panic_text(&*panic),
+    };
+    tracing::error!(reason, "the control plane takes no more changes: containers go on, the log is left as it is");
+    // Said before those who wait are let go, so that they can pass it on.
+    *shared.gone.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+    drop(driver);
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no reason given".to_owned());
+    format!("the raft library found a contradiction: {text}")
+}
+
+/// An error and what caused it, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
     }
+    text
 }
 
 struct Driver {
@@ -114,24 +140,29 @@ struct Driver {
     /// Index and term of the last applied entry, for the snapshot.
     applied: (u64, u64),
     hard_state: StoredHardState,
+    /// Size of the log at which the next snapshot is taken, bytes.
+    compact_at: u64,
     random: RandomState,
 }
 
 impl Driver {
-    fn open(config: &ControlConfig) -> Result<Self, StartError> {
-        let (log, recovered) = Log::open(&config.data_dir)?;
+    fn open(disk: Box<dyn Disk>) -> Result<Self, StartError> {
+        let (mut log, recovered) = Log::open(disk)?;
         let raft = |e: raft::Error| StartError::Raft(e.to_string());
         let decode = |e: serde_json::Error| StartError::Entry(e.to_string());
         let Recovered { snapshot, records, dropped } = recovered;
         if dropped > 0 {
-            tracing::warn!(bytes = dropped, "the torn end of the control log was dropped; nothing of it had been acknowledged");
+            tracing::warn!(
+                bytes = dropped,
+                "the torn end of the control log was dropped; nothing of it had been acknowledged"
+            );
         }
         let (index, term, state) = match snapshot {
             Some(bytes) => {
                 let snapshot: Snapshot = serde_json::from_slice(&bytes).map_err(decode)?;
                 (snapshot.index, snapshot.term, snapshot.state)
             }
-            None => (0, 0, State::new(config.node.as_str())),
+            None => (0, 0, State::new(cluster_id(&mut log, &records)?)),
         };
         let voters = ConfState { voters: vec![FIRST], ..ConfState::default() };
         let storage = MemStorage::new_with_conf_state(voters.clone());
@@ -164,7 +195,8 @@ impl Driver {
             ..Config::default()
         };
         let raw = RawNode::new(&settings, storage.clone(), &slog_bridge::logger()).map_err(raft)?;
-        let shared = Arc::new(Shared { state: RwLock::new(state), applied: watch::Sender::new(index) });
+        let shared =
+            Arc::new(Shared { state: RwLock::new(state), applied: watch::Sender::new(index), gone: Mutex::default() });
         let mut driver = Self {
             raw,
             storage,
@@ -176,6 +208,7 @@ impl Driver {
             next_proposal: 0,
             applied: (index, term),
             hard_state,
+            compact_at: COMPACT_AT,
             random: RandomState::new(),
         };
         driver.raw.campaign().map_err(raft)?;
@@ -190,7 +223,7 @@ impl Driver {
         Ok(driver)
     }
 
-    fn serve(&mut self, inbox: &mut mpsc::Receiver<Message>) {
+    fn serve(&mut self, inbox: &mut mpsc::Receiver<Message>) -> Result<(), StartError> {
         while let Some(first) = inbox.blocking_recv() {
             let mut durable = false;
             let mut end = None;
@@ -211,24 +244,35 @@ impl Driver {
                 next = inbox.try_recv().ok();
             }
             while self.raw.has_ready() {
-                if let Err(e) = self.handle_ready(durable) {
-                    tracing::error!(error = %e, "the control log cannot be written: no change is taken until the agent is started again");
-                    return;
-                }
+                self.handle_ready(durable)?;
             }
             self.compact_when_large();
+            if self.log.is_poisoned() {
+                self.log.append(std::iter::empty(), false)?;
+            }
             if let Some(done) = end {
-                let _ = self.log.append(std::iter::empty(), true);
+                if let Err(e) = self.log.append(std::iter::empty(), true) {
+                    tracing::warn!(
+                        error = chain(&e),
+                        "the end of the control log may be lost with the power; nodes repeat what was in it"
+                    );
+                }
                 let _ = done.send(());
-                return;
+                return Ok(());
             }
         }
+        Ok(())
     }
 
     /// Proposes a command; returns whether it must be durable. What cannot be written is refused before raft hears of it.
     fn propose(&mut self, command: Command, reply: Option<Reply>) -> bool {
-        let durable = !matches!(command, Command::Report { .. } | Command::ReserveAddress(_) | Command::ReleaseAddress { .. });
-        let entry = CoreEntry { now_ms: now_ms(), nonce: self.random.build_hasher().finish().rotate_left(17) ^ self.nonce(), command };
+        let durable =
+            !matches!(command, Command::Report { .. } | Command::ReserveAddress(_) | Command::ReleaseAddress { .. });
+        let entry = CoreEntry {
+            now_ms: now_ms(),
+            nonce: self.random.build_hasher().finish().rotate_left(17) ^ self.nonce(),
+            command,
+        };
         let refuse = |reply: Option<Reply>, why: String| {
             tracing::warn!(why, "a command was not taken");
             if let Some(reply) = reply {
@@ -326,13 +370,14 @@ impl Driver {
                     state.skip(entry.index);
                     continue;
                 }
-                let command: CoreEntry =
-                    serde_json::from_slice(&entry.data).map_err(|e| StartError::Entry(format!("entry {}: {e}", entry.index)))?;
+                let command: CoreEntry = serde_json::from_slice(&entry.data)
+                    .map_err(|e| StartError::Entry(format!("entry {}: {e}", entry.index)))?;
                 let outcome = state.apply(entry.index, &command);
                 changes.merge(outcome.changes);
                 let number = entry.context.as_ref().try_into().map(u64::from_le_bytes).ok();
                 if let Some(reply) = number.and_then(|number| self.waiting.remove(&number)) {
-                    replies.push((reply, outcome.result.map(|answer| (entry.index, answer)).map_err(ProposeError::from)));
+                    replies
+                        .push((reply, outcome.result.map(|answer| (entry.index, answer)).map_err(ProposeError::from)));
                 }
             }
             if !changes.is_empty() {
@@ -360,11 +405,18 @@ impl Driver {
             }
             self.assignments.of(&state, node)
         };
-        sender.send_replace(Arc::new(assignment));
+        // Most reports of a node change nothing for it: it is not woken for them.
+        sender.send_if_modified(|told| {
+            let same = told.version > 0 && Assignment { version: assignment.version, ..(**told).clone() } == assignment;
+            if !same {
+                *told = Arc::new(assignment);
+            }
+            !same
+        });
     }
 
     fn compact_when_large(&mut self) {
-        if self.log.size() < COMPACT_AT {
+        if self.log.size() < self.compact_at {
             return;
         }
         let (index, term) = self.applied;
@@ -375,15 +427,32 @@ impl Driver {
         let hard_state = encode(&self.hard_state);
         match self.log.compact(&snapshot, [(Kind::HardState, hard_state.as_slice())]) {
             Ok(()) => {
+                // A state that is large by itself must not be written again and again.
+                self.compact_at = COMPACT_AT.max(4 * snapshot.len() as u64);
                 if let Err(e) = self.storage.wl().compact(index) {
                     tracing::warn!(error = %e, "entries in memory stay until the next snapshot");
                 }
                 tracing::info!(index, bytes = snapshot.len(), "snapshot taken");
             }
-            // The old log goes on; the next batch tries again.
-            Err(e) => tracing::warn!(error = %e, "no snapshot could be taken"),
+            // The old log goes on. Tried again when it has grown by as much again, not with every batch: the disk may be full.
+            Err(e) => {
+                self.compact_at = self.log.size() + COMPACT_AT;
+                tracing::warn!(error = chain(&e), "no snapshot could be taken");
+            }
         }
     }
+}
+
+/// The id of the cluster whose log this is; made with the log. It is no property of the node: a log that was lost comes back as another
+/// cluster's, and what the lost one had started is not its to remove.
+fn cluster_id(log: &mut Log, records: &[Record]) -> Result<String, LogError> {
+    if let Some(record) = records.iter().find(|record| record.kind == Kind::Cluster) {
+        return Ok(String::from_utf8_lossy(&record.payload).into_owned());
+    }
+    let random = || RandomState::new().build_hasher().finish();
+    let id = format!("{:016x}{:016x}", random(), random());
+    log.append([(Kind::Cluster, id.as_bytes())], true)?;
+    Ok(id)
 }
 
 fn now_ms() -> u64 {
@@ -409,6 +478,7 @@ fn replay(records: &[Record], index: u64, term: u64) -> Result<(Vec<Entry>, Stor
     for record in records {
         match record.kind {
             Kind::HardState => hard_state = serde_json::from_slice(&record.payload)?,
+            Kind::Mark | Kind::Cluster => {}
             Kind::Entry => {
                 let stored: StoredEntry = serde_json::from_slice(&record.payload)?;
                 if stored.index <= index {

@@ -6,7 +6,9 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod disk;
 mod driver;
+mod link;
 pub mod log;
 pub mod server;
 mod slog_bridge;

@@ -1,27 +1,39 @@
 //! The durable log: one append-only file of checked records, and a snapshot.
 //!
-//! A record is a length, a CRC-32C of what follows, a kind and a payload. The file is preallocated ahead of its end, so that an append that
-//! was admitted cannot fail for want of space, and the zeros after the last record mark the end. At open the records are read up to the
-//! first that is not whole: a tail that was torn by a power cut is dropped, which loses nothing that was acknowledged, since that was
-//! fsynced. A damaged record *before* the last fsynced one cannot be told from a torn tail by its own bytes; what can be told is that whole
-//! records follow it, and then the log is refused instead of silently shortened.
+//! A record is a length, a CRC-32C of what follows, a kind, the length of the file that was known to be durable when the record was written,
+//! and a payload. The file is preallocated ahead of its end, so that an append that was admitted cannot fail for want of space, and the
+//! zeros after the last record mark the end.
+//!
+//! At open the records are read up to the first that is not whole. Was it torn by a power cut, or damaged later? What had not been fsynced
+//! may be there in any part, also with a whole record after a missing one. But a whole record anywhere behind the break which says that the
+//! disk had more than the break when it was written proves damage: then the log is refused. Otherwise nothing behind the break had been
+//! acknowledged, and it is dropped. So that the last batch is protected, too, an empty mark follows every fsync; only a mark that never
+//! reached the disk lets damage pass for a torn end.
 //!
 //! Why not redb: an append here is one `write`, and only what must be durable costs an fsync; statuses survive a killed process without
 //! one, which a database transaction that is not durable does not give.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
-/// Length, checksum and kind.
-const HEAD: usize = 9;
+use crate::disk::{Disk, DiskFile};
+
+/// Length, checksum, kind, durable length.
+const HEAD: usize = 17;
+/// What the checksum covers begins here.
+const BODY: usize = 8;
 /// Space is taken ahead in pieces of this size.
 const AHEAD: u64 = 1 << 20;
 /// A record is never larger: commands are bounded by the API's body limit of 8 MiB, which JSON may double.
 const LARGEST: usize = 32 << 20;
 /// First bytes of the file; the number is the format's.
-const MAGIC: &[u8; 8] = b"orchlog1";
+const MAGIC: &[u8; 8] = b"orchlog2";
+/// The log.
+const LOG: &str = "log";
+/// The snapshot.
+const SNAPSHOT: &str = "snapshot";
+/// First bytes of the snapshot, before its checksum.
+const SNAPSHOT_MAGIC: &[u8; 8] = b"orchsnp1";
 
 /// What a record holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +43,10 @@ pub enum Kind {
     Entry = 1,
     /// Raft's hard state.
     HardState = 2,
+    /// Nothing; says only how much is durable.
+    Mark = 3,
+    /// The cluster's id; the first record of a log that no snapshot precedes.
+    Cluster = 4,
 }
 
 /// One record.
@@ -47,7 +63,7 @@ pub struct Record {
 pub struct Recovered {
     /// The snapshot, when there is one.
     pub snapshot: Option<Vec<u8>>,
-    /// All records, in order.
+    /// All records, in order, without marks.
     pub records: Vec<Record>,
     /// Bytes of a torn tail that were dropped.
     pub dropped: u64,
@@ -79,16 +95,18 @@ pub enum LogError {
         /// The file.
         path: PathBuf,
     },
-    /// Records in the middle are damaged.
-    #[error("{path} is damaged at byte {at}: whole records follow, so this is no torn end; restore a backup or remove the file")]
+    /// What had been durable is not what it was.
+    #[error(
+        "{path} is damaged at byte {at}: what was written later proves that the disk had it once; restore a backup or remove the file"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
         /// Where.
         at: u64,
     },
-    /// An earlier fsync failed: what is on disk is not known any more (fsync(2), "Dealing with errors").
-    #[error("an earlier write of {path} failed; restart the agent once its disk is well")]
+    /// An earlier write failed; after a failed fsync it is not known what the disk has (fsync(2), "Dealing with errors").
+    #[error("an earlier write of {path} failed; start the agent again once its disk is well")]
     Poisoned {
         /// The log.
         path: PathBuf,
@@ -96,95 +114,123 @@ pub enum LogError {
 }
 
 /// An open log.
-#[derive(Debug)]
 pub struct Log {
-    dir: PathBuf,
-    path: PathBuf,
-    file: File,
+    disk: Box<dyn Disk>,
+    file: Box<dyn DiskFile>,
     end: u64,
+    durable: u64,
     allocated: u64,
     poisoned: bool,
 }
 
-fn io<T>(doing: &'static str, path: &Path, result: io::Result<T>) -> Result<T, LogError> {
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Log").field("path", &self.disk.path(LOG)).field("end", &self.end).finish_non_exhaustive()
+    }
+}
+
+fn named<T>(doing: &'static str, path: PathBuf, result: io::Result<T>) -> Result<T, LogError> {
     result.map_err(|source| match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => LogError::Full { path: path.to_owned() },
-        _ => LogError::Io { doing, path: path.to_owned(), source },
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => LogError::Full { path },
+        _ => LogError::Io { doing, path, source },
     })
 }
 
-fn sync_dir(dir: &Path) -> Result<(), LogError> {
-    io("sync", dir, File::open(dir).and_then(|d| d.sync_all()))
-}
-
-fn encode(kind: Kind, payload: &[u8], out: &mut Vec<u8>) {
-    let mut body = Vec::with_capacity(1 + payload.len());
-    body.push(kind as u8);
-    body.extend_from_slice(payload);
+fn encode(kind: Kind, durable: u64, payload: &[u8], out: &mut Vec<u8>) {
+    let start = out.len();
     // Payloads are bounded by LARGEST, far below 4 GiB.
     out.extend_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_le_bytes());
-    out.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
-    out.extend_from_slice(&body);
+    out.extend_from_slice(&[0; 4]);
+    out.push(kind as u8);
+    out.extend_from_slice(&durable.to_le_bytes());
+    out.extend_from_slice(payload);
+    let checksum = checksum(&out[start..start + 4], &out[start + BODY..]);
+    out[start + 4..start + BODY].copy_from_slice(&checksum.to_le_bytes());
 }
 
-/// The record at `at`, and where the next begins; `None` when there is no whole one.
-fn decode(bytes: &[u8], at: usize) -> Option<(Record, usize)> {
+/// The length belongs to what is checked: a shorter one must not make another whole record.
+fn checksum(length: &[u8], body: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(length), body)
+}
+
+/// A whole record in the file.
+struct Found {
+    record: Record,
+    durable: u64,
+    next: usize,
+}
+
+/// The record at `at`; `None` when there is no whole one.
+fn decode(bytes: &[u8], at: usize) -> Option<Found> {
     let head = bytes.get(at..at + HEAD)?;
     let length = u32::from_le_bytes(head[..4].try_into().ok()?) as usize;
-    let checksum = u32::from_le_bytes(head[4..8].try_into().ok()?);
+    let expected = u32::from_le_bytes(head[4..BODY].try_into().ok()?);
     let kind = match head[8] {
         1 => Kind::Entry,
         2 => Kind::HardState,
+        3 => Kind::Mark,
+        4 => Kind::Cluster,
         _ => return None,
     };
     if length > LARGEST {
         return None;
     }
-    let body = bytes.get(at + 8..at + HEAD + length)?;
-    (crc32c::crc32c(body) == checksum).then(|| (Record { kind, payload: body[1..].to_vec() }, at + HEAD + length))
+    let durable = u64::from_le_bytes(head[9..HEAD].try_into().ok()?);
+    let body = bytes.get(at + BODY..at + HEAD + length)?;
+    let payload = body[HEAD - BODY..].to_vec();
+    (checksum(&head[..4], body) == expected).then(|| Found {
+        record: Record { kind, payload },
+        durable,
+        next: at + HEAD + length,
+    })
 }
 
 impl Log {
-    /// Opens the log in a directory, which is made when it is not there.
+    /// Opens the log, which is made when it is not there.
     ///
     /// # Errors
     /// See [`LogError`].
-    pub fn open(dir: &Path) -> Result<(Self, Recovered), LogError> {
-        io("make", dir, std::fs::create_dir_all(dir))?;
+    pub fn open(disk: Box<dyn Disk>) -> Result<(Self, Recovered), LogError> {
+        let path = disk.path(LOG);
         for part in ["log.part", "snapshot.part"] {
-            let _ = std::fs::remove_file(dir.join(part));
+            named("remove", disk.path(part), disk.remove(part))?;
         }
-        let snapshot = read_snapshot(dir)?;
-        let path = dir.join("log");
-        if !path.exists() {
-            write_fresh(dir, &path, &[])?;
-        }
-        let mut file = io("open", &path, OpenOptions::new().read(true).write(true).open(&path))?;
-        let mut bytes = Vec::new();
-        io("read", &path, file.read_to_end(&mut bytes))?;
+        let snapshot = read_snapshot(disk.as_ref())?;
+        let bytes = match named("read", path.clone(), disk.read(LOG))? {
+            Some(bytes) => bytes,
+            // A snapshot is only ever put beside a log: alone it is what is left of something.
+            None if snapshot.is_some() => return Err(LogError::Damaged { path, at: 0 }),
+            None => {
+                write_fresh(disk.as_ref(), &[])?;
+                MAGIC.to_vec()
+            }
+        };
         if bytes.get(..MAGIC.len()) != Some(MAGIC) {
             return Err(LogError::Foreign { path });
         }
         let mut records = Vec::new();
         let mut at = MAGIC.len();
-        while let Some((record, next)) = decode(&bytes, at) {
-            records.push(record);
-            at = next;
+        while let Some(found) = decode(&bytes, at) {
+            if found.record.kind != Kind::Mark {
+                records.push(found.record);
+            }
+            at = found.next;
         }
+        let mut file = named("open", path.clone(), disk.open(LOG))?;
         let rest = &bytes[at..];
-        let dropped = rest.iter().rposition(|b| *b != 0).map_or(0, |last| last as u64 + 1);
+        let dropped = rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
         if dropped > 0 {
-            if let Some(found) = whole_record_after(&bytes, at) {
-                tracing::error!(damaged = at, next = found, "the log is damaged");
+            if proves_damage(&bytes, at) {
                 return Err(LogError::Damaged { path, at: at as u64 });
             }
             // Zeros again, so that what is written next cannot run into what was torn.
-            let zeros = vec![0u8; rest.len()];
-            io("mend", &path, file.write_all_at(&zeros, at as u64).and_then(|()| file.sync_data()))?;
+            let zeros = vec![0_u8; rest.len()];
+            named("mend", path.clone(), file.write_at(&zeros, at as u64))?;
         }
-        io("seek", &path, file.seek(SeekFrom::Start(at as u64)))?;
-        let allocated = bytes.len() as u64;
-        let log = Self { dir: dir.to_owned(), path, file, end: at as u64, allocated, poisoned: false };
+        // What was read may be in memory only: from here on it counts as durable, so it must be.
+        named("sync", path, file.sync())?;
+        let (end, allocated) = (at as u64, bytes.len() as u64);
+        let log = Self { disk, file, end, durable: end, allocated, poisoned: false };
         Ok((log, Recovered { snapshot, records, dropped }))
     }
 
@@ -193,15 +239,13 @@ impl Log {
     /// # Errors
     /// [`LogError::Full`]; the log is as it was.
     pub fn reserve(&mut self, bytes: usize) -> Result<(), LogError> {
-        let needed = self.end + bytes as u64;
+        // The mark that follows an fsync needs its room as well.
+        let needed = self.end + bytes as u64 + HEAD as u64;
         if needed <= self.allocated {
             return Ok(());
         }
         let target = needed.div_ceil(AHEAD) * AHEAD;
-        let length = i64::try_from(target - self.allocated).unwrap_or(i64::MAX);
-        let offset = i64::try_from(self.allocated).unwrap_or(i64::MAX);
-        let result = nix::fcntl::posix_fallocate(&self.file, offset, length);
-        io("extend", &self.path, result.map_err(io::Error::from))?;
+        named("extend", self.disk.path(LOG), self.file.allocate(self.allocated, target))?;
         self.allocated = target;
         Ok(())
     }
@@ -216,22 +260,41 @@ impl Log {
     ///
     /// # Errors
     /// See [`LogError`].
-    pub fn append<'a>(&mut self, records: impl IntoIterator<Item = (Kind, &'a [u8])>, sync: bool) -> Result<(), LogError> {
+    pub fn append<'a>(
+        &mut self,
+        records: impl IntoIterator<Item = (Kind, &'a [u8])>,
+        sync: bool,
+    ) -> Result<(), LogError> {
+        let path = self.disk.path(LOG);
         if self.poisoned {
-            return Err(LogError::Poisoned { path: self.path.clone() });
+            return Err(LogError::Poisoned { path });
         }
         let mut out = Vec::new();
         for (kind, payload) in records {
-            encode(kind, payload, &mut out);
+            encode(kind, self.durable, payload, &mut out);
         }
         self.reserve(out.len())?;
-        let written = self.file.write_all_at(&out, self.end).and_then(|()| if sync { self.file.sync_data() } else { Ok(()) });
-        if written.is_err() {
-            self.poisoned = true;
-        }
-        io("write", &self.path, written)?;
-        self.end += out.len() as u64;
-        Ok(())
+        let mut write = || -> io::Result<()> {
+            self.file.write_at(&out, self.end)?;
+            self.end += out.len() as u64;
+            if sync {
+                self.file.sync()?;
+                self.durable = self.end;
+                let mut mark = Vec::new();
+                encode(Kind::Mark, self.durable, &[], &mut mark);
+                self.file.write_at(&mark, self.end)?;
+                self.end += mark.len() as u64;
+            }
+            Ok(())
+        };
+        let written = write();
+        self.poisoned = written.is_err();
+        named("write", path, written)
+    }
+
+    /// Whether an append or a compaction has failed, so that the log takes nothing more.
+    pub fn is_poisoned(&self) -> bool {
+        self.poisoned
     }
 
     /// Bytes of records.
@@ -243,65 +306,84 @@ impl Log {
     /// an open finds: the snapshot says up to which entry it counts, and older entries in the log are passed over.
     ///
     /// # Errors
-    /// See [`LogError`]; the old pair stays.
-    pub fn compact<'a>(&mut self, snapshot: &[u8], keep: impl IntoIterator<Item = (Kind, &'a [u8])>) -> Result<(), LogError> {
-        let part = self.dir.join("snapshot.part");
-        let target = self.dir.join("snapshot");
+    /// See [`LogError`]; the old pair stays, unless the log is poisoned.
+    pub fn compact<'a>(
+        &mut self,
+        snapshot: &[u8],
+        keep: impl IntoIterator<Item = (Kind, &'a [u8])>,
+    ) -> Result<(), LogError> {
         let write = || -> io::Result<()> {
-            let mut file = File::create(&part)?;
-            file.write_all(&crc32c::crc32c(snapshot).to_le_bytes())?;
-            file.write_all(snapshot)?;
-            file.sync_all()?;
-            std::fs::rename(&part, &target)
+            let mut head = SNAPSHOT_MAGIC.to_vec();
+            head.extend_from_slice(&crc32c::crc32c(snapshot).to_le_bytes());
+            let mut file = self.disk.create("snapshot.part")?;
+            file.write_at(&head, 0)?;
+            file.write_at(snapshot, head.len() as u64)?;
+            file.sync()?;
+            self.disk.rename("snapshot.part", SNAPSHOT)?;
+            self.disk.sync_names()
         };
-        io("write", &target, write())?;
-        sync_dir(&self.dir)?;
+        named("write", self.disk.path(SNAPSHOT), write())?;
         let mut out = Vec::new();
         for (kind, payload) in keep {
-            encode(kind, payload, &mut out);
+            encode(kind, 0, payload, &mut out);
         }
-        let file = write_fresh(&self.dir, &self.path, &out)?;
-        self.file = file;
+        match write_fresh(self.disk.as_ref(), &out) {
+            Ok(file) => self.file = file,
+            Err(Unfinished { error, renamed }) => {
+                // The name may be the new file's while this handle is the old one's: what is written here then is nowhere.
+                self.poisoned = renamed;
+                return Err(error);
+            }
+        }
         self.end = (MAGIC.len() + out.len()) as u64;
+        self.durable = self.end;
         self.allocated = self.end;
         Ok(())
     }
 }
 
-/// Whether a whole record begins anywhere after the break: the sign of damage, not of a torn end. Bounded by the size of the file, which
-/// compaction keeps small.
-fn whole_record_after(bytes: &[u8], broken: usize) -> Option<usize> {
-    (broken + 1..bytes.len().saturating_sub(HEAD)).find(|at| {
+/// Whether something behind the break shows that the bytes at the break had been durable once.
+fn proves_damage(bytes: &[u8], broken: usize) -> bool {
+    (broken + 1..bytes.len().saturating_sub(HEAD - 1)).any(|at| {
         // Zeros are the usual case and cannot begin a record, whose kind is never 0.
-        bytes[at + 8] != 0 && decode(bytes, *at).is_some_and(|(record, _)| !record.payload.is_empty())
+        bytes[at + 8] != 0 && decode(bytes, at).is_some_and(|found| found.durable > broken as u64)
     })
 }
 
-fn write_fresh(dir: &Path, path: &Path, records: &[u8]) -> Result<File, LogError> {
-    let part = dir.join("log.part");
-    let write = || -> io::Result<File> {
-        let mut file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&part)?;
-        file.write_all(MAGIC)?;
-        file.write_all(records)?;
-        file.sync_all()?;
-        std::fs::rename(&part, path)?;
+/// A fresh log that could not be put in place.
+struct Unfinished {
+    error: LogError,
+    /// It may have the name already.
+    renamed: bool,
+}
+
+impl From<Unfinished> for LogError {
+    fn from(unfinished: Unfinished) -> Self {
+        unfinished.error
+    }
+}
+
+fn write_fresh(disk: &dyn Disk, records: &[u8]) -> Result<Box<dyn DiskFile>, Unfinished> {
+    let path = || disk.path(LOG);
+    let write = || -> io::Result<Box<dyn DiskFile>> {
+        let mut file = disk.create("log.part")?;
+        file.write_at(MAGIC, 0)?;
+        file.write_at(records, MAGIC.len() as u64)?;
+        file.sync()?;
         Ok(file)
     };
-    let file = io("write", path, write())?;
-    sync_dir(dir)?;
+    let file = named("write", path(), write()).map_err(|error| Unfinished { error, renamed: false })?;
+    let rename = disk.rename("log.part", LOG).and_then(|()| disk.sync_names());
+    named("rename", path(), rename).map_err(|error| Unfinished { error, renamed: true })?;
     Ok(file)
 }
 
-fn read_snapshot(dir: &Path) -> Result<Option<Vec<u8>>, LogError> {
-    let path = dir.join("snapshot");
-    let bytes = match std::fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return io("read", &path, Err(e)),
-    };
-    let Some((checksum, body)) = bytes.split_first_chunk::<4>() else { return Err(LogError::Damaged { path, at: 0 }) };
-    if crc32c::crc32c(body) != u32::from_le_bytes(*checksum) {
-        return Err(LogError::Damaged { path, at: 0 });
+fn read_snapshot(disk: &dyn Disk) -> Result<Option<Vec<u8>>, LogError> {
+    let path = disk.path(SNAPSHOT);
+    let Some(bytes) = named("read", path.clone(), disk.read(SNAPSHOT))? else { return Ok(None) };
+    let Some(rest) = bytes.strip_prefix(SNAPSHOT_MAGIC) else { return Err(LogError::Foreign { path }) };
+    match rest.split_first_chunk::<4>() {
+        Some((expected, body)) if crc32c::crc32c(body) == u32::from_le_bytes(*expected) => Ok(Some(body.to_vec())),
+        _ => Err(LogError::Damaged { path, at: 0 }),
     }
-    Ok(Some(body.to_vec()))
 }

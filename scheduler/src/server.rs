@@ -12,15 +12,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use orch_api::control::{
-    ActRequest, Action as ApiAction, AddressRequest, AddressResponse, ApplyRequest, ApplyResponse, DesiredRequest, DownRequest,
-    ImageResolver, IndexResponse, NetworkCreate, NetworkView, NodeView, RunRequest, RunResponse, ScaleRequest, StackSummary, StackView,
-    TaskView, VolumeCreate, VolumeView,
+    ActRequest, Action as ApiAction, AddressRequest, AddressResponse, ApplyRequest, ApplyResponse, DesiredRequest,
+    DownRequest, ImageResolver, IndexResponse, NetworkCreate, NetworkView, NodeView, RunRequest, RunResponse,
+    ScaleRequest, StackSummary, StackView, TaskView, VolumeCreate, VolumeView,
 };
 use orch_api::error::{ErrorBody, ErrorDetail};
 use orch_core::plan::{self, Moment};
 use orch_core::{
-    Act, Action, Answer, ApplyStack, Command, Down, Hint, NetworkDefinition, NewNetwork, NewVolume, Refusal, ReserveAddress, RunOneOff,
-    Scale, SetTaskDesired, State, UpOptions,
+    Act, Action, Answer, ApplyStack, Command, Down, Hint, NetworkDefinition, NewNetwork, NewVolume, Refusal,
+    ReserveAddress, RunOneOff, Scale, SetTaskDesired, State, UpOptions,
 };
 use orch_spec::assignment::{NetworkName, TaskId};
 use orch_spec::model::{IpamPool, ServiceSpec, StackSpec};
@@ -194,21 +194,33 @@ async fn up_command(server: &Server, name: &str, request: ApplyRequest) -> Resul
 }
 
 /// `POST /v1/stacks/{name}/plan`.
-async fn plan_up(Inject(server): Injected, Path(name): Path<String>, Json(request): Json<ApplyRequest>) -> Reply<ApplyResponse> {
+async fn plan_up(
+    Inject(server): Injected,
+    Path(name): Path<String>,
+    Json(request): Json<ApplyRequest>,
+) -> Reply<ApplyResponse> {
     let command = up_command(&server, &name, request).await?;
     let (index, answer) = server.control.read(|state| (state.index, plan::up(state, &command, Moment::default())));
     Ok(Json(response(index, answer?)))
 }
 
 /// `POST /v1/stacks/{name}/apply`.
-async fn apply(Inject(server): Injected, Path(name): Path<String>, Json(request): Json<ApplyRequest>) -> Reply<ApplyResponse> {
+async fn apply(
+    Inject(server): Injected,
+    Path(name): Path<String>,
+    Json(request): Json<ApplyRequest>,
+) -> Reply<ApplyResponse> {
     let command = up_command(&server, &name, request).await?;
     let (index, answer) = propose(&server, Command::ApplyStack(command)).await?;
     Ok(Json(response(index, answer)))
 }
 
 /// `POST /v1/stacks/{name}/down`.
-async fn down(Inject(server): Injected, Path(name): Path<String>, Json(request): Json<DownRequest>) -> Reply<ApplyResponse> {
+async fn down(
+    Inject(server): Injected,
+    Path(name): Path<String>,
+    Json(request): Json<DownRequest>,
+) -> Reply<ApplyResponse> {
     let command = Down {
         stack: name,
         volumes: request.volumes,
@@ -233,7 +245,11 @@ fn action(action: ApiAction) -> Action {
 }
 
 /// `POST /v1/stacks/{name}/act`.
-async fn act(Inject(server): Injected, Path(name): Path<String>, Json(request): Json<ActRequest>) -> Reply<ApplyResponse> {
+async fn act(
+    Inject(server): Injected,
+    Path(name): Path<String>,
+    Json(request): Json<ActRequest>,
+) -> Reply<ApplyResponse> {
     let command = Act {
         stack: name,
         services: request.services,
@@ -250,16 +266,25 @@ async fn act(Inject(server): Injected, Path(name): Path<String>, Json(request): 
 }
 
 /// `POST /v1/stacks/{name}/scale`.
-async fn scale(Inject(server): Injected, Path(name): Path<String>, Json(request): Json<ScaleRequest>) -> Reply<ApplyResponse> {
+async fn scale(
+    Inject(server): Injected,
+    Path(name): Path<String>,
+    Json(request): Json<ScaleRequest>,
+) -> Reply<ApplyResponse> {
     let command = Scale { stack: name, services: request.services, no_deps: request.no_deps, timeout: request.timeout };
     let (index, answer) = propose(&server, Command::Scale(command)).await?;
     Ok(Json(response(index, answer)))
 }
 
 /// `POST /v1/stacks/{name}/run`.
-async fn run(Inject(server): Injected, Path(name): Path<String>, Json(request): Json<RunRequest>) -> Reply<RunResponse> {
+async fn run(
+    Inject(server): Injected,
+    Path(name): Path<String>,
+    Json(request): Json<RunRequest>,
+) -> Reply<RunResponse> {
     let own = [(request.service.as_str(), &*request.spec)];
-    let others = request.stack.as_deref().map(|spec| touched(spec, std::slice::from_ref(&request.service), request.no_deps));
+    let others =
+        request.stack.as_deref().map(|spec| touched(spec, std::slice::from_ref(&request.service), request.no_deps));
     let images = resolve(&server, own.into_iter().chain(others.into_iter().flatten())).await?;
     let command = RunOneOff {
         spec: request.stack.clone(),
@@ -287,7 +312,11 @@ async fn run(Inject(server): Injected, Path(name): Path<String>, Json(request): 
 }
 
 /// `POST /v1/tasks/{id}/desired`.
-async fn desired(Inject(server): Injected, Path(id): Path<String>, Json(request): Json<DesiredRequest>) -> Reply<IndexResponse> {
+async fn desired(
+    Inject(server): Injected,
+    Path(id): Path<String>,
+    Json(request): Json<DesiredRequest>,
+) -> Reply<IndexResponse> {
     let command = SetTaskDesired {
         task: TaskId(id),
         desired: request.desired,
@@ -347,12 +376,13 @@ async fn network(Inject(server): Injected, Path(name): Path<String>) -> Reply<Ne
 /// `POST /v1/networks`.
 async fn create_network(Inject(server): Injected, Json(request): Json<NetworkCreate>) -> Reply<NetworkView> {
     let name = NetworkName(request.name);
-    let pool4 = (request.subnet4.is_some() || request.gateway4.is_some() || request.ip_range4.is_some()).then(|| IpamPool {
-        subnet: request.subnet4,
-        ip_range: request.ip_range4,
-        gateway: request.gateway4.map(Into::into),
-        aux_addresses: BTreeMap::new(),
-    });
+    let pool4 =
+        (request.subnet4.is_some() || request.gateway4.is_some() || request.ip_range4.is_some()).then(|| IpamPool {
+            subnet: request.subnet4,
+            ip_range: request.ip_range4,
+            gateway: request.gateway4.map(Into::into),
+            aux_addresses: BTreeMap::new(),
+        });
     let pool6 = (request.subnet6.is_some() || request.gateway6.is_some()).then(|| IpamPool {
         subnet: request.subnet6,
         ip_range: None,
@@ -382,7 +412,11 @@ async fn remove_network(Inject(server): Injected, Path(name): Path<String>) -> R
 ///
 /// # Errors
 /// When there is no such network, it is full, or the address is taken.
-pub async fn reserve_address(control: &Control, network: String, request: AddressRequest) -> Result<AddressResponse, ErrorDetail> {
+pub async fn reserve_address(
+    control: &Control,
+    network: String,
+    request: AddressRequest,
+) -> Result<AddressResponse, ErrorDetail> {
     let name = NetworkName(network);
     let there = control.read(|state| state.networks.contains_key(&name));
     if !there && name.as_str() == DEFAULT_NETWORK {
@@ -416,7 +450,11 @@ pub async fn release_address(control: &Control, network: String, holder: String)
 }
 
 /// `POST /v1/networks/{name}/addresses`.
-async fn reserve(Inject(server): Injected, Path(name): Path<String>, Json(request): Json<AddressRequest>) -> Reply<AddressResponse> {
+async fn reserve(
+    Inject(server): Injected,
+    Path(name): Path<String>,
+    Json(request): Json<AddressRequest>,
+) -> Reply<AddressResponse> {
     Ok(Json(reserve_address(&server.control, name, request).await?))
 }
 
@@ -428,7 +466,11 @@ struct HolderQuery {
 }
 
 /// `DELETE /v1/networks/{name}/addresses`.
-async fn release(Inject(server): Injected, Path(name): Path<String>, Query(query): Query<HolderQuery>) -> Reply<IndexResponse> {
+async fn release(
+    Inject(server): Injected,
+    Path(name): Path<String>,
+    Query(query): Query<HolderQuery>,
+) -> Reply<IndexResponse> {
     release_address(&server.control, name, query.holder).await?;
     Ok(Json(IndexResponse { index: server.control.read(|state| state.index) }))
 }
@@ -447,7 +489,12 @@ async fn volume(Inject(server): Injected, Path(name): Path<String>) -> Reply<Vol
 /// `POST /v1/volumes`.
 async fn create_volume(Inject(server): Injected, Json(request): Json<VolumeCreate>) -> Reply<VolumeView> {
     let name = request.name.clone();
-    let new = NewVolume { name: request.name, driver: request.driver, driver_opts: request.driver_opts, labels: request.labels };
+    let new = NewVolume {
+        name: request.name,
+        driver: request.driver,
+        driver_opts: request.driver_opts,
+        labels: request.labels,
+    };
     propose(&server, Command::CreateVolume(new)).await?;
     volume(Inject(server), Path(name)).await
 }

@@ -178,6 +178,22 @@ pub struct LogQuery {
     /// RFC 3339: not after.
     #[serde(default)]
     pub until: Option<String>,
+    /// When a follower ends.
+    #[serde(default)]
+    pub until_end: FollowEnd,
+}
+
+/// When a follower of a log ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FollowEnd {
+    /// With the container's next exit.
+    #[default]
+    Exit,
+    /// When the container has ended for good: its policy does not start it again.
+    End,
+    /// When the container is gone.
+    Removal,
 }
 
 /// What one container uses now.

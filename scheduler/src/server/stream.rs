@@ -24,7 +24,8 @@ fn line(value: &impl Serialize, out: &mut Vec<u8>) {
 }
 
 fn stream(receiver: mpsc::Receiver<std::io::Result<Bytes>>) -> Response<Body> {
-    let stream = futures_util::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
+    let stream =
+        futures_util::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
     Response::new(Body::from_stream(stream))
 }
 
@@ -41,10 +42,12 @@ struct Told {
 fn changes(told: &mut Told, state: &State, name: &str) -> (Vec<StackChange>, bool) {
     let index = state.index;
     let Some(mut now) = view::stack(state, name) else { return (vec![StackChange::Removed { index }], true) };
-    let tasks: BTreeMap<String, TaskView> = std::mem::take(&mut now.tasks).into_iter().map(|t| (t.id.clone(), t)).collect();
+    let tasks: BTreeMap<String, TaskView> =
+        std::mem::take(&mut now.tasks).into_iter().map(|t| (t.id.clone(), t)).collect();
     let networks: BTreeMap<String, NetworkView> =
         std::mem::take(&mut now.networks).into_iter().map(|n| (n.name.clone(), n)).collect();
-    let volumes: BTreeMap<String, VolumeView> = std::mem::take(&mut now.volumes).into_iter().map(|v| (v.name.clone(), v)).collect();
+    let volumes: BTreeMap<String, VolumeView> =
+        std::mem::take(&mut now.volumes).into_iter().map(|v| (v.name.clone(), v)).collect();
     // What is told of the stack itself: what it consists of, not how its tasks are.
     now.index = 0;
     now.status.clear();

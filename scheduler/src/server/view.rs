@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use orch_api::control::{
-    EndpointView, NetworkView, NodeView, OperationView, PlanView, ServiceView, StackSummary, StackView, TaskView, VolumeView, WaitView,
+    EndpointView, NetworkView, NodeView, OperationView, PlanView, ServiceView, StackSummary, StackView, TaskView,
+    VolumeView, WaitView,
 };
 use orch_core::{Availability, Network, NetworkPhase, Node, Plan, State, Task, Volume};
 use orch_spec::assignment::{Health, NodeId, TaskState};
@@ -55,7 +56,8 @@ pub(crate) fn stack(state: &State, name: &str) -> Option<StackView> {
     let stack = state.stacks.get(name)?;
     let mut tasks: Vec<&Task> = state.stack_tasks(name).collect();
     tasks.sort_by_key(|t| t.order());
-    let uses = |network: &&Network| network.stack == name || tasks.iter().any(|t| t.networks().any(|n| *n == network.name));
+    let uses =
+        |network: &&Network| network.stack == name || tasks.iter().any(|t| t.networks().any(|n| *n == network.name));
     let mounts = |volume: &&Volume| volume.stack == name || tasks.iter().any(|t| volume.users.contains(&t.id));
     Some(StackView {
         index: state.index,
@@ -87,7 +89,8 @@ fn service(state: &State, stack: &str, name: &str) -> Option<ServiceView> {
     let spec = &revision.spec;
     let tasks: Vec<&Task> = state.service_tasks(stack, name).filter(|t| t.is_replica()).collect();
     let runs = |t: &&&Task| matches!(t.status.state, TaskState::Running | TaskState::Paused);
-    let ready = |t: &&&Task| t.status.state == TaskState::Running && matches!(t.status.health, Health::None | Health::Healthy);
+    let ready =
+        |t: &&&Task| t.status.state == TaskState::Running && matches!(t.status.health, Health::None | Health::Healthy);
     let services = &state.stacks.get(stack)?.services;
     let one_shot = services.values().any(|other| {
         let dependency = state.revision(other.revision).spec.depends_on.get(name).copied();
@@ -144,7 +147,11 @@ pub(crate) fn task(state: &State, task: &Task) -> TaskView {
         up_to_date: current == Some(task.revision),
         desired: task.goal,
         status: task.status.clone(),
-        waiting_on: task.waiting.iter().map(|w| WaitView { kind: w.kind.clone(), on: w.on.clone(), text: w.text.clone() }).collect(),
+        waiting_on: task
+            .waiting
+            .iter()
+            .map(|w| WaitView { kind: w.kind.clone(), on: w.on.clone(), text: w.text.clone() })
+            .collect(),
         blocked: task.blocked.clone(),
         networks,
         ports: task.ports().to_vec(),

@@ -9,7 +9,7 @@ use super::draft::Draft;
 use super::task::{self, Blueprint};
 use super::{ResourceKind, Verb, diff};
 use crate::error::{Refusal, SpecFault};
-use crate::state::{NetworkPhase, Revision, RevisionId, Task};
+use crate::state::{Revision, RevisionId, Task};
 
 /// More replicas of one service are taken for a slip of the keyboard.
 const MOST_REPLICAS: u64 = 10_000;
@@ -99,10 +99,7 @@ fn recreate_reason(
         return Some(format!("it shares a namespace of service {parent}, which is recreated"));
     }
     let replaced = |name: &&orch_spec::assignment::NetworkName| {
-        let network = draft.network(name);
-        network.is_none_or(|network| {
-            matches!(network.phase, NetworkPhase::Replacing(_)) && network.users.contains(&task.id)
-        })
+        draft.network(name).is_none_or(|network| network.displaces(&task.id))
     };
     if let Some(network) = task.networks().find(replaced) {
         return Some(format!("network {network} is made anew"));

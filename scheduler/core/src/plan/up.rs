@@ -209,9 +209,7 @@ fn follow(draft: &mut Draft<'_>, name: &str, cascade: &mut Cascade) -> Result<()
     let spec = draft.revision(service.revision).spec.clone();
     let guest = namespace_services(&spec).any(|parent| cascade.recreated.contains(parent));
     let on_replaced = draft.replicas_of(name).iter().filter_map(|id| draft.task(id)).any(|task| {
-        task.networks()
-            .filter_map(|network| draft.network(network))
-            .any(|network| !network.is_active() && network.users.contains(&task.id))
+        task.networks().filter_map(|network| draft.network(network)).any(|network| network.displaces(&task.id))
     });
     if !guest && !on_replaced && replicas::follows_restart(&spec, cascade).is_none() {
         return Ok(());

@@ -122,6 +122,11 @@ impl Network {
         self
     }
 
+    /// Whether the task, which is on this network, has no place on what the network will be.
+    pub fn displaces(&self, task: &TaskId) -> bool {
+        matches!(&self.phase, NetworkPhase::Replacing(successor) if !successor.users.contains(task))
+    }
+
     /// Whether tasks may use it now.
     pub fn is_active(&self) -> bool {
         self.phase == NetworkPhase::Active
