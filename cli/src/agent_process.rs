@@ -42,7 +42,8 @@ const IDLE_LOOK: Duration = Duration::from_secs(1);
 pub(crate) fn run(args: &args::Agent) -> Result<Exit> {
     tracing_subscriber::fmt()
         .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("ORCH_LOG").unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+            tracing_subscriber::EnvFilter::try_from_env("ORCH_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
         )
         .with_writer(std::io::stderr)
         .with_ansi(false)
@@ -68,6 +69,7 @@ async fn serve(args: &args::Agent) -> Result<()> {
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode))
             .with_context(|| format!("set the permissions of {}", dir.display()))?;
     }
+    refuse_foreign(&args.data_dir)?;
     let lock = lock(&args.data_dir)?;
     let node = node_id(&args.data_dir)?;
     let control = Control::start(ControlConfig { data_dir: args.data_dir.join("control"), node: node.clone() })
@@ -111,15 +113,11 @@ async fn serve(args: &args::Agent) -> Result<()> {
     Ok(())
 }
 
-/// The node's identity, made once.
-fn node_id(data_dir: &Path) -> Result<NodeId> {
-    let path = data_dir.join("node-id");
-    if let Ok(text) = std::fs::read_to_string(&path)
-        && !text.trim().is_empty()
-    {
-        return Ok(NodeId(text.trim().to_owned()));
+/// Refuses a directory that holds somebody else's things, before anything is made in it.
+fn refuse_foreign(data_dir: &Path) -> Result<()> {
+    if data_dir.join("node-id").exists() {
+        return Ok(());
     }
-    // Not ours, and not empty: somebody else's directory, in which nothing must be made.
     let ours = ["agent.lock", "node-id.part"];
     let foreign = std::fs::read_dir(data_dir)
         .with_context(|| format!("read {}", data_dir.display()))?
@@ -131,6 +129,17 @@ fn node_id(data_dir: &Path) -> Result<NodeId> {
             data_dir.display(),
             entry.file_name()
         );
+    }
+    Ok(())
+}
+
+/// The node's identity, made once.
+fn node_id(data_dir: &Path) -> Result<NodeId> {
+    let path = data_dir.join("node-id");
+    if let Ok(text) = std::fs::read_to_string(&path)
+        && !text.trim().is_empty()
+    {
+        return Ok(NodeId(text.trim().to_owned()));
     }
     let mut bytes = [0u8; 10];
     std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
@@ -168,7 +177,8 @@ fn listen(socket: &Path) -> Result<UnixListener> {
     let listener = UnixListener::bind(socket).with_context(|| format!("listen at {}", socket.display()))?;
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660))?;
     if let Some(group) = group_id("orch") {
-        nix::unistd::chown(socket, None, Some(group)).with_context(|| format!("give {} to the group orch", socket.display()))?;
+        nix::unistd::chown(socket, None, Some(group))
+            .with_context(|| format!("give {} to the group orch", socket.display()))?;
     }
     Ok(listener)
 }
@@ -223,7 +233,11 @@ async fn accept(listener: UnixListener, router: Router, activity: Arc<Activity>)
             activity.connections.fetch_add(1, Ordering::Relaxed);
             let service = hyper::service::service_fn(move |request| router.clone().call(request));
             let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new()).http1_only();
-            builder.http1().max_buf_size(HEADER.max(64 * 1024)).header_read_timeout(HEADER_TIME).timer(hyper_util::rt::TokioTimer::new());
+            builder
+                .http1()
+                .max_buf_size(HEADER.max(64 * 1024))
+                .header_read_timeout(HEADER_TIME)
+                .timer(hyper_util::rt::TokioTimer::new());
             let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
             if let Err(e) = served {
                 tracing::debug!(error = %e, "a connection ended");
@@ -236,7 +250,8 @@ async fn accept(listener: UnixListener, router: Router, activity: Arc<Activity>)
 
 /// Waits for a reason to end.
 async fn ending(idle_exit: u64, agent: &Agent, activity: &Activity) -> &'static str {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         return std::future::pending().await;
     };
     let mut idle_since = Instant::now();
@@ -271,7 +286,11 @@ impl ImageResolver for Images {
 struct LocalPlane(Control);
 
 impl ControlPlane for LocalPlane {
-    fn reserve_address(&self, network: String, request: AddressRequest) -> BoxFuture<'_, Result<AddressResponse, ErrorDetail>> {
+    fn reserve_address(
+        &self,
+        network: String,
+        request: AddressRequest,
+    ) -> BoxFuture<'_, Result<AddressResponse, ErrorDetail>> {
         Box::pin(orch_scheduler::server::reserve_address(&self.0, network, request))
     }
 

@@ -47,9 +47,15 @@ pub(crate) fn connect(settings: &Settings) -> Result<Client> {
     Ok(client)
 }
 
-/// A client of an agent that runs; `None` when none does. For commands that have nothing to do then.
-pub(crate) fn connect_existing(settings: &Settings) -> Option<Client> {
-    probe(&settings.socket).ok().map(|()| Client::unix(&settings.socket))
+/// A client of an agent that runs, or is started because there is something for it to look after; `None` when neither is so. For commands
+/// that have nothing to show on a machine where orch never ran.
+///
+/// # Errors
+/// When an agent is needed and cannot be reached or started.
+pub(crate) fn connect_existing(settings: &Settings) -> Result<Option<Client>> {
+    let never_ran =
+        settings.start_agent && probe(&settings.socket).is_err() && !settings.data_dir.join("control").exists();
+    if never_ran { Ok(None) } else { connect(settings).map(Some) }
 }
 
 fn probe(socket: &Path) -> std::io::Result<()> {
@@ -59,7 +65,9 @@ fn probe(socket: &Path) -> std::io::Result<()> {
 fn start(settings: &Settings) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         let message = "no agent runs, and only root can start one";
-        return Err(Failure::new(Exit::Failed, message).hint("run the command as root, or start `orch agent` as root").into());
+        return Err(Failure::new(Exit::Failed, message)
+            .hint("run the command as root, or start `orch agent` as root")
+            .into());
     }
     std::fs::create_dir_all(&settings.run_dir)
         .with_context(|| format!("make the run directory {}", settings.run_dir.display()))?;

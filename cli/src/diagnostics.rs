@@ -52,7 +52,11 @@ fn render(problem: &Problem, files: &Files, renderer: &Renderer) -> String {
             let kind = if first { AnnotationKind::Primary } else { AnnotationKind::Context };
             first = false;
             let annotation = kind.span(bytes(other.span.start, other.span.end, &file.text));
-            snippet = snippet.annotation(if other.text.is_empty() { annotation } else { annotation.label(other.text.as_str()) });
+            snippet = snippet.annotation(if other.text.is_empty() {
+                annotation
+            } else {
+                annotation.label(other.text.as_str())
+            });
         }
         group = group.element(snippet);
     }

@@ -28,8 +28,7 @@ pub(crate) fn command() -> clap::Command {
                 .action(ArgAction::Append)
                 .value_name("FILE")
                 .help("Stack file; repeat to merge several; `-` reads standard input");
-            let mut project =
-                clap::Arg::new(PROJECT).long("project-name").value_name("NAME").help("Name of the stack");
+            let mut project = clap::Arg::new(PROJECT).long("project-name").value_name("NAME").help("Name of the stack");
             if !taken('f') {
                 file = file.short('f');
             }

@@ -85,7 +85,9 @@ impl Format {
             "table" | "text" => Ok(Self::Table),
             "json" | "{{json .}}" => Ok(Self::Json),
             _ if text.contains("{{") => Ok(Self::Template(text.strip_prefix("table ").unwrap_or(text).to_owned())),
-            _ => Err(Failure::usage(format!("--format {text}: write `table`, `json` or a template like '{{{{.Name}}}}'"))),
+            _ => Err(Failure::usage(format!(
+                "--format {text}: write `table`, `json` or a template like '{{{{.Name}}}}'"
+            ))),
         }
     }
 }
@@ -240,7 +242,8 @@ mod tests {
 
     #[test]
     fn a_table_is_aligned_and_has_no_trailing_blanks() {
-        let text = table(&["NAME", "STATE"], &[vec!["a-long-name".into(), "up".into()], vec!["b".into(), String::new()]]);
+        let text =
+            table(&["NAME", "STATE"], &[vec!["a-long-name".into(), "up".into()], vec!["b".into(), String::new()]]);
         assert_eq!(text, "NAME          STATE\na-long-name   up\nb\n");
     }
 }

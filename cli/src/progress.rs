@@ -196,7 +196,11 @@ pub(crate) fn verdict(board: &Board, services: Option<&BTreeSet<String>>, goal: 
         if !board.gone && !stuck.is_empty() && board.tasks.is_empty() {
             return Verdict::Failed(stuck);
         }
-        return if board.gone { Verdict::Reached } else { Verdict::Waiting(board.tasks.values().map(waiting).collect()) };
+        return if board.gone {
+            Verdict::Reached
+        } else {
+            Verdict::Waiting(board.tasks.values().map(waiting).collect())
+        };
     }
     let mut missing = Vec::new();
     let mut troubles = Vec::new();

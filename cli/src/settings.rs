@@ -73,8 +73,10 @@ impl Settings {
             Some(host) => match host.strip_prefix("unix://") {
                 Some(path) if path.starts_with('/') => (PathBuf::from(path), false),
                 _ => {
-                    return Err(Failure::usage(format!("--host {host}: only unix:///path/to/orch.sock can be reached yet"))
-                        .hint("remote hosts come with the cluster; until then run orch on the host itself"));
+                    return Err(Failure::usage(format!(
+                        "--host {host}: only unix:///path/to/orch.sock can be reached yet"
+                    ))
+                    .hint("remote hosts come with the cluster; until then run orch on the host itself"));
                 }
             },
         };

@@ -10,6 +10,7 @@ pub(crate) mod bpf;
 pub(crate) mod child;
 pub(crate) mod raw;
 pub(crate) mod reaper;
+pub(crate) mod report;
 pub(crate) mod seal;
 pub(crate) mod xattr;
 

@@ -49,7 +49,12 @@ async fn act_and_follow(settings: &Settings, request: ActRequest, goal: Goal, ti
     if act(&client, settings, &stack, &request).await? {
         let services = scope(&request.services);
         let timeout = timeout.map(Duration::from_secs);
-        follow(&client, settings, &Follow { stack: &stack, services, goal, timeout, show_logs: true }).await?;
+        follow(
+            &client,
+            settings,
+            &Follow { stack: &stack, services, goal, timeout, show_logs: true, made: Vec::new() },
+        )
+        .await?;
     }
     Ok(Exit::Done)
 }
@@ -113,8 +118,11 @@ pub(super) fn check_services(view: &StackView, services: &[String]) -> Result<()
     for service in services {
         if !view.services.iter().any(|s| s.name == *service) {
             let names: Vec<&str> = view.services.iter().map(|s| s.name.as_str()).collect();
-            return Err(Failure::new(Exit::Failed, format!("no such service: {service}"))
-                .hint(format!("services of stack {}: {}", view.name, names.join(", "))));
+            return Err(Failure::new(Exit::Failed, format!("no such service: {service}")).hint(format!(
+                "services of stack {}: {}",
+                view.name,
+                names.join(", ")
+            )));
         }
     }
     Ok(())
@@ -171,15 +179,17 @@ pub(super) async fn remove(settings: &Settings, args: Rm) -> Result<Exit> {
     if !args.force && !confirmed(&format!("Remove {}?", names.join(", "))) {
         return Err(Failure::new(Exit::Failed, "nothing removed").hint("say yes, or use `rm -f`").into());
     }
-    let request = ActRequest {
-        stop: args.stop,
-        remove_volumes: args.volumes,
-        ..request(Action::Remove, &args.services)
-    };
+    let request =
+        ActRequest { stop: args.stop, remove_volumes: args.volumes, ..request(Action::Remove, &args.services) };
     if act(&client, settings, &stack, &request).await? {
         let services = scope(&args.services);
         let goal = Goal::Removed;
-        follow(&client, settings, &Follow { stack: &stack, services, goal, timeout: None, show_logs: false }).await?;
+        follow(
+            &client,
+            settings,
+            &Follow { stack: &stack, services, goal, timeout: None, show_logs: false, made: Vec::new() },
+        )
+        .await?;
     }
     Ok(Exit::Done)
 }
@@ -197,13 +207,8 @@ pub(super) async fn wait(settings: &Settings, args: Wait) -> Result<Exit> {
         printer::line(&format!("container {} exited with status code {code}", task.container_name));
     }
     if args.down_project {
-        let down = crate::args::Down {
-            volumes: false,
-            rmi: None,
-            remove_orphans: false,
-            timeout: None,
-            services: Vec::new(),
-        };
+        let down =
+            crate::args::Down { volumes: false, rmi: None, remove_orphans: false, timeout: None, services: Vec::new() };
         super::down::run(settings, down).await?;
     }
     Ok(Exit::Code(code))

@@ -406,7 +406,10 @@ fn ulimits(texts: &[String]) -> Result<serde_json::Value> {
             Some((name, soft.parse::<i64>().ok()?, hard.parse::<i64>().ok()?))
         });
         let Some((name, soft, hard)) = parsed else {
-            return Err(Failure::usage(format!("--ulimit {text}: write NAME=SOFT[:HARD], for example nofile=1024:4096")).into());
+            return Err(Failure::usage(format!(
+                "--ulimit {text}: write NAME=SOFT[:HARD], for example nofile=1024:4096"
+            ))
+            .into());
         };
         map.insert(name.to_owned(), serde_json::json!({"soft": soft, "hard": hard}));
     }

@@ -41,11 +41,8 @@ pub(super) async fn stack(settings: &Settings, args: Cp) -> Result<Exit> {
     let client = client(settings)?;
     let containers = async |service: String| -> Result<Vec<String>> {
         let tasks = act::running(&client, &stack, std::slice::from_ref(&service)).await?;
-        let found: Vec<String> = tasks
-            .into_iter()
-            .filter(|t| args.index.is_none_or(|i| i == t.slot))
-            .map(|t| t.status.container)
-            .collect();
+        let found: Vec<String> =
+            tasks.into_iter().filter(|t| args.index.is_none_or(|i| i == t.slot)).map(|t| t.status.container).collect();
         if found.is_empty() {
             return Err(Failure::new(Exit::Failed, format!("service {service} has no such running container")).into());
         }
@@ -129,7 +126,11 @@ async fn out(client: &Client, container: &str, path: &str, to: Side) -> Result<E
 /// of the destination.
 fn unpack(reader: impl std::io::Read, destination: &Path) -> Result<()> {
     let into = destination.is_dir();
-    let base = if into { destination } else { destination.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")) };
+    let base = if into {
+        destination
+    } else {
+        destination.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    };
     let mut archive = tar::Archive::new(reader);
     archive.set_preserve_permissions(true);
     archive.set_overwrite(true);

@@ -45,7 +45,12 @@ pub(super) async fn run(settings: &Settings, args: Down) -> Result<Exit> {
     } else {
         (Some(args.services.into_iter().collect()), Goal::Removed)
     };
-    follow(&client, settings, &Follow { stack: &stack, services, goal, timeout: None, show_logs: false }).await?;
+    follow(
+        &client,
+        settings,
+        &Follow { stack: &stack, services, goal, timeout: None, show_logs: false, made: Vec::new() },
+    )
+    .await?;
     match args.rmi.as_deref() {
         None => {}
         // Without a builder every image has a name of its own, so `local` has none to remove.

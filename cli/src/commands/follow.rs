@@ -11,7 +11,7 @@ use orch_api::node::LogLine;
 use super::escape;
 use crate::exit::{Exit, Failure};
 use crate::printer;
-use crate::progress::{Board, Goal, Painter, Trouble, Verdict, verdict};
+use crate::progress::{Board, Goal, Painter, Step, Trouble, Verdict, verdict};
 use crate::settings::Settings;
 
 /// How many of the last lines of a container that failed are shown.
@@ -37,6 +37,8 @@ pub(super) struct Follow<'a> {
     pub timeout: Option<Duration>,
     /// Show the last lines of the log of what failed.
     pub show_logs: bool,
+    /// Resources that the plan made before there was anybody to watch (`network web_default`): said first.
+    pub made: Vec<String>,
 }
 
 /// Follows until the goal is reached.
@@ -47,6 +49,9 @@ pub(super) async fn follow(client: &Client, settings: &Settings, what: &Follow<'
     let mut painter = Painter::new(settings.progress, settings.color_stderr);
     let deadline = what.timeout.map(|t| tokio::time::Instant::now() + t);
     let mut board = Board::default();
+    for resource in &what.made {
+        painter.show(&Step { resource: resource.clone(), word: "Created".to_owned(), settled: true, failed: false });
+    }
     let mut changes = client.lines::<StackChange>(&format!("/v1/stacks/{}/watch", escape(what.stack))).await?;
     let mut missing = Vec::new();
     loop {
@@ -60,7 +65,8 @@ pub(super) async fn follow(client: &Client, settings: &Settings, what: &Follow<'
                 return Err(too_late(what, missing).into());
             }
             Err(_) => {
-                if board.is_known() && verdict(&board, what.services.as_ref(), what.goal, now_ms()) == Verdict::Reached {
+                if board.is_known() && verdict(&board, what.services.as_ref(), what.goal, now_ms()) == Verdict::Reached
+                {
                     painter.finish();
                     return Ok(board);
                 }

@@ -112,8 +112,7 @@ fn xml(text: &str) -> String {
 fn svg(spec: &StackSpec) -> String {
     let columns = layers(spec);
     let tallest = columns.iter().map(Vec::len).max().unwrap_or(0);
-    let (width, height) =
-        (columns.len() * (BOX_WIDTH + GAP_X) + GAP_X / 2, tallest * (BOX_HEIGHT + GAP_Y) + GAP_Y);
+    let (width, height) = (columns.len() * (BOX_WIDTH + GAP_X) + GAP_X / 2, tallest * (BOX_HEIGHT + GAP_Y) + GAP_Y);
     let mut place: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for (column, names) in columns.iter().enumerate() {
         for (row, name) in names.iter().enumerate() {
@@ -135,7 +134,8 @@ fn svg(spec: &StackSpec) -> String {
             x2.saturating_sub(GAP_X / 2),
         );
         if !label.is_empty() {
-            let _ = writeln!(text, "<text x=\"{}\" y=\"{}\" font-size=\"10\" fill=\"#555\">{label}</text>", x1 + 6, y1 - 4);
+            let _ =
+                writeln!(text, "<text x=\"{}\" y=\"{}\" font-size=\"10\" fill=\"#555\">{label}</text>", x1 + 6, y1 - 4);
         }
     }
     for (name, (x, y)) in &place {

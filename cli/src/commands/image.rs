@@ -93,10 +93,17 @@ pub(super) async fn run(settings: &Settings, command: ImageCommand) -> Result<Ex
             let layers: Vec<serde_json::Value> = client.get(&path).await?;
             let text = |v: &serde_json::Value, key: &str| v[key].as_str().unwrap_or_default().to_owned();
             let cells = |v: &serde_json::Value| {
-                vec![text(v, "created"), text(v, "created_by"), size(v["size"].as_u64().unwrap_or(0)), text(v, "comment")]
+                vec![
+                    text(v, "created"),
+                    text(v, "created_by"),
+                    size(v["size"].as_u64().unwrap_or(0)),
+                    text(v, "comment"),
+                ]
             };
             let titles = ["CREATED", "CREATED BY", "SIZE", "COMMENT"];
-            printer::listing(&Format::parse(&list.format)?, settings.quiet, &layers, &titles, cells, |v| text(v, "created_by"))?;
+            printer::listing(&Format::parse(&list.format)?, settings.quiet, &layers, &titles, cells, |v| {
+                text(v, "created_by")
+            })?;
         }
         ImageCommand::Prune { all, force } => {
             let what = if all { "all images that nothing uses" } else { "images without a name that nothing uses" };

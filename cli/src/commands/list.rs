@@ -143,7 +143,7 @@ fn port_text(row: &PsRow) -> String {
 pub(super) async fn ps(settings: &Settings, args: Ps) -> Result<Exit> {
     let format = Format::parse(&args.list.format)?;
     let stack = stack_file::name(settings)?;
-    let Some(client) = connect::connect_existing(settings) else {
+    let Some(client) = connect::connect_existing(settings)? else {
         return empty(&format, settings.quiet, &["NAME", "IMAGE", "SERVICE", "CREATED", "STATUS", "PORTS"]);
     };
     let view: StackView = match client.get(&format!("/v1/stacks/{}", escape(&stack))).await {
@@ -159,7 +159,12 @@ pub(super) async fn ps(settings: &Settings, args: Ps) -> Result<Exit> {
         .tasks
         .iter()
         .filter(|t| args.services.is_empty() || args.services.contains(&t.service))
-        .filter(|t| args.all || !args.status.is_empty() || (alive(t.status.state) && !t.one_off) || t.status.state == TaskState::Running)
+        .filter(|t| {
+            args.all
+                || !args.status.is_empty()
+                || (alive(t.status.state) && !t.one_off)
+                || t.status.state == TaskState::Running
+        })
         .filter(|t| args.status.is_empty() || args.status.contains(&state_word(t.status.state)))
         .map(row)
         .collect();
@@ -186,13 +191,12 @@ fn empty(format: &Format, quiet: bool, titles: &[&str]) -> Result<Exit> {
 pub(super) async fn ls(settings: &Settings, args: Ls) -> Result<Exit> {
     let format = Format::parse(&args.list.format)?;
     let titles = ["NAME", "STATUS", "SERVICES", "FILES"];
-    let Some(client) = connect::connect_existing(settings) else {
+    let Some(client) = connect::connect_existing(settings)? else {
         return empty(&format, settings.quiet, &titles);
     };
     let mut stacks: Vec<StackSummary> = client.get("/v1/stacks").await?;
     stacks.retain(|s| args.all || s.status.contains("running") || s.status.contains("paused") || s.removing);
-    let cells =
-        |s: &StackSummary| vec![s.name.clone(), s.status.clone(), s.services.to_string(), s.files.join(",")];
+    let cells = |s: &StackSummary| vec![s.name.clone(), s.status.clone(), s.services.to_string(), s.files.join(",")];
     printer::listing(&format, settings.quiet, &stacks, &titles, cells, |s| s.name.clone())?;
     Ok(Exit::Done)
 }
@@ -240,13 +244,14 @@ pub(super) async fn port(settings: &Settings, args: Port) -> Result<Exit> {
     let client = client(settings)?;
     let tasks = super::act::running(&client, &stack, std::slice::from_ref(&args.service)).await?;
     let task = tasks.iter().find(|t| t.slot == args.index);
-    let found = task.and_then(|t| {
-        t.status.ports.iter().find(|p| p.target == args.port && p.protocol == args.protocol)
-    });
+    let found = task.and_then(|t| t.status.ports.iter().find(|p| p.target == args.port && p.protocol == args.protocol));
     let Some(port) = found else {
         return Err(Failure::new(
             Exit::Failed,
-            format!("no port {}/{} is published by container {} of service {}", args.port, args.protocol, args.index, args.service),
+            format!(
+                "no port {}/{} is published by container {} of service {}",
+                args.port, args.protocol, args.index, args.service
+            ),
         )
         .into());
     };
@@ -285,7 +290,13 @@ pub(super) async fn events(settings: &Settings, args: Events) -> Result<Exit> {
             printer::json(&value)?;
         } else {
             let attributes: Vec<String> = event.attributes.iter().map(|(k, v)| format!("{k}={v}")).collect();
-            printer::line(&format!("{time} {} {} {} ({})", event.kind, event.action, event.name, attributes.join(", ")));
+            printer::line(&format!(
+                "{time} {} {} {} ({})",
+                event.kind,
+                event.action,
+                event.name,
+                attributes.join(", ")
+            ));
         }
     }
 }

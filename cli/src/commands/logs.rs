@@ -1,6 +1,6 @@
 //! `logs`, and the collector that interleaves the logs of several containers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use orch_api::client::Client;
@@ -16,6 +16,9 @@ use crate::{printer, stack_file};
 
 /// Lines waiting to be printed: a terminal that stands still holds the readers up, not the memory.
 const QUEUE: usize = 1024;
+
+/// Bytes of one line that are put together before it is printed in parts.
+const LONGEST: usize = 4 << 20;
 
 /// Colours of prefixes, bright enough on dark and light ground.
 const COLORS: [&str; 10] = ["36", "33", "32", "35", "34", "36;1", "33;1", "32;1", "35;1", "34;1"];
@@ -36,6 +39,8 @@ pub(super) struct Collector {
     client: Client,
     style: Style,
     known: BTreeSet<String>,
+    /// Beginnings of lines that are longer than one entry of the log, by prefix and stream.
+    partial: BTreeMap<(String, String), String>,
     width: usize,
     sender: mpsc::Sender<(String, LogLine)>,
     lines: mpsc::Receiver<(String, LogLine)>,
@@ -45,12 +50,12 @@ impl Collector {
     /// A collector of nothing yet.
     pub(super) fn new(client: Client, style: Style) -> Self {
         let (sender, lines) = mpsc::channel(QUEUE);
-        Self { client, style, known: BTreeSet::new(), width: 0, sender, lines }
+        Self { client, style, known: BTreeSet::new(), partial: BTreeMap::new(), width: 0, sender, lines }
     }
 
     /// Follows this container, unless it is followed already.
     pub(super) fn add(&mut self, service: &str, slot: u32, container: &str) {
-        self.add_query(service, slot, container, "follow=true".to_owned());
+        self.add_query(service, slot, container, "follow=true&until_end=end".to_owned());
     }
 
     /// The same with a query of its own.
@@ -85,9 +90,22 @@ impl Collector {
         while let Some((name, line)) = self.lines.recv().await {
             self.print(&name, &line);
         }
+        // Last words without a newline.
+        for ((name, stream), log) in std::mem::take(&mut self.partial) {
+            self.print(&name, &LogLine { time: String::new(), stream, log: log + "\n" });
+        }
     }
 
-    fn print(&self, name: &str, line: &LogLine) {
+    /// Prints a line once it is whole, or as it is when it is longer than anybody reads.
+    fn print(&mut self, name: &str, line: &LogLine) {
+        let key = (name.to_owned(), line.stream.clone());
+        let begun = self.partial.remove(&key).unwrap_or_default();
+        let whole = line.log.ends_with('\n') || begun.len() > LONGEST;
+        let log = begun + &line.log;
+        if !whole {
+            self.partial.insert(key, log);
+            return;
+        }
         let mut text = String::new();
         if self.style.prefix {
             let padded = format!("{name:width$}  | ", width = self.width);
@@ -102,7 +120,7 @@ impl Collector {
             text.push_str(&line.time);
             text.push(' ');
         }
-        text.push_str(line.log.trim_end_matches('\n'));
+        text.push_str(log.strip_suffix('\n').unwrap_or(&log));
         printer::line(&text);
     }
 }
@@ -135,18 +153,23 @@ fn time(flag: &str, text: &str) -> Result<String, Failure> {
         return Ok(at.to_string());
     }
     let back = text.parse::<orch_spec::model::Duration>().ok();
-    back.and_then(|d| jiff::Timestamp::now().checked_sub(d.to_std()).ok())
-        .map(|at| at.to_string())
-        .ok_or_else(|| Failure::usage(format!("--{flag} {text}: write a time like 2026-01-31T12:00:00Z, or how long ago: 10m")))
+    back.and_then(|d| jiff::Timestamp::now().checked_sub(d.to_std()).ok()).map(|at| at.to_string()).ok_or_else(|| {
+        Failure::usage(format!("--{flag} {text}: write a time like 2026-01-31T12:00:00Z, or how long ago: 10m"))
+    })
 }
 
 /// `logs`.
 pub(super) async fn stack(settings: &Settings, args: Logs) -> Result<Exit> {
     let stack = stack_file::name(settings)?;
     let client = client(settings)?;
-    let select =
-        LogSelection { follow: args.follow, tail: args.tail.clone(), since: args.since.clone(), until: args.until.clone() };
-    let query = query(&select)?;
+    let select = LogSelection {
+        follow: args.follow,
+        tail: args.tail.clone(),
+        since: args.since.clone(),
+        until: args.until.clone(),
+    };
+    // By service: a container that is stopped may be started again, and is followed until it is gone.
+    let query = query(&select)? + "&until_end=removal";
     let style = Style {
         prefix: !args.no_log_prefix,
         color: settings.color_stdout && !args.no_color,
@@ -176,7 +199,8 @@ pub(super) async fn stack(settings: &Settings, args: Logs) -> Result<Exit> {
             change = changes.next() => match change? {
                 Some(StackChange::Task { task, .. }) => {
                     if wanted(&task.service, task.slot) && !task.status.container.is_empty() {
-                        collector.add(&task.service, task.slot, &task.status.container);
+                        let query = "follow=true&until_end=removal".to_owned();
+                        collector.add_query(&task.service, task.slot, &task.status.container, query);
                     }
                 }
                 Some(StackChange::Removed { .. }) | None => break,

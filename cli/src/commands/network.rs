@@ -16,7 +16,8 @@ pub(super) async fn run(settings: &Settings, command: NetworkCommand) -> Result<
         NetworkCommand::Ls(list) => {
             let networks: Vec<NetworkView> = client.get("/v1/networks").await?;
             let cells = |n: &NetworkView| {
-                let subnets = [n.subnet4.clone(), n.subnet6.clone()].into_iter().flatten().collect::<Vec<_>>().join(", ");
+                let subnets =
+                    [n.subnet4.clone(), n.subnet6.clone()].into_iter().flatten().collect::<Vec<_>>().join(", ");
                 vec![n.name.clone(), n.driver.clone(), n.stack.clone(), subnets]
             };
             let titles = ["NAME", "DRIVER", "STACK", "SUBNETS"];

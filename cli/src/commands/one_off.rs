@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use orch_api::client::Client;
-use orch_api::control::{ApplyOptions, ApplyRequest, ApplyResponse, DesiredRequest, IndexResponse, RunRequest, RunResponse, TaskView};
+use orch_api::control::{
+    ApplyOptions, ApplyRequest, ApplyResponse, DesiredRequest, IndexResponse, RunRequest, RunResponse, TaskView,
+};
 use orch_api::node::{AttachRequest, ExecRequest};
 use orch_spec::assignment::{DesiredTask, TaskState};
 use orch_spec::model::ServiceSpec;
@@ -109,7 +111,8 @@ pub(super) async fn run(settings: &Settings, args: Run) -> Result<Exit> {
         let request = ApplyRequest { spec: loaded.spec.clone(), files: loaded.files.clone(), options };
         client.post::<ApplyResponse>(&format!("/v1/stacks/{}/apply", escape(&stack)), &request).await?;
         let services = Some(dependencies.into_iter().collect());
-        let what = Follow { stack: &stack, services, goal: Goal::Ready, timeout: None, show_logs: true };
+        let what =
+            Follow { stack: &stack, services, goal: Goal::Ready, timeout: None, show_logs: true, made: Vec::new() };
         follow(&client, settings, &what).await?;
     }
     let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();

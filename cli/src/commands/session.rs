@@ -118,8 +118,14 @@ fn passed_signals(pass: bool) -> Result<Vec<(i32, Signal)>> {
     if !pass {
         return Ok(Vec::new());
     }
-    let kinds =
-        [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit(), SignalKind::user_defined1(), SignalKind::user_defined2()];
+    let kinds = [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+        SignalKind::quit(),
+        SignalKind::user_defined1(),
+        SignalKind::user_defined2(),
+    ];
     kinds.into_iter().map(|kind| Ok((kind.as_raw_value(), signal(kind)?))).collect()
 }
 

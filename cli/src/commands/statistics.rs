@@ -108,8 +108,7 @@ fn row(before: Option<&Sample>, now: &Sample) -> Row {
         let time = now.time_ns.saturating_sub(old.time_ns);
         if time == 0 { 0.0 } else { now.cpu_ns.saturating_sub(old.cpu_ns) as f64 * 100.0 / time as f64 }
     });
-    let memory_percent =
-        if now.memory_limit == 0 { 0.0 } else { now.memory as f64 * 100.0 / now.memory_limit as f64 };
+    let memory_percent = if now.memory_limit == 0 { 0.0 } else { now.memory as f64 * 100.0 / now.memory_limit as f64 };
     Row {
         id: now.id.clone(),
         name: now.name.clone(),

@@ -36,7 +36,8 @@ pub(super) fn man(dir: Option<&Path>) -> Result<Exit> {
     match dir {
         Some(dir) => {
             std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-            clap_mangen::generate_to(grammar::command(), dir).with_context(|| format!("write into {}", dir.display()))?;
+            clap_mangen::generate_to(grammar::command(), dir)
+                .with_context(|| format!("write into {}", dir.display()))?;
         }
         None => {
             let mut page = Vec::new();
@@ -80,7 +81,8 @@ pub(super) async fn run(settings: &Settings, command: SystemCommand) -> Result<E
                 printer::json(&usage)?;
             } else {
                 let row = |name: &str, (total, free): (u64, u64)| vec![name.to_owned(), size(total), size(free)];
-                let rows = [row("images", usage.images), row("containers", usage.containers), row("volumes", usage.volumes)];
+                let rows =
+                    [row("images", usage.images), row("containers", usage.containers), row("volumes", usage.volumes)];
                 printer::out(&printer::table(&["TYPE", "SIZE", "RECLAIMABLE"], &rows));
             }
             Ok(Exit::Done)
@@ -95,13 +97,8 @@ pub(super) async fn run(settings: &Settings, command: SystemCommand) -> Result<E
             if !force && !confirmed(&format!("Remove {what}?")) {
                 return Err(Failure::new(Exit::Failed, "nothing removed").hint("say yes, or use -f").into());
             }
-            let request = PruneRequest {
-                containers: true,
-                images: true,
-                all_images: all,
-                volumes,
-                all_volumes: all && volumes,
-            };
+            let request =
+                PruneRequest { containers: true, images: true, all_images: all, volumes, all_volumes: all && volumes };
             super::volume::prune(&client(settings)?, &request).await?;
             Ok(Exit::Done)
         }
@@ -147,7 +144,12 @@ fn findings() -> Vec<Finding> {
     let release = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
     let mut numbers = release.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    check("kernel", version >= (5, 12), release, "orch needs Linux 5.12 or newer (mount_setattr); 6.1 and newer are tested");
+    check(
+        "kernel",
+        version >= (5, 12),
+        release,
+        "orch needs Linux 5.12 or newer (mount_setattr); 6.1 and newer are tested",
+    );
     let mounts = read("/proc/self/mounts");
     let has = |kind: &str| mounts.lines().any(|line| line.split(' ').nth(2) == Some(kind));
     let (v1, v2) = (has("cgroup"), has("cgroup2"));

@@ -122,7 +122,7 @@ pub(super) async fn create(settings: &Settings, args: Create) -> Result<Exit> {
     send(&client, "apply", &request).await?;
     let services = with_dependencies(&loaded, &args.services, args.common.no_deps);
     let stack = &loaded.spec.name;
-    let what = Follow { stack, services, goal: Goal::Created, timeout: None, show_logs: false };
+    let what = Follow { stack, services, goal: Goal::Created, timeout: None, show_logs: false, made: Vec::new() };
     follow(&client, settings, &what).await?;
     Ok(Exit::Done)
 }
@@ -136,7 +136,8 @@ pub(super) async fn scale(settings: &Settings, args: Scale) -> Result<Exit> {
     let response: ApplyResponse = client.post(&format!("/v1/stacks/{}/scale", escape(&stack)), &request).await?;
     response.warnings.iter().for_each(|w| printer::say(&format!("warning: {w}")));
     let goal = if args.wait { Goal::Ready } else { Goal::Started };
-    let what = Follow { stack: &stack, services: Some(services), goal, timeout: None, show_logs: true };
+    let what =
+        Follow { stack: &stack, services: Some(services), goal, timeout: None, show_logs: true, made: Vec::new() };
     follow(&client, settings, &what).await?;
     Ok(Exit::Done)
 }
@@ -164,12 +165,20 @@ pub(super) async fn up(settings: &Settings, args: Up) -> Result<Exit> {
     };
     let timeout = args.wait_timeout.map(Duration::from_secs);
     let stack = loaded.spec.name.clone();
-    let what = Follow { stack: &stack, services: services.clone(), goal, timeout, show_logs: true };
+    let made = made(&response);
+    let what = Follow { stack: &stack, services: services.clone(), goal, timeout, show_logs: true, made };
     if args.detach || args.wait || args.no_start {
         follow(&client, settings, &what).await?;
         return Ok(Exit::Done);
     }
     attached(settings, &client, &args, &loaded, services).await
+}
+
+/// Networks and volumes that the plan makes: their records are there as soon as it is applied.
+fn made(response: &ApplyResponse) -> Vec<String> {
+    let objects =
+        response.plan.operations.iter().filter(|op| op.action == "create" && !op.resource.starts_with("container "));
+    objects.map(|op| op.resource.clone()).collect()
 }
 
 fn check(args: &Up) -> Result<(), Failure> {
@@ -182,7 +191,9 @@ fn check(args: &Up) -> Result<(), Failure> {
         || args.exit_code_from.is_some()
         || args.attach_dependencies;
     if args.wait && attached {
-        return Err(Failure::usage("--wait returns when everything is up; it does not go with options of the attached `up`"));
+        return Err(Failure::usage(
+            "--wait returns when everything is up; it does not go with options of the attached `up`",
+        ));
     }
     Ok(())
 }
@@ -215,8 +226,8 @@ async fn attached(
         } else {
             args.services.iter().any(|s| s == service)
         };
-        let silent = args.attach.is_empty()
-            && loaded.spec.services.get(service).is_some_and(|spec| spec.attach == Some(false));
+        let silent =
+            args.attach.is_empty() && loaded.spec.services.get(service).is_some_and(|spec| spec.attach == Some(false));
         chosen && !silent && !args.no_attach.iter().any(|s| s == service)
     };
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -322,7 +333,12 @@ async fn interrupted(
     act_all(client, stack, services, Action::Kill, None).await
 }
 
-async fn stop_all(client: &Client, stack: &str, services: &Option<BTreeSet<String>>, timeout: Option<i64>) -> Result<()> {
+async fn stop_all(
+    client: &Client,
+    stack: &str,
+    services: &Option<BTreeSet<String>>,
+    timeout: Option<i64>,
+) -> Result<()> {
     act_all(client, stack, services, Action::Stop, timeout).await
 }
 

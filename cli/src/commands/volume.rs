@@ -31,7 +31,9 @@ pub(super) async fn run(settings: &Settings, command: VolumeCommand) -> Result<E
             let volumes: Vec<VolumeView> = client.get("/v1/node/volumes").await?;
             let cells = |v: &VolumeView| vec![v.driver.clone(), v.name.clone(), v.used_by.join(", ")];
             let format = Format::parse(&list.format)?;
-            printer::listing(&format, settings.quiet, &volumes, &["DRIVER", "NAME", "USED BY"], cells, |v| v.name.clone())?;
+            printer::listing(&format, settings.quiet, &volumes, &["DRIVER", "NAME", "USED BY"], cells, |v| {
+                v.name.clone()
+            })?;
         }
         VolumeCommand::Create { label, name } => {
             // The control plane must know it, so that stacks can name it as external; the node makes it.

@@ -63,7 +63,9 @@ pub(crate) fn execute(shared: &Arc<Shared>, operation: &Operation) {
         }
         Operation::StopContainer { task, by_request } => stop_container(shared, task, *by_request),
         Operation::PauseContainer(id) => on_container(shared, id, |shared, container| shared.engine.pause(container)),
-        Operation::UnpauseContainer(id) => on_container(shared, id, |shared, container| shared.engine.unpause(container)),
+        Operation::UnpauseContainer(id) => {
+            on_container(shared, id, |shared, container| shared.engine.unpause(container))
+        }
         Operation::RemoveSandbox(id) => {
             remove_sandbox(shared, id);
             finish(shared, id);
@@ -96,7 +98,11 @@ fn on_task(shared: &Arc<Shared>, id: &TaskId, act: impl FnOnce(&Arc<Shared>, &Ta
     finish(shared, id);
 }
 
-fn on_container(shared: &Arc<Shared>, id: &TaskId, act: impl FnOnce(&Arc<Shared>, &ContainerId) -> Result<(), EngineError>) {
+fn on_container(
+    shared: &Arc<Shared>,
+    id: &TaskId,
+    act: impl FnOnce(&Arc<Shared>, &ContainerId) -> Result<(), EngineError>,
+) {
     if let Some(container) = container_of(shared, id) {
         if let Err(e) = act(shared, &container) {
             tracing::warn!(task = %id, error = chain(&e), "failed");
@@ -149,9 +155,9 @@ pub(crate) fn lower_network(network: &NetworkAssignment) -> Result<NetworkConfig
 fn create_network(shared: &Arc<Shared>, name: &NetworkName) {
     let network = shared.lock().assignment.networks.iter().find(|n| n.name == *name).cloned();
     let made = match network {
-        Some(network) => {
-            lower_network(&network).and_then(|config| shared.netd.ensure_network(&config).map_err(|e| chain(&e)))
-        }
+        Some(network) => lower_network(&network)
+            .and_then(|config| refuse_the_hosts_subnet(shared, &config).map(|()| config))
+            .and_then(|config| shared.netd.ensure_network(&config).map_err(|e| chain(&e))),
         None => Ok(()),
     };
     let mut state = shared.lock();
@@ -166,6 +172,33 @@ fn create_network(shared: &Arc<Shared>, name: &NetworkName) {
             state.observed.failures.insert(name.0.clone(), why);
         }
     }
+}
+
+/// A subnet that the host reaches otherwise would cut the host off from it.
+fn refuse_the_hosts_subnet(shared: &Arc<Shared>, config: &NetworkConfig) -> Result<(), String> {
+    if shared.netd.networks().iter().any(|known| known.id == config.id) {
+        return Ok(());
+    }
+    let routes = shared.netd.host_routes().map_err(|e| chain(&e))?;
+    for subnet in [config.subnet4, config.subnet6].into_iter().flatten() {
+        if let Some(route) = routes.iter().find(|route| route.overlaps(&subnet)) {
+            return Err(format!(
+                "network {}: its subnet {subnet} overlaps {route}, which this host reaches by {}; choose another one under `ipam`",
+                config.id,
+                device_of(route).unwrap_or_else(|| "another way".to_owned())
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The interface that a route of the host leads to, from /proc/net/route (proc(5): hexadecimal, in the machine's byte order).
+fn device_of(route: &orch_netd::Prefix) -> Option<String> {
+    let IpAddr::V4(first) = route.first() else { return None };
+    let wanted = format!("{:08X}", u32::from_ne_bytes(first.octets()));
+    let text = std::fs::read_to_string("/proc/net/route").ok()?;
+    let line = text.lines().skip(1).find(|line| line.split_whitespace().nth(1) == Some(wanted.as_str()))?;
+    line.split_whitespace().next().map(str::to_owned)
 }
 
 fn remove_network(shared: &Arc<Shared>, name: &NetworkName) {
@@ -186,7 +219,9 @@ fn create_volume(shared: &Arc<Shared>, name: &str) {
     let made = match volume {
         Some(volume) if volume.external => match shared.engine.volumes().inspect(name) {
             Ok(_) => Ok(()),
-            Err(_) => Err(format!("volume {name} is declared external and does not exist; make it with `orch volume create {name}`")),
+            Err(_) => Err(format!(
+                "volume {name} is declared external and does not exist; make it with `orch volume create {name}`"
+            )),
         },
         Some(volume) if !matches!(volume.driver.as_str(), "" | "local") => {
             Err(format!("volume {name}: there is no volume driver `{}`, only `local`", volume.driver))
@@ -399,9 +434,10 @@ fn sandbox(
 }
 
 fn lower_endpoint(endpoint: &EndpointAssignment) -> Result<EndpointConfig, Trouble> {
-    let mac = endpoint.mac.as_deref().map(|text| {
-        text.parse().map_err(|_| Trouble { message: format!("`{text}` is not a MAC address"), code: 125 })
-    });
+    let mac = endpoint
+        .mac
+        .as_deref()
+        .map(|text| text.parse().map_err(|_| Trouble { message: format!("`{text}` is not a MAC address"), code: 125 }));
     Ok(EndpointConfig {
         network: NetworkId(endpoint.network.0.clone()),
         ipv4: endpoint.ipv4,
@@ -417,7 +453,9 @@ fn lower_port(port: &PortAssignment) -> Result<PortRequest, Trouble> {
         "tcp" => Protocol::Tcp,
         "udp" => Protocol::Udp,
         "sctp" => Protocol::Sctp,
-        other => return Err(Trouble { message: format!("`{other}` is not a protocol that can be published"), code: 125 }),
+        other => {
+            return Err(Trouble { message: format!("`{other}` is not a protocol that can be published"), code: 125 });
+        }
     };
     Ok(PortRequest { host_ip: port.host_ip, host_ports: port.host_ports, target: port.target, protocol })
 }

@@ -88,7 +88,14 @@ impl Course {
 }
 
 /// Probes a container until it ends; aborted by dropping its handle. `course` is what an earlier agent knew.
-pub async fn watch(shared: Arc<Shared>, probes: Arc<Semaphore>, task: TaskId, container: ContainerId, probe: Probe, age: Duration) {
+pub async fn watch(
+    shared: Arc<Shared>,
+    probes: Arc<Semaphore>,
+    task: TaskId,
+    container: ContainerId,
+    probe: Probe,
+    age: Duration,
+) {
     let started = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
     let mut course = Course::START;
     // An adopted container is not kept waiting: its health is unknown now.

@@ -23,7 +23,11 @@ pub(crate) const DEFAULT_NETWORK: &str = "bridge";
 ///
 /// # Errors
 /// A name that is taken, an image or network that is not there, a request that makes no sense.
-pub(crate) async fn create(shared: &Arc<Shared>, request: ContainerRequest, desired: DesiredTask) -> Result<Created, ErrorDetail> {
+pub(crate) async fn create(
+    shared: &Arc<Shared>,
+    request: ContainerRequest,
+    desired: DesiredTask,
+) -> Result<Created, ErrorDetail> {
     let id = random_id();
     let image = shared.engine.images().resolve(&request.spec.image).map_err(|e| {
         ErrorDetail::new("image_missing", chain(&e))
@@ -82,7 +86,9 @@ fn claim_name(shared: &Arc<Shared>, wanted: &str, id: &str) -> Result<String, Er
     };
     let name = if wanted.is_empty() { made_up(id) } else { wanted.to_owned() };
     if !valid(&name) {
-        let message = format!("`{name}` is not a name for a container: letters, digits, `_`, `.` and `-`, a letter or digit first");
+        let message = format!(
+            "`{name}` is not a name for a container: letters, digits, `_`, `.` and `-`, a letter or digit first"
+        );
         return Err(ErrorDetail::new("invalid", message).with_exit_code(125));
     }
     let taken = shared.engine.list().iter().any(|i| i.config.name == name);
@@ -99,12 +105,12 @@ fn claim_name(shared: &Arc<Shared>, wanted: &str, id: &str) -> Result<String, Er
 /// Two words and the beginning of the id: easy to say, and unique enough to be claimed at the first try.
 fn made_up(id: &str) -> String {
     const FIRST: [&str; 16] = [
-        "brisk", "calm", "clear", "deft", "eager", "fair", "fleet", "glad", "keen", "light", "neat", "prompt", "quick", "sharp", "spry",
-        "swift",
+        "brisk", "calm", "clear", "deft", "eager", "fair", "fleet", "glad", "keen", "light", "neat", "prompt", "quick",
+        "sharp", "spry", "swift",
     ];
     const SECOND: [&str; 16] = [
-        "badger", "crane", "dolphin", "falcon", "finch", "gecko", "heron", "ibis", "lynx", "marten", "otter", "plover", "raven", "seal",
-        "swan", "wren",
+        "badger", "crane", "dolphin", "falcon", "finch", "gecko", "heron", "ibis", "lynx", "marten", "otter", "plover",
+        "raven", "seal", "swan", "wren",
     ];
     let digit = |at: usize| id.as_bytes().get(at).and_then(|b| char::from(*b).to_digit(16)).unwrap_or(0) as usize;
     format!("{}-{}-{}", FIRST[digit(0)], SECOND[digit(1)], &id[2..8])
@@ -140,7 +146,9 @@ async fn assemble(
         NetworkMode::Host => {
             if !spec.ports.is_empty() {
                 let message = "ports cannot be published by a container on the host's network";
-                return Err(ErrorDetail::new("invalid", message).with_exit_code(125).with_hint("it has the host's ports already"));
+                return Err(ErrorDetail::new("invalid", message)
+                    .with_exit_code(125)
+                    .with_hint("it has the host's ports already"));
             }
             return Ok((TaskNetwork::Host, Vec::new()));
         }
@@ -240,7 +248,11 @@ fn release(shared: Arc<Shared>, holder: String, networks: Vec<String>) {
 ///
 /// # Errors
 /// When there is none of this id.
-pub(crate) fn change(shared: &Arc<Shared>, id: &TaskId, change: impl FnOnce(&mut TaskAssignment)) -> Result<(), ErrorDetail> {
+pub(crate) fn change(
+    shared: &Arc<Shared>,
+    id: &TaskId,
+    change: impl FnOnce(&mut TaskAssignment),
+) -> Result<(), ErrorDetail> {
     let mut state = shared.lock();
     let Some(local) = state.locals.get_mut(id) else {
         return Err(ErrorDetail::new("conflict", format!("container {id} belongs to a stack"))

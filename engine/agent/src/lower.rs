@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use orch_engine::container::merge::{ContainerRequest, MergeError, Merged, merge};
 use orch_engine::config::{
     BlkioLimit, ContainerConfig, ContainerId, Device, InjectedFile, Logging, Mount, MountKind, Namespaces, NetworkNs,
     ProcessConfig, Resources, Seccomp, Share,
 };
+use orch_engine::container::merge::{ContainerRequest, MergeError, Merged, merge};
 use orch_engine::image::{Healthcheck, ImageConfig};
 use orch_spec::assignment::{TaskAssignment, TaskId, TaskNetwork};
 use orch_spec::model::{HealthTest, MountSource, NamespaceMode, SeccompProfile, ServiceSpec};
@@ -155,7 +155,11 @@ fn merged(task: &TaskAssignment, context: &LowerContext<'_>) -> Result<Merged, L
     let request = ContainerRequest {
         entrypoint: spec.entrypoint.clone(),
         command: spec.command.clone(),
-        env: spec.environment.iter().map(|(k, v)| v.as_ref().map_or_else(|| k.clone(), |v| format!("{k}={v}"))).collect(),
+        env: spec
+            .environment
+            .iter()
+            .map(|(k, v)| v.as_ref().map_or_else(|| k.clone(), |v| format!("{k}={v}")))
+            .collect(),
         working_dir: spec.working_dir.clone(),
         user: spec.user.clone(),
         stop_signal: spec.stop_signal.clone(),

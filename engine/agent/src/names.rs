@@ -47,7 +47,11 @@ pub(crate) fn sandbox(task: &TaskAssignment) -> SandboxDns {
     let TaskNetwork::Endpoints { endpoints, .. } = &task.network else { return SandboxDns::default() };
     SandboxDns {
         networks: endpoints.iter().map(|e| NetworkId(e.network.0.clone())).collect(),
-        links: endpoints.iter().flat_map(|e| &e.links).map(|(a, s)| (a.to_lowercase(), s.clone())).collect::<HashMap<_, _>>(),
+        links: endpoints
+            .iter()
+            .flat_map(|e| &e.links)
+            .map(|(a, s)| (a.to_lowercase(), s.clone()))
+            .collect::<HashMap<_, _>>(),
         upstreams: task.spec.dns.iter().filter_map(|text| text.parse().ok()).collect(),
         dial: Dial::Auto,
     }

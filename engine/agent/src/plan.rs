@@ -249,9 +249,11 @@ fn release(
 ) {
     let guest = by_id.values().any(|other| {
         matches!(&other.network, TaskNetwork::Task(owner) if *owner == task.id)
-            && observed.tasks.get(&other.id).and_then(|seen| seen.container.as_ref()).is_some_and(|c| {
-                matches!(c.state, ContainerState::Running | ContainerState::Paused)
-            })
+            && observed
+                .tasks
+                .get(&other.id)
+                .and_then(|seen| seen.container.as_ref())
+                .is_some_and(|c| matches!(c.state, ContainerState::Running | ContainerState::Paused))
     });
     if seen.sandbox && !guest {
         out.operations.push(Operation::RemoveSandbox(task.id.clone()));
@@ -272,8 +274,7 @@ fn removal(id: &TaskId, seen: &ObservedTask, out: &mut NodePlan) {
 /// Its networks and volumes are there, or have failed for good (then making it fails too, with that reason).
 fn ready(task: &TaskAssignment, observed: &Observed) -> bool {
     let there = |name: &str, has: bool, busy: bool| (has && !busy) || observed.failures.contains_key(name);
-    networks_of(task)
-        .all(|n| there(n.as_str(), observed.networks.contains(n), observed.busy_networks.contains(n)))
+    networks_of(task).all(|n| there(n.as_str(), observed.networks.contains(n), observed.busy_networks.contains(n)))
         && task.volumes.values().all(|v| there(v, observed.volumes.contains(v), observed.busy_volumes.contains(v)))
 }
 

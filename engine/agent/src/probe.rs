@@ -14,7 +14,12 @@ use crate::health::OUTPUT;
 ///
 /// # Errors
 /// When it could not be run at all.
-pub(crate) fn run(engine: &Engine, container: &ContainerId, process: ProcessConfig, timeout: Duration) -> Result<(bool, String), EngineError> {
+pub(crate) fn run(
+    engine: &Engine,
+    container: &ContainerId,
+    process: ProcessConfig,
+    timeout: Duration,
+) -> Result<(bool, String), EngineError> {
     let mut session = engine.exec(container, &ExecOptions { process, privileged: false, detach: false, size: None })?;
     session.kill_on_drop = true;
     let readers: Vec<_> = [session.stdout.take(), session.stderr.take()].into_iter().flatten().map(collect).collect();

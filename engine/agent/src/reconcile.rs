@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orch_api::control::NodeLink;
+use orch_engine::config::ContainerId;
 use orch_engine::container::Phase;
 use orch_engine::engine::{ContainerInfo, Engine, EventKind};
-use orch_engine::config::ContainerId;
 use orch_netd::Netd;
 use orch_spec::assignment::{Health, NetworkName, NodeReport, TaskId};
 use tokio::sync::{Semaphore, mpsc};
@@ -98,9 +98,17 @@ pub(crate) fn spawn(shared: &Arc<Shared>, link: NodeLink) {
                     state.assignment = assignment;
                     state.assigned = true;
                 }
+                let impatient = state.impatient_stops();
                 drop(state);
                 names::update(&to);
                 to.touch();
+                for container in impatient {
+                    let to = to.clone();
+                    tokio::task::spawn_blocking(move || {
+                        // It may have ended meanwhile, which is what was wanted.
+                        let _ = to.engine.kill(&container, nix::libc::SIGKILL);
+                    });
+                }
             }
             if assignments.changed().await.is_err() {
                 return;
@@ -122,7 +130,9 @@ pub(crate) fn spawn(shared: &Arc<Shared>, link: NodeLink) {
             }
         })
         .map(drop)
-        .unwrap_or_else(|e| tracing::error!(error = %e, "no thread for the engine's events; the sweep has to find them"));
+        .unwrap_or_else(
+            |e| tracing::error!(error = %e, "no thread for the engine's events; the sweep has to find them"),
+        );
     tokio::spawn(reporter(shared.clone(), reports));
     tokio::spawn(run(shared.clone()));
     shared.touch();
@@ -257,7 +267,8 @@ async fn run(shared: Arc<Shared>) {
         wake_at = plan.wake_at;
         for operation in plan.operations {
             tracing::debug!(%operation, "plan");
-            let turn = if matches!(operation, Operation::StopContainer { .. }) { stops.clone() } else { operations.clone() };
+            let turn =
+                if matches!(operation, Operation::StopContainer { .. }) { stops.clone() } else { operations.clone() };
             let shared = shared.clone();
             tokio::spawn(async move {
                 let Ok(_turn) = turn.acquire_owned().await else { return };
@@ -300,9 +311,12 @@ fn watch_health(
     {
         let state = shared.lock();
         let current = |id: &TaskId, container: &ContainerId, started: Option<u64>| {
-            state.observed.tasks.get(id).and_then(|t| t.container.as_ref()).is_some_and(|c| {
-                c.id == *container && c.started_at == started && c.state != ContainerState::Exited
-            })
+            state
+                .observed
+                .tasks
+                .get(id)
+                .and_then(|t| t.container.as_ref())
+                .is_some_and(|c| c.id == *container && c.started_at == started && c.state != ContainerState::Exited)
         };
         watched.retain(|id, (container, started, handle)| {
             let keep = current(id, container, *started);

@@ -54,7 +54,11 @@ impl Records {
     pub fn open(data_dir: &Path) -> Result<Self, RecordError> {
         let records = Self { tasks: data_dir.join("tasks"), locals: data_dir.join("local") };
         for path in [&records.tasks, &records.locals] {
-            std::fs::create_dir_all(path).map_err(|source| RecordError { doing: "make", path: path.clone(), source })?;
+            std::fs::create_dir_all(path).map_err(|source| RecordError {
+                doing: "make",
+                path: path.clone(),
+                source,
+            })?;
         }
         Ok(records)
     }

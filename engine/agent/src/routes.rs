@@ -67,7 +67,9 @@ pub fn image_detail(error: &ImageError) -> ErrorDetail {
     match error {
         ImageError::NotFound { .. } => ErrorDetail::new("not_found", text)
             .with_hint("`orch image ls` shows what there is; `orch image load` and `orch image import` bring more"),
-        ImageError::InUse { .. } => ErrorDetail::new("in_use", text).with_hint("remove its containers first, or use -f"),
+        ImageError::InUse { .. } => {
+            ErrorDetail::new("in_use", text).with_hint("remove its containers first, or use -f")
+        }
         _ => ErrorDetail::new("failed", text),
     }
 }

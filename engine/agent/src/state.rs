@@ -93,6 +93,25 @@ impl State {
         }
     }
 
+    /// Containers that are being stopped with grace and shall now end at once: a second Ctrl-C, `kill`.
+    pub fn impatient_stops(&self) -> Vec<ContainerId> {
+        let at_once = |t: &&TaskAssignment| {
+            let kill = t
+                .stop_signal
+                .as_deref()
+                .is_some_and(|s| matches!(s.to_ascii_uppercase().as_str(), "KILL" | "SIGKILL" | "9"));
+            kill && matches!(t.desired, DesiredTask::Stopped | DesiredTask::Removed)
+        };
+        self.assignment
+            .tasks
+            .iter()
+            .filter(at_once)
+            .filter_map(|t| self.observed.tasks.get(&t.id))
+            .filter(|seen| seen.activity == Some(Activity::Stopping))
+            .filter_map(|seen| seen.container.as_ref().map(|c| c.id.clone()))
+            .collect()
+    }
+
     /// Statuses that differ from what was reported last; they count as reported from now on.
     pub fn changed_statuses(&mut self, now: u64) -> Vec<TaskStatus> {
         let mut changed = Vec::new();
@@ -144,7 +163,11 @@ impl State {
 
     /// The task whose container this is.
     pub fn task_of(&self, container: &ContainerId) -> Option<&TaskId> {
-        self.observed.tasks.iter().find(|(_, t)| t.container.as_ref().is_some_and(|c| c.id == *container)).map(|(id, _)| id)
+        self.observed
+            .tasks
+            .iter()
+            .find(|(_, t)| t.container.as_ref().is_some_and(|c| c.id == *container))
+            .map(|(id, _)| id)
     }
 
     /// Whether anything is here or wanted here.
@@ -163,8 +186,10 @@ impl State {
 
     /// Whether this container runs, as far as is known.
     pub fn runs(&self, container: &ContainerId) -> bool {
-        self.observed.tasks.values().filter_map(|t| t.container.as_ref()).any(|c| {
-            c.id == *container && matches!(c.state, ContainerState::Running | ContainerState::Paused)
-        })
+        self.observed
+            .tasks
+            .values()
+            .filter_map(|t| t.container.as_ref())
+            .any(|c| c.id == *container && matches!(c.state, ContainerState::Running | ContainerState::Paused))
     }
 }

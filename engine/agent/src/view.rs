@@ -14,10 +14,7 @@ use crate::{Shared, now_ms};
 
 /// Nanoseconds since the epoch as RFC 3339; empty for none.
 pub(crate) fn time(nanos: Option<i64>) -> String {
-    nanos
-        .and_then(|n| jiff::Timestamp::from_nanosecond(i128::from(n)).ok())
-        .map(|t| t.to_string())
-        .unwrap_or_default()
+    nanos.and_then(|n| jiff::Timestamp::from_nanosecond(i128::from(n)).ok()).map(|t| t.to_string()).unwrap_or_default()
 }
 
 /// All containers, those that are still to be made included.

@@ -41,7 +41,9 @@ pub enum Kind {
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
         use Kind::*;
-        [Stdin, Stdout, Stderr, StdinEof, Resize, Signal, Exit, Error, Notice, Started].into_iter().find(|k| *k as u8 == byte)
+        [Stdin, Stdout, Stderr, StdinEof, Resize, Signal, Exit, Error, Notice, Started]
+            .into_iter()
+            .find(|k| *k as u8 == byte)
     }
 }
 

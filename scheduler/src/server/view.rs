@@ -7,7 +7,7 @@ use orch_api::control::{
     VolumeView, WaitView,
 };
 use orch_core::{Availability, Network, NetworkPhase, Node, Plan, State, Task, Volume};
-use orch_spec::assignment::{Health, NodeId, TaskState};
+use orch_spec::assignment::{DesiredTask, Health, NodeId, TaskState, TaskStatus};
 use orch_spec::model::{DependencyCondition, RestartPolicy, ServiceSpec};
 
 /// A plan as data.
@@ -120,6 +120,19 @@ fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
+/// A task's status as it counts now: how an earlier run ended is past once the task is to be started again.
+fn present(task: &Task) -> TaskStatus {
+    let mut status = task.status.clone();
+    let again = task.goal == DesiredTask::Running && task.goal_generation > status.restart_generation;
+    if again && matches!(status.state, TaskState::Exited | TaskState::Failed | TaskState::Created) {
+        status.state = if task.waiting.is_empty() { TaskState::Assigned } else { TaskState::Pending };
+        status.error.clear();
+        status.error_code = None;
+        status.exit_code = None;
+    }
+    status
+}
+
 /// A task.
 pub(crate) fn task(state: &State, task: &Task) -> TaskView {
     let revision = state.revision(task.revision);
@@ -146,7 +159,7 @@ pub(crate) fn task(state: &State, task: &Task) -> TaskView {
         spec_hash: revision.hash.clone(),
         up_to_date: current == Some(task.revision),
         desired: task.goal,
-        status: task.status.clone(),
+        status: present(task),
         waiting_on: task
             .waiting
             .iter()

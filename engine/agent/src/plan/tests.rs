@@ -223,10 +223,7 @@ fn what_was_stopped_by_request_stays_down_and_gives_its_ports_back() {
     let mut host = Host::new(vec![task("db", DesiredTask::Running)]);
     host.settle();
     host.desire("db", DesiredTask::Stopped);
-    assert_eq!(
-        host.settle(),
-        "stop container of db: asked for\nremove network namespace of db: does not run\n"
-    );
+    assert_eq!(host.settle(), "stop container of db: asked for\nremove network namespace of db: does not run\n");
     host.now += 1_000_000;
     assert_eq!(host.settle(), "");
     host.desire("db", DesiredTask::Running);

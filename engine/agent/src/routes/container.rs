@@ -31,9 +31,14 @@ pub(super) struct ListQuery {
 }
 
 /// `GET containers`.
-pub(super) async fn list(State(shared): State<Arc<Shared>>, Query(query): Query<ListQuery>) -> Json<Vec<ContainerView>> {
+pub(super) async fn list(
+    State(shared): State<Arc<Shared>>,
+    Query(query): Query<ListQuery>,
+) -> Json<Vec<ContainerView>> {
     let mut views = view::all(&shared);
-    let alive = |s: TaskState| matches!(s, TaskState::Running | TaskState::Paused | TaskState::Restarting | TaskState::Stopping);
+    let alive = |s: TaskState| {
+        matches!(s, TaskState::Running | TaskState::Paused | TaskState::Restarting | TaskState::Stopping)
+    };
     views.retain(|v| query.all || alive(v.state));
     views.sort_by(|a, b| b.created_at.cmp(&a.created_at));
     Json(views)
@@ -62,7 +67,10 @@ pub(super) async fn inspect(State(shared): State<Arc<Shared>>, Path(id): Path<St
 }
 
 /// `POST containers`.
-pub(super) async fn create(State(shared): State<Arc<Shared>>, Json(request): Json<ContainerRequest>) -> Answer<Created> {
+pub(super) async fn create(
+    State(shared): State<Arc<Shared>>,
+    Json(request): Json<ContainerRequest>,
+) -> Answer<Created> {
     let desired = if request.start { DesiredTask::Running } else { DesiredTask::Created };
     let start = request.start;
     let made = local::create(&shared, request, desired).await?;
@@ -113,7 +121,8 @@ pub(super) async fn run(State(shared): State<Arc<Shared>>, request: Request) -> 
     let (inner, of) = (shared.clone(), container.clone());
     let session = blocking(move || attach_session(&inner, &of, stdin)).await?;
     local::change(&shared, &id, |task| task.desired = DesiredTask::Running)?;
-    let started = |state| matches!(state, TaskState::Running | TaskState::Exited | TaskState::Restarting | TaskState::Removed);
+    let started =
+        |state| matches!(state, TaskState::Running | TaskState::Exited | TaskState::Restarting | TaskState::Removed);
     settle(&shared, &id, started).await?;
     tokio::spawn(async move {
         let Ok(upgraded) = on.await else { return };
@@ -259,7 +268,8 @@ async fn run_again(shared: &Arc<Shared>, container: ContainerId, request: StopRe
 fn signal(request: &StopRequest) -> Result<Option<String>, Refusal> {
     match &request.signal {
         Some(text) if parse_signal(text).is_none() => {
-            Err(ErrorDetail::new("invalid", format!("`{text}` is not a signal; write for example SIGTERM, TERM or 15")).into())
+            Err(ErrorDetail::new("invalid", format!("`{text}` is not a signal; write for example SIGTERM, TERM or 15"))
+                .into())
         }
         signal => Ok(signal.clone()),
     }
@@ -334,7 +344,9 @@ pub(super) async fn remove(
 ) -> Answer<()> {
     let container = find(&shared, &id)?;
     if shared.lock().runs(&container) && !query.force {
-        return Err(ErrorDetail::new("conflict", format!("container {id} runs")).with_hint("stop it first, or use -f").into());
+        return Err(ErrorDetail::new("conflict", format!("container {id} runs"))
+            .with_hint("stop it first, or use -f")
+            .into());
     }
     let task = TaskId(container.0.clone());
     local::change(&shared, &task, |task| {
@@ -395,7 +407,8 @@ pub(super) fn written_body<E: std::error::Error>(
             let _ = sender.blocking_send(Err(e));
         }
     });
-    let stream = futures_util::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
+    let stream =
+        futures_util::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
     Body::from_stream(stream)
 }
 

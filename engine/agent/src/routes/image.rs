@@ -52,19 +52,36 @@ pub(super) struct ImageQuery {
 }
 
 /// `GET image`.
-pub(super) async fn inspect(State(shared): State<Arc<Shared>>, Query(query): Query<ImageQuery>) -> Answer<serde_json::Value> {
+pub(super) async fn inspect(
+    State(shared): State<Arc<Shared>>,
+    Query(query): Query<ImageQuery>,
+) -> Answer<serde_json::Value> {
     blocking(move || Ok(Json(shared.engine.images().inspect(&query.name)?))).await
 }
 
 /// `DELETE image`.
 pub(super) async fn remove(State(shared): State<Arc<Shared>>, Query(query): Query<ImageQuery>) -> Answer<Vec<String>> {
     blocking(move || {
-        let removed = shared.engine.remove_image(&query.name, query.force)?;
+        let removed = shared.engine.remove_image(&query.name, query.force).map_err(|e| {
+            let mut detail = super::detail(&e);
+            if detail.code == "in_use" {
+                detail.message = format!("{} ({})", detail.message, users(&shared, &query.name).join(", "));
+            }
+            detail
+        })?;
         let mut lines: Vec<String> = removed.untagged.iter().map(|name| format!("untagged: {name}")).collect();
         lines.extend(removed.deleted.map(|id| format!("deleted: {id}")));
         Ok(Json(lines))
     })
     .await
+}
+
+/// Containers made from an image.
+fn users(shared: &Shared, name: &str) -> Vec<String> {
+    let Ok(image) = shared.engine.images().find(name) else { return Vec::new() };
+    let id = image.id.to_string();
+    let containers = shared.engine.list().into_iter().filter(|c| c.config.image_id == id);
+    containers.map(|c| format!("container {}", c.config.name)).collect()
 }
 
 /// `POST image/tag`.
@@ -73,7 +90,10 @@ pub(super) async fn tag(State(shared): State<Arc<Shared>>, Query(query): Query<I
 }
 
 /// `GET image/history`.
-pub(super) async fn history(State(shared): State<Arc<Shared>>, Query(query): Query<ImageQuery>) -> Answer<serde_json::Value> {
+pub(super) async fn history(
+    State(shared): State<Arc<Shared>>,
+    Query(query): Query<ImageQuery>,
+) -> Answer<serde_json::Value> {
     blocking(move || {
         let history = shared.engine.images().history(&query.name)?;
         // Newest first, as people read it.
@@ -108,7 +128,11 @@ fn repeated(query: Option<&str>, key: &str) -> Vec<String> {
 }
 
 /// `POST images/import`.
-pub(super) async fn import(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery, body: Body) -> Answer<ImageView> {
+pub(super) async fn import(
+    State(shared): State<Arc<Shared>>,
+    RawQuery(query): RawQuery,
+    body: Body,
+) -> Answer<ImageView> {
     let query = query.as_deref();
     let first = |key: &str| repeated(query, key).into_iter().next().filter(|text| !text.is_empty());
     let options = ImportOptions {
@@ -141,7 +165,10 @@ pub(super) async fn load(State(shared): State<Arc<Shared>>, body: Body) -> Answe
 }
 
 /// `GET images/save?name=…&name=…`.
-pub(super) async fn save(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Result<Response<Body>, Refusal> {
+pub(super) async fn save(
+    State(shared): State<Arc<Shared>>,
+    RawQuery(query): RawQuery,
+) -> Result<Response<Body>, Refusal> {
     let names = repeated(query.as_deref(), "name");
     if names.is_empty() {
         return Err(ErrorDetail::new("invalid", "no image named").into());

@@ -32,7 +32,9 @@ pub(super) type Connection = TokioIo<hyper::upgrade::Upgraded>;
 ///
 /// # Errors
 /// When it asks for no upgrade, or its body is not understood.
-pub(super) async fn upgrade<T: DeserializeOwned>(mut request: Request) -> Result<(T, hyper::upgrade::OnUpgrade), Refusal> {
+pub(super) async fn upgrade<T: DeserializeOwned>(
+    mut request: Request,
+) -> Result<(T, hyper::upgrade::OnUpgrade), Refusal> {
     let asked = request.headers().get(UPGRADE).is_some_and(|value| value == PROTOCOL);
     if !asked {
         return Err(ErrorDetail::new("invalid", format!("this route needs `Upgrade: {PROTOCOL}`")).into());
@@ -75,7 +77,8 @@ pub(super) async fn exec(
             stdin_open: request.stdin,
             ..ProcessConfig::default()
         };
-        let options = ExecOptions { process, privileged: request.privileged, detach: request.detach, size: request.size };
+        let options =
+            ExecOptions { process, privileged: request.privileged, detach: request.detach, size: request.size };
         let mut session = shared.engine.exec(&container, &options).map_err(|e| {
             let detail = detail(&e);
             if detail.exit_code.is_some() { detail } else { detail.with_exit_code(125) }
@@ -174,7 +177,13 @@ pub(super) fn attach(shared: &Shared, container: &ContainerId, stdin: bool) -> R
 }
 
 /// Pumps an attached container until it ends or the client goes.
-pub(super) async fn pump_attach(shared: Arc<Shared>, connection: Connection, container: ContainerId, session: AttachSession, signals: bool) {
+pub(super) async fn pump_attach(
+    shared: Arc<Shared>,
+    connection: Connection,
+    container: ContainerId,
+    session: AttachSession,
+    signals: bool,
+) {
     let (mut reader, writer) = tokio::io::split(connection);
     let (sender, frames) = mpsc::channel(QUEUE);
     let writing = tokio::spawn(write_all(writer, frames));

@@ -114,7 +114,8 @@ fn prune_volumes(shared: &Shared, all: bool) -> Result<orch_engine::engine::Prun
     if !all {
         return Ok(shared.engine.prune_volumes(false)?);
     }
-    let kept: std::collections::BTreeSet<String> = shared.lock().assignment.volumes.iter().map(|v| v.name.clone()).collect();
+    let kept: std::collections::BTreeSet<String> =
+        shared.lock().assignment.volumes.iter().map(|v| v.name.clone()).collect();
     let mut pruned = orch_engine::engine::Pruned::default();
     let usage = shared.engine.disk_usage()?;
     for (volume, bytes, users) in usage.volumes {
@@ -133,7 +134,9 @@ fn stopped(shared: &Arc<Shared>) -> Vec<TaskId> {
     let over = |id: &TaskId| {
         state.observed.tasks.get(id).is_some_and(|t| {
             t.activity.is_none()
-                && t.container.as_ref().is_some_and(|c| matches!(c.state, ContainerState::Exited | ContainerState::Created))
+                && t.container
+                    .as_ref()
+                    .is_some_and(|c| matches!(c.state, ContainerState::Exited | ContainerState::Created))
         })
     };
     state.locals.keys().filter(|id| over(id)).cloned().collect()
@@ -191,7 +194,14 @@ pub(super) async fn top(State(shared): State<Arc<Shared>>, Path(id): Path<String
             .map(|p| {
                 let seconds = p.cpu_ms / 1000;
                 let time = format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
-                vec![p.uid.to_string(), p.pid.to_string(), p.parent.to_string(), p.state.to_string(), time, p.command.clone()]
+                vec![
+                    p.uid.to_string(),
+                    p.pid.to_string(),
+                    p.parent.to_string(),
+                    p.state.to_string(),
+                    time,
+                    p.command.clone(),
+                ]
             })
             .collect();
         let titles = ["UID", "PID", "PPID", "STATE", "TIME", "CMD"].map(str::to_owned).to_vec();

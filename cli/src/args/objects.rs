@@ -1,0 +1,507 @@
+//! The grammar of the verbs that work on single objects: containers, images, volumes, networks, the machine.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::{AttachOptions, ExecOptions, ListFormat, LogSelection};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ContainerCommand {
+    /// Make and start a container
+    Run(ContainerRun),
+    /// List containers
+    #[command(alias = "list", alias = "ps")]
+    Ls(ContainerLs),
+    /// Show everything about containers
+    Inspect {
+        /// Names or ids
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Show the log
+    Logs(ContainerLogs),
+    /// Run a command in it
+    Exec(ContainerExec),
+    /// Attach to it
+    Attach {
+        #[command(flatten)]
+        options: AttachOptions,
+        /// Name or id
+        container: String,
+    },
+    /// Start containers
+    Start {
+        /// Names or ids
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Stop containers
+    Stop(ContainerStop),
+    /// Stop and start containers
+    Restart(ContainerStop),
+    /// Send a signal
+    Kill {
+        /// The signal, by name or number
+        #[arg(short = 's', long, default_value = "SIGKILL")]
+        signal: String,
+        /// Names or ids
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Freeze containers
+    Pause {
+        /// Names or ids
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Thaw containers
+    Unpause {
+        /// Names or ids
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Remove containers
+    Rm(ContainerRm),
+    /// Copy files between a container and here
+    Cp {
+        /// Keep owners
+        #[arg(short = 'a', long)]
+        archive: bool,
+        /// CONTAINER:PATH or a path here; `-` is a tar stream
+        source: String,
+        /// CONTAINER:PATH or a path here; `-` is a tar stream
+        destination: String,
+    },
+    /// Show what containers use
+    Stats {
+        /// Once, instead of again and again
+        #[arg(long)]
+        no_stream: bool,
+        #[command(flatten)]
+        list: ListFormat,
+        /// Names or ids; default: all that run
+        containers: Vec<String>,
+    },
+    /// Show its processes
+    Top {
+        /// Name or id
+        container: String,
+    },
+    /// Wait until containers have exited and print their codes
+    Wait {
+        /// Names or ids
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Remove all stopped containers that belong to no stack
+    Prune {
+        /// Do not ask
+        #[arg(short = 'f', long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ContainerRun {
+    /// In the background; prints the id
+    #[arg(short = 'd', long)]
+    pub detach: bool,
+    /// Keep standard input open
+    #[arg(short = 'i', long)]
+    pub interactive: bool,
+    /// Give it a terminal
+    #[arg(short = 't', long)]
+    pub tty: bool,
+    /// Remove it once it has exited
+    #[arg(long)]
+    pub rm: bool,
+    /// Its name
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Set a variable, or pass one on; repeatable
+    #[arg(short = 'e', long, value_name = "KEY[=VALUE]")]
+    pub env: Vec<String>,
+    /// Mount: [SOURCE:]TARGET[:OPTIONS]; repeatable
+    #[arg(short = 'v', long, value_name = "VOLUME")]
+    pub volume: Vec<String>,
+    /// Mount a tmpfs; repeatable
+    #[arg(long, value_name = "PATH[:OPTIONS]")]
+    pub tmpfs: Vec<String>,
+    /// Publish: [[HOST_IP:]HOST_PORT:]PORT[/PROTOCOL]; repeatable
+    #[arg(short = 'p', long, value_name = "PORT")]
+    pub publish: Vec<String>,
+    /// `bridge`, `none`, `host`, `container:NAME`, or a network; repeatable for networks
+    #[arg(long, value_name = "NETWORK")]
+    pub network: Vec<String>,
+    /// Further name on its networks; repeatable
+    #[arg(long, value_name = "NAME")]
+    pub network_alias: Vec<String>,
+    /// Host name inside
+    #[arg(long)]
+    pub hostname: Option<String>,
+    /// Run as this user
+    #[arg(short = 'u', long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Supplementary group; repeatable
+    #[arg(long, value_name = "GROUP")]
+    pub group_add: Vec<String>,
+    /// In this folder
+    #[arg(short = 'w', long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// Instead of the image's entry point
+    #[arg(long, value_name = "COMMAND")]
+    pub entrypoint: Option<String>,
+    /// Processors
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<String>,
+    /// Which processors: 0-1,3
+    #[arg(long, value_name = "LIST")]
+    pub cpuset_cpus: Option<String>,
+    /// Relative processor weight
+    #[arg(long, value_name = "N")]
+    pub cpu_shares: Option<u64>,
+    /// Memory: 512m
+    #[arg(short = 'm', long, value_name = "BYTES")]
+    pub memory: Option<String>,
+    /// Memory plus swap; -1 for no limit
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
+    pub memory_swap: Option<String>,
+    /// Processes
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub pids_limit: Option<i64>,
+    /// Size of /dev/shm
+    #[arg(long, value_name = "BYTES")]
+    pub shm_size: Option<String>,
+    /// Root file system read-only
+    #[arg(long)]
+    pub read_only: bool,
+    /// Add a capability; repeatable
+    #[arg(long, value_name = "CAP")]
+    pub cap_add: Vec<String>,
+    /// Drop a capability; repeatable
+    #[arg(long, value_name = "CAP")]
+    pub cap_drop: Vec<String>,
+    /// no-new-privileges, seccomp=…, systempaths=unconfined; repeatable
+    #[arg(long, value_name = "OPTION")]
+    pub security_opt: Vec<String>,
+    /// Everything allowed
+    #[arg(long)]
+    pub privileged: bool,
+    /// Device HOST[:INSIDE[:rwm]]; repeatable
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Vec<String>,
+    /// A small init as PID 1
+    #[arg(long)]
+    pub init: bool,
+    /// no, always, on-failure[:N], unless-stopped
+    #[arg(long, value_name = "POLICY")]
+    pub restart: Option<String>,
+    /// Limit NAME=SOFT[:HARD]; repeatable
+    #[arg(long, value_name = "LIMIT")]
+    pub ulimit: Vec<String>,
+    /// Kernel parameter KEY=VALUE; repeatable
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub sysctl: Vec<String>,
+    /// Label KEY=VALUE; repeatable
+    #[arg(short = 'l', long, value_name = "KEY=VALUE")]
+    pub label: Vec<String>,
+    /// Host entry HOST:IP; repeatable
+    #[arg(long, value_name = "HOST:IP")]
+    pub add_host: Vec<String>,
+    /// Name server; repeatable
+    #[arg(long, value_name = "IP")]
+    pub dns: Vec<String>,
+    /// PID namespace: host or container:NAME
+    #[arg(long, value_name = "MODE")]
+    pub pid: Option<String>,
+    /// IPC namespace: private, host, none or container:NAME
+    #[arg(long, value_name = "MODE")]
+    pub ipc: Option<String>,
+    /// UTS namespace: host
+    #[arg(long, value_name = "MODE")]
+    pub uts: Option<String>,
+    /// Signal that stops it
+    #[arg(long, value_name = "SIGNAL")]
+    pub stop_signal: Option<String>,
+    /// Seconds before it is killed
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    pub stop_timeout: Option<i64>,
+    /// Log option KEY=VALUE; repeatable
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub log_opt: Vec<String>,
+    /// -1000..1000
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub oom_score_adj: Option<i64>,
+    /// Health probe run by a shell
+    #[arg(long, value_name = "COMMAND")]
+    pub health_cmd: Option<String>,
+    /// Time between probes
+    #[arg(long, value_name = "DURATION")]
+    pub health_interval: Option<String>,
+    /// Failures in a row that make it unhealthy
+    #[arg(long, value_name = "N")]
+    pub health_retries: Option<u32>,
+    /// Keys that detach
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    pub detach_keys: String,
+    /// The image
+    pub image: String,
+    /// The command and its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ContainerLs {
+    /// Those that do not run, too
+    #[arg(short = 'a', long)]
+    pub all: bool,
+    #[command(flatten)]
+    pub list: ListFormat,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ContainerLogs {
+    #[command(flatten)]
+    pub select: LogSelection,
+    /// Time in front of lines
+    #[arg(short = 't', long)]
+    pub timestamps: bool,
+    /// Name or id
+    pub container: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ContainerExec {
+    #[command(flatten)]
+    pub options: ExecOptions,
+    /// Keep standard input open
+    #[arg(short = 'i', long)]
+    pub interactive: bool,
+    /// Give it a terminal
+    #[arg(short = 't', long)]
+    pub tty: bool,
+    /// Name or id
+    pub container: String,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ContainerStop {
+    /// Seconds before it is killed
+    #[arg(short = 't', long, value_name = "SECONDS", allow_negative_numbers = true)]
+    pub timeout: Option<i64>,
+    /// Signal instead of its own
+    #[arg(short = 's', long, value_name = "SIGNAL")]
+    pub signal: Option<String>,
+    /// Names or ids
+    #[arg(required = true)]
+    pub containers: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ContainerRm {
+    /// Kill it first
+    #[arg(short = 'f', long)]
+    pub force: bool,
+    /// Remove its anonymous volumes too
+    #[arg(short = 'v', long)]
+    pub volumes: bool,
+    /// Names or ids
+    #[arg(required = true)]
+    pub containers: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// List images
+    #[command(alias = "list")]
+    Ls(ListFormat),
+    /// Make an image of a tar of a root file system
+    Import {
+        /// Apply a Dockerfile instruction: CMD, ENTRYPOINT, ENV, WORKDIR, USER, EXPOSE, LABEL, VOLUME, STOPSIGNAL; repeatable
+        #[arg(short = 'c', long, value_name = "INSTRUCTION")]
+        change: Vec<String>,
+        /// A line for the history
+        #[arg(short = 'm', long, value_name = "TEXT")]
+        message: Option<String>,
+        /// The tar; `-` reads standard input
+        file: String,
+        /// Name of the image
+        reference: String,
+    },
+    /// Load images from an archive (docker save, OCI layout)
+    Load {
+        /// The archive; standard input when absent
+        #[arg(short = 'i', long, value_name = "FILE")]
+        input: Option<PathBuf>,
+    },
+    /// Write images into an archive
+    Save {
+        /// The archive; standard output when absent
+        #[arg(short = 'o', long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Names or ids
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Remove images
+    Rm {
+        /// Even when a container uses it
+        #[arg(short = 'f', long)]
+        force: bool,
+        /// Names or ids
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Show everything about images
+    Inspect {
+        /// Names or ids
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Give an image a further name
+    Tag {
+        /// Name or id
+        source: String,
+        /// The further name
+        target: String,
+    },
+    /// Show how an image was made
+    History {
+        #[command(flatten)]
+        list: ListFormat,
+        /// Name or id
+        image: String,
+    },
+    /// Remove images that nothing uses
+    Prune {
+        /// Named ones too
+        #[arg(short = 'a', long)]
+        all: bool,
+        /// Do not ask
+        #[arg(short = 'f', long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// List volumes
+    #[command(alias = "list")]
+    Ls(ListFormat),
+    /// Make a volume
+    Create {
+        /// Label KEY=VALUE; repeatable
+        #[arg(long, value_name = "KEY=VALUE")]
+        label: Vec<String>,
+        /// Its name
+        name: String,
+    },
+    /// Show everything about volumes
+    Inspect {
+        /// Names
+        #[arg(required = true)]
+        volumes: Vec<String>,
+    },
+    /// Remove volumes and what is in them
+    Rm {
+        /// No error for one that is not there
+        #[arg(short = 'f', long)]
+        force: bool,
+        /// Names
+        #[arg(required = true)]
+        volumes: Vec<String>,
+    },
+    /// Remove anonymous volumes that nothing uses
+    Prune {
+        /// Named ones too
+        #[arg(short = 'a', long)]
+        all: bool,
+        /// Do not ask
+        #[arg(short = 'f', long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NetworkCommand {
+    /// List networks
+    #[command(alias = "list")]
+    Ls(ListFormat),
+    /// Make a network
+    Create {
+        /// Subnet, 10.9.0.0/24
+        #[arg(long, value_name = "CIDR")]
+        subnet: Option<String>,
+        /// The bridge's address
+        #[arg(long, value_name = "IP")]
+        gateway: Option<String>,
+        /// No way out
+        #[arg(long)]
+        internal: bool,
+        /// With IPv6
+        #[arg(long)]
+        ipv6: bool,
+        /// Label KEY=VALUE; repeatable
+        #[arg(long, value_name = "KEY=VALUE")]
+        label: Vec<String>,
+        /// Its name
+        name: String,
+    },
+    /// Show everything about networks
+    Inspect {
+        /// Names
+        #[arg(required = true)]
+        networks: Vec<String>,
+    },
+    /// Remove networks
+    Rm {
+        /// Names
+        #[arg(required = true)]
+        networks: Vec<String>,
+    },
+    /// Remove networks that no stack has and nothing uses
+    Prune {
+        /// Do not ask
+        #[arg(short = 'f', long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SystemCommand {
+    /// What the machine and the agent are
+    Info {
+        /// `text` or `json`
+        #[arg(long, value_name = "FORMAT", default_value = "text")]
+        format: String,
+    },
+    /// Disk use
+    Df {
+        /// `text` or `json`
+        #[arg(long, value_name = "FORMAT", default_value = "text")]
+        format: String,
+    },
+    /// Remove what nothing uses
+    Prune {
+        /// Named images too
+        #[arg(short = 'a', long)]
+        all: bool,
+        /// Volumes too
+        #[arg(long)]
+        volumes: bool,
+        /// Do not ask
+        #[arg(short = 'f', long)]
+        force: bool,
+    },
+    /// Check whether this machine has what orch needs
+    Doctor {
+        /// `text` or `json`
+        #[arg(long, value_name = "FORMAT", default_value = "text")]
+        format: String,
+    },
+}
