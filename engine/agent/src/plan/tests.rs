@@ -127,10 +127,11 @@ impl Host {
             Operation::CreateContainer(id) => container(id, ContainerState::Created),
             Operation::StartContainer { task, .. } => {
                 container(task, ContainerState::Running);
-                let generation =
-                    self.assignment.tasks.iter().find(|t| t.id == *task).map_or(0, |t| t.restart_generation);
+                let desired = self.assignment.tasks.iter().find(|t| t.id == *task);
+                let own = desired.is_some_and(|t| matches!(t.network, TaskNetwork::Endpoints { .. }));
+                let generation = desired.map_or(0, |t| t.restart_generation);
                 let seen = self.observed.tasks.entry(task.clone()).or_default();
-                seen.sandbox = true;
+                seen.sandbox = own;
                 seen.record.restart_generation = generation;
                 seen.record.stopped_by_request = false;
             }
