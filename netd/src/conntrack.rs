@@ -13,13 +13,16 @@ use nix::errno::Errno;
 
 use crate::netd::lock;
 use crate::netlink::{self, Batch, DUMP, NetlinkError, NetlinkSocket, attribute, nest};
+use crate::nft::expression::STATUS_DNAT;
+use crate::sysctl;
 
 /// `NFNL_SUBSYS_CTNETLINK << 8` with `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE`.
 const GET: u16 = 0x101;
 const DELETE: u16 = 0x102;
-/// `CTA_TUPLE_ORIG`, `CTA_TUPLE_REPLY`, `CTA_ZONE`, `CTA_FILTER`.
+/// `CTA_TUPLE_ORIG`, `CTA_TUPLE_REPLY`, `CTA_STATUS`, `CTA_ZONE`, `CTA_FILTER`.
 const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
+const STATUS: u16 = 3;
 const ZONE: u16 = 18;
 const FILTER: u16 = 25;
 /// Filter bits: source address; protocol number; destination port.
@@ -38,26 +41,76 @@ struct Tuple {
     port: u16,
 }
 
-/// What a deletion must repeat of a flow.
+/// A flow as listed.
 #[derive(Debug)]
 struct Flow {
+    original: Tuple,
+    reply: Tuple,
+    /// Its destination was rewritten.
+    is_led: bool,
+    /// What a deletion must repeat of it.
     family: u8,
-    original: Vec<u8>,
+    identity: Vec<u8>,
     zone: Option<Vec<u8>>,
 }
 
-/// What shall be forgotten.
-#[derive(Debug, Default)]
-struct Pending {
+/// A port of the host that led to a port of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Led {
+    /// Where to.
+    pub(crate) target: IpAddr,
+    /// Number of the protocol.
+    pub(crate) protocol: u8,
+    /// Port of the host.
+    pub(crate) host_port: u16,
+}
+
+/// Which flows shall be forgotten.
+#[derive(Debug, Default, Clone)]
+struct Wanted {
+    /// All that were led to these addresses, which nobody has any more.
     targets: BTreeSet<IpAddr>,
+    /// Those that came by these ports.
+    led: BTreeSet<Led>,
+    /// UDP flows to these ports of the host that are led nowhere.
     udp_ports: BTreeSet<u16>,
+}
+
+impl Wanted {
+    fn is_empty(&self) -> bool {
+        self.targets.is_empty() && self.led.is_empty() && self.udp_ports.is_empty()
+    }
+
+    /// Whether new flows to this address could be meant too.
+    fn touches(&self, target: &IpAddr) -> bool {
+        self.targets.contains(target) || self.led.iter().any(|led| led.target == *target)
+    }
+
+    fn has(&self, flow: &Flow) -> bool {
+        if flow.is_led {
+            let target = flow.reply.source;
+            let led = |target| Led { target, protocol: flow.original.protocol, host_port: flow.original.port };
+            target.is_some_and(|target| self.targets.contains(&target) || self.led.contains(&led(target)))
+        } else {
+            flow.original.protocol == UDP && self.udp_ports.contains(&flow.original.port)
+        }
+    }
+}
+
+/// What the thread has to do.
+#[derive(Debug, Default)]
+struct Work {
+    /// Asked for, not begun.
+    asked: Wanted,
+    /// Being done.
+    begun: Wanted,
     stop: bool,
 }
 
 /// The thread that forgets. Dropped, it finishes what it was asked for.
 #[derive(Debug)]
 pub(crate) struct Forgetting {
-    pending: Arc<(Mutex<Pending>, Condvar)>,
+    work: Arc<(Mutex<Work>, Condvar)>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -65,33 +118,49 @@ impl Forgetting {
     /// Starts it, for the calling thread's namespace.
     pub(crate) fn start() -> io::Result<Forgetting> {
         let mut conntrack = Conntrack::open()?;
-        let pending = Arc::new((Mutex::new(Pending::default()), Condvar::new()));
-        let theirs = Arc::clone(&pending);
-        let work = move || while forget_next(&mut conntrack, &theirs) {};
-        let thread = std::thread::Builder::new().name("netd-forget".into()).spawn(work)?;
-        Ok(Forgetting { pending, thread: Some(thread) })
+        let work = Arc::new((Mutex::new(Work::default()), Condvar::new()));
+        let theirs = Arc::clone(&work);
+        let run = move || while forget_next(&mut conntrack, &theirs) {};
+        let thread = std::thread::Builder::new().name("netd-forget".into()).spawn(run)?;
+        Ok(Forgetting { work, thread: Some(thread) })
     }
 
-    /// Forgets all flows that were led to one of these addresses.
+    /// Forgets all flows that were led to these addresses, which nobody has any more.
     pub(crate) fn targets(&self, targets: impl IntoIterator<Item = IpAddr>) {
-        self.add(|pending| pending.targets.extend(targets));
+        self.add(|work| work.asked.targets.extend(targets));
+    }
+
+    /// Forgets flows that came by these ports.
+    pub(crate) fn led(&self, led: impl IntoIterator<Item = Led>) {
+        self.add(|work| work.asked.led.extend(led));
     }
 
     /// Forgets UDP flows towards these ports of the host that were decided before the ports led anywhere.
     pub(crate) fn udp_ports(&self, ports: impl IntoIterator<Item = u16>) {
-        self.add(|pending| pending.udp_ports.extend(ports));
+        self.add(|work| work.asked.udp_ports.extend(ports));
     }
 
-    fn add(&self, add: impl FnOnce(&mut Pending)) {
-        let (pending, wake) = &*self.pending;
-        add(&mut lock(pending));
-        wake.notify_one();
+    /// Waits until nothing that is asked for could be a new flow to one of these addresses.
+    pub(crate) fn wait_for(&self, targets: &[IpAddr]) {
+        let (work, wake) = &*self.work;
+        let touched =
+            |work: &mut Work| targets.iter().any(|target| work.asked.touches(target) || work.begun.touches(target));
+        drop(wake.wait_while(lock(work), touched).unwrap_or_else(|poisoned| poisoned.into_inner()));
+    }
+
+    fn add(&self, add: impl FnOnce(&mut Work)) {
+        let (work, wake) = &*self.work;
+        let mut work = lock(work);
+        add(&mut work);
+        if work.stop || !work.asked.is_empty() {
+            wake.notify_all();
+        }
     }
 }
 
 impl Drop for Forgetting {
     fn drop(&mut self) {
-        self.add(|pending| pending.stop = true);
+        self.add(|work| work.stop = true);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -99,20 +168,26 @@ impl Drop for Forgetting {
 }
 
 /// Waits for something to forget and forgets it; false when there will be nothing more.
-fn forget_next(conntrack: &mut Conntrack, (pending, wake): &(Mutex<Pending>, Condvar)) -> bool {
-    let nothing = |pending: &mut Pending| pending.targets.is_empty() && pending.udp_ports.is_empty();
+fn forget_next(conntrack: &mut Conntrack, (work, wake): &(Mutex<Work>, Condvar)) -> bool {
     let mut guard = wake
-        .wait_while(lock(pending), |pending| nothing(pending) && !pending.stop)
+        .wait_while(lock(work), |work| work.asked.is_empty() && !work.stop)
         .unwrap_or_else(|poisoned| poisoned.into_inner());
-    let (targets, ports) = (std::mem::take(&mut guard.targets), std::mem::take(&mut guard.udp_ports));
+    let wanted = std::mem::take(&mut guard.asked);
+    guard.begun = wanted.clone();
     let go_on = !guard.stop;
     drop(guard);
-    let forgotten = conntrack.forget_targets(&targets).and_then(|n| Ok(n + conntrack.forget_udp_ports(&ports)?));
-    match forgotten {
-        Ok(0) => {}
-        Ok(flows) => tracing::debug!(flows, "forgot flows that led to where nobody is"),
-        Err(error) => tracing::warn!(%error, "cannot forget old flows: their clients must pause to be served again"),
+    // The count is the namespace's alone, unlike the table.
+    if !wanted.is_empty() && sysctl::read("net.netfilter.nf_conntrack_count").as_deref() != Some("0") {
+        match conntrack.forget(&wanted) {
+            Ok(0) => {}
+            Ok(flows) => tracing::debug!(flows, "forgot flows that led to where nobody is"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot forget old flows: their clients must pause to be served again")
+            }
+        }
     }
+    lock(work).begun = Wanted::default();
+    wake.notify_all();
     go_on
 }
 
@@ -128,83 +203,50 @@ impl Conntrack {
         Ok(Conntrack { socket: NetlinkSocket::open(libc::NETLINK_NETFILTER)? })
     }
 
-    /// Forgets all flows that were led to one of these addresses, and says how many.
-    fn forget_targets(&mut self, targets: &BTreeSet<IpAddr>) -> Result<usize, NetlinkError> {
-        let wanted = |_: &Tuple, reply: &Tuple| reply.source.is_some_and(|source| targets.contains(&source));
+    /// Forgets what is wanted, and says how many flows there were.
+    fn forget(&mut self, wanted: &Wanted) -> Result<usize, NetlinkError> {
+        let targets: BTreeSet<IpAddr> =
+            wanted.targets.iter().copied().chain(wanted.led.iter().map(|led| led.target)).collect();
         let mut flows = Vec::new();
-        if targets.len() <= FILTERED_WALKS {
-            for target in targets {
-                let (family, kind, bytes) = match target {
-                    IpAddr::V4(v4) => (libc::AF_INET, 1, v4.octets().to_vec()),
-                    IpAddr::V6(v6) => (libc::AF_INET6, 3, v6.octets().to_vec()),
-                };
-                let filter = |b: &mut Vec<u8>| {
-                    nest(b, REPLY, |b| nest(b, 1, |b| attribute(b, kind, &bytes)));
-                    filter(b, 0, BY_SOURCE);
-                };
-                flows.append(&mut self.find(family as u8, filter, wanted)?);
-            }
-        } else {
-            flows = self.find(libc::AF_UNSPEC as u8, |_| {}, wanted)?;
+        if targets.len() + 2 * wanted.udp_ports.len() > FILTERED_WALKS {
+            flows = self.find(libc::AF_UNSPEC, |_| {}, wanted)?;
+            return self.delete(flows);
+        }
+        for target in &targets {
+            let (family, kind, bytes) = match target {
+                IpAddr::V4(v4) => (libc::AF_INET, 1, v4.octets().to_vec()),
+                IpAddr::V6(v6) => (libc::AF_INET6, 3, v6.octets().to_vec()),
+            };
+            let by_target = |b: &mut Vec<u8>| {
+                nest(b, REPLY, |b| nest(b, 1, |b| attribute(b, kind, &bytes)));
+                filter(b, 0, BY_SOURCE);
+            };
+            flows.append(&mut self.find(family, by_target, wanted)?);
+        }
+        for (port, family) in wanted.udp_ports.iter().flat_map(|port| [(port, libc::AF_INET), (port, libc::AF_INET6)]) {
+            let by_port = |b: &mut Vec<u8>| {
+                nest(b, ORIGINAL, |b| {
+                    nest(b, 2, |b| {
+                        attribute(b, 1, &[UDP]);
+                        attribute(b, 3, &port.to_be_bytes());
+                    });
+                });
+                filter(b, BY_PROTOCOL | BY_PORT, 0);
+            };
+            flows.append(&mut self.find(family, by_port, wanted)?);
         }
         self.delete(flows)
     }
 
-    /// Forgets UDP flows towards these ports of the host that were decided before the ports led anywhere.
-    fn forget_udp_ports(&mut self, ports: &BTreeSet<u16>) -> Result<usize, NetlinkError> {
-        let wanted = |original: &Tuple, _: &Tuple| original.protocol == UDP && ports.contains(&original.port);
-        let mut flows = Vec::new();
-        if ports.len() <= FILTERED_WALKS {
-            for port in ports {
-                for family in [libc::AF_INET, libc::AF_INET6] {
-                    let filter = |b: &mut Vec<u8>| {
-                        nest(b, ORIGINAL, |b| {
-                            nest(b, 2, |b| {
-                                attribute(b, 1, &[UDP]);
-                                attribute(b, 3, &port.to_be_bytes());
-                            });
-                        });
-                        filter(b, BY_PROTOCOL | BY_PORT, 0);
-                    };
-                    flows.append(&mut self.find(family as u8, filter, wanted)?);
-                }
-            }
-        } else {
-            flows = self.find(libc::AF_UNSPEC as u8, |_| {}, wanted)?;
-        }
-        self.delete(flows)
-    }
-
-    fn find(
-        &mut self,
-        family: u8,
-        body: impl Fn(&mut Vec<u8>),
-        wanted: impl Fn(&Tuple, &Tuple) -> bool,
-    ) -> Result<Vec<Flow>, NetlinkError> {
+    fn find(&mut self, family: i32, body: impl Fn(&mut Vec<u8>), wanted: &Wanted) -> Result<Vec<Flow>, NetlinkError> {
         let mut request = Batch::new();
         request.push(GET, DUMP, |b| {
-            b.extend_from_slice(&[family, 0, 0, 0]);
+            b.extend_from_slice(&[family as u8, 0, 0, 0]);
             body(b);
         });
         let mut flows = Vec::new();
-        self.socket.dump(request, |_, message| {
-            let (mut original, mut reply, mut bytes, mut zone) = (Tuple::default(), Tuple::default(), None, None);
-            for (kind, value) in netlink::attributes(message.get(4..).unwrap_or(&[])) {
-                match kind {
-                    ORIGINAL => {
-                        original = tuple(value);
-                        bytes = Some(value.to_vec());
-                    }
-                    REPLY => reply = tuple(value),
-                    ZONE => zone = Some(value.to_vec()),
-                    _ => {}
-                }
-            }
-            // The kernel's filter may be broader than asked for: an old one ignores what it does not know.
-            if let Some(bytes) = bytes.filter(|_| wanted(&original, &reply)) {
-                flows.push(Flow { family: message[0], original: bytes, zone });
-            }
-        })?;
+        // The kernel's filter may be broader than asked for: an old one ignores what it does not know.
+        self.socket.dump(request, |_, message| flows.extend(listed(message).filter(|flow| wanted.has(flow))))?;
         Ok(flows)
     }
 
@@ -213,7 +255,7 @@ impl Conntrack {
         for flow in &flows {
             batch.push(DELETE, 0, |b| {
                 b.extend_from_slice(&[flow.family, 0, 0, 0]);
-                attribute(b, ORIGINAL | 0x8000, &flow.original);
+                attribute(b, ORIGINAL | 0x8000, &flow.identity);
                 if let Some(zone) = &flow.zone {
                     attribute(b, ZONE, zone);
                 }
@@ -235,6 +277,30 @@ fn filter(bytes: &mut Vec<u8>, original: u32, reply: u32) {
         attribute(b, 1, &original.to_ne_bytes());
         attribute(b, 2, &reply.to_ne_bytes());
     });
+}
+
+fn listed(message: &[u8]) -> Option<Flow> {
+    let mut flow = Flow {
+        original: Tuple::default(),
+        reply: Tuple::default(),
+        is_led: false,
+        family: *message.first()?,
+        identity: Vec::new(),
+        zone: None,
+    };
+    for (kind, value) in netlink::attributes(message.get(4..)?) {
+        match kind {
+            ORIGINAL => {
+                flow.original = tuple(value);
+                flow.identity = value.to_vec();
+            }
+            REPLY => flow.reply = tuple(value),
+            STATUS => flow.is_led = u32::from_be_bytes(value.try_into().ok()?) & STATUS_DNAT != 0,
+            ZONE => flow.zone = Some(value.to_vec()),
+            _ => {}
+        }
+    }
+    Some(flow)
 }
 
 fn tuple(bytes: &[u8]) -> Tuple {

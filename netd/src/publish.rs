@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::config::{EndpointConfig, NetworkId, PortRequest, Protocol, PublishedPort, SandboxConfig, SandboxId};
+use crate::conntrack::Led;
 use crate::error::NetdError;
 use crate::netd::{NetworkState, Shared, State, lock};
 use crate::nft::Element;
@@ -48,6 +49,11 @@ impl Reach {
         }
     }
 
+    /// Its addresses.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6)).collect()
+    }
+
     fn is_none(&self) -> bool {
         self.ipv4.is_none() && self.ipv6.is_none()
     }
@@ -70,6 +76,16 @@ fn elements(port: &PublishedPort, reach: &Reach) -> Vec<(Set, Element)> {
         .filter(|target| wants(target.is_ipv4()))
         .map(|target| ruleset::published(host, port.host_port, port.protocol, (target, port.target)))
         .collect()
+}
+
+/// The ways in by these ports.
+pub(crate) fn ways(ports: &[PublishedPort], reach: &Reach) -> Vec<Led> {
+    let targets = reach.addresses();
+    let led = |port: &PublishedPort| {
+        let (protocol, host_port) = (port.protocol.number(), port.host_port);
+        targets.iter().map(move |target| Led { target: *target, protocol, host_port }).collect::<Vec<_>>()
+    };
+    ports.iter().flat_map(led).collect()
 }
 
 /// What the table has for all ports of a sandbox.
@@ -171,7 +187,7 @@ impl Shared {
         }
     }
 
-    /// Flows to addresses that are no longer there, or no longer led to.
+    /// Flows to addresses that nobody has any more.
     pub(crate) fn forget_flows_of(&self, addresses: impl IntoIterator<Item = IpAddr>) {
         let mut addresses = addresses.into_iter().peekable();
         if addresses.peek().is_some() {
@@ -189,6 +205,7 @@ impl Shared {
         record.ports.extend(&published);
         record.config.ports.extend(ports);
         record::write(&self.run_dir.sandbox(&id.0), &record)?;
+        self.forgetting.wait_for(&reach.addresses());
         lock(&self.table).apply(Change { remove: Vec::new(), add })?;
         self.forget_flows_to(&published);
         self.change_sandbox(id, |sandbox| {
@@ -225,9 +242,7 @@ impl Shared {
             closing = take(&mut sandbox.holdings, |holding| going.contains(&holding.port));
         });
         close(closing);
-        if !going.is_empty() {
-            self.forget_flows_of(record.addresses());
-        }
+        self.forgetting.led(ways(&going, &reach));
         Ok(())
     }
 }

@@ -184,7 +184,13 @@ impl Shared {
         let add = sandbox_elements(&record, networks);
         let made = self
             .make_namespace(&record, networks)
-            .and_then(|()| Ok(lock(&self.table).apply(Change { remove: Vec::new(), add })?))
+            .and_then(|()| {
+                // Flows to an earlier owner of the address may be about to be forgotten.
+                if !record.ports.is_empty() {
+                    self.forgetting.wait_for(&reach.addresses());
+                }
+                Ok(lock(&self.table).apply(Change { remove: Vec::new(), add })?)
+            })
             .and_then(|()| {
                 record.complete = true;
                 record::write(&self.run_dir.sandbox(&id.0), &record)
@@ -234,6 +240,7 @@ impl Shared {
                 }
                 let action = format!("configure the interfaces of sandbox {}", record.config.id);
                 inside.send(batch).map_err(NetdError::first_link(action))?;
+                await_carriers(&mut outside, &record.endpoints, networks);
                 for (name, value) in &record.config.sysctls {
                     sysctl::write(name, value)?;
                 }
@@ -352,6 +359,7 @@ impl Shared {
             furnish(&mut batch, endpoint, index, networks)?;
             let action = format!("configure {} of sandbox {}", endpoint.interface, record.config.id);
             inside.send(batch).map_err(NetdError::first_link(action))?;
+            await_carriers(&mut outside, std::slice::from_ref(endpoint), networks);
             change_routes(&mut inside, before, record, networks)
         };
         namespace.run(work).map_err(NetdError::system("enter a sandbox's network namespace"))?
@@ -395,9 +403,13 @@ impl Shared {
         if remove == add {
             return Ok(());
         }
+        let (old, reach) = (Reach::of(&before.config, networks), Reach::of(&record.config, networks));
+        self.forgetting.wait_for(&reach.addresses());
         lock(&self.table).apply(Change { remove, add })?;
-        self.forget_flows_of(before.addresses());
-        let reach = Reach::of(&record.config, networks);
+        // What led to an address that still serves goes on.
+        let gone =
+            publish::ways(&before.ports, &old).into_iter().filter(|way| !reach.addresses().contains(&way.target));
+        self.forgetting.led(gone);
         let id = &record.config.id;
         let mut old = Vec::new();
         self.change_sandbox(id, |sandbox| old = std::mem::take(&mut sandbox.holdings));
@@ -443,7 +455,7 @@ impl Shared {
     /// Takes sandboxes out of the kernel, also ones that are only half there. Their links follow by themselves.
     pub(crate) fn unmake(&self, records: &[&SandboxRecord], errors: &mut NetdErrors) {
         let networks = self.bridges();
-        // New flows stop first, then old ones, then the wire.
+        // New flows stop first, then the wire.
         let remove = records.iter().flat_map(|record| sandbox_elements(record, &networks)).collect();
         errors.keep(lock(&self.table).apply(Change { remove, add: Vec::new() }));
         let mut batch = LinkBatch::new();
@@ -454,13 +466,14 @@ impl Shared {
         }
         // What is not there needs no stopping.
         let _ = lock(&self.links).send(batch);
-        let published = records.iter().filter(|record| !record.ports.is_empty());
-        self.forget_flows_of(published.flat_map(|record| record.addresses()));
         lock(&self.state).leaving.extend(leaving);
         for record in records {
             errors.keep(self.remove_namespace_file(&record.config.id.0));
             errors.keep(record::remove(&self.run_dir.sandbox(&record.config.id.0)));
         }
+        // Last: while the kernel walks its flows, whatever waits for RCU waits too, such as unmounting.
+        let published = records.iter().filter(|record| !record.ports.is_empty());
+        self.forget_flows_of(published.flat_map(|record| record.addresses()));
     }
 
     /// Lets go of a namespace: without the file, and without processes, it ends.
@@ -508,6 +521,19 @@ fn network_of<'a>(
     networks: &'a BTreeMap<NetworkId, NetworkState>,
 ) -> Result<&'a NetworkState, NetdError> {
     networks.get(&endpoint.network).ok_or_else(|| NetdError::UnknownNetwork(endpoint.network.clone()))
+}
+
+/// Lets the kernel notice now that both ends of the pairs are up. By itself it may take a second until a new bridge counts
+/// as operational, and IPv6 begins to work there. To be asked about one link makes a newer kernel look (seen on 6.18; for
+/// veth ends all kernels hurry).
+fn await_carriers(outside: &mut LinkSocket, endpoints: &[Endpoint], networks: &BTreeMap<NetworkId, NetworkState>) {
+    for endpoint in endpoints {
+        let bridge = networks.get(&endpoint.network).map(|network| &network.record.bridge);
+        for name in [Some(&endpoint.host_interface), bridge].into_iter().flatten() {
+            // Nothing depends on the answer.
+            let _ = outside.link(name);
+        }
+    }
 }
 
 /// Binds the calling thread's namespace to a file.

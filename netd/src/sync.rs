@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use nix::sys::statfs::{FsType, statfs};
 
@@ -12,13 +13,20 @@ use crate::config::{
 use crate::error::{NetdError, NetdErrors};
 use crate::link::{LinkBatch, ObservedLink};
 use crate::netd::{NetworkState, SandboxState, Shared, lock};
-use crate::nft::table::Change;
-use crate::nft::{self, Family};
+use crate::nft::ruleset::Set;
+use crate::nft::table::{Change, TableError};
+use crate::nft::{self, Element, Family};
 use crate::publish::{Reach, all_elements};
 use crate::record::{self, NetworkRecord, SandboxRecord};
 
 /// `NSFS_MAGIC`: what a bound namespace file lies on.
 const NAMESPACE_FILE_SYSTEM: FsType = FsType(0x6e73_6673);
+
+/// How long the table's owner may take to die: an agent that was just killed, or a child between fork and exec that shares
+/// its socket for a moment.
+const OWNER_DYING: Duration = Duration::from_secs(1);
+/// How often to look whether it has.
+const OWNER_INTERVAL: Duration = Duration::from_millis(5);
 
 /// One act that brings what is nearer to what shall be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -236,12 +244,7 @@ impl Shared {
             }
         }
         let content = all_elements(&lock(&self.state));
-        if content.is_empty() {
-            // A table without networks is one that a killed agent did not get to remove.
-            lock(&self.table).delete()?;
-        } else {
-            lock(&self.table).apply(Change { remove: Vec::new(), add: content })?;
-        }
+        self.take_table_over(content)?;
         let mut errors = NetdErrors::default();
         self.unmake(&broken.iter().collect::<Vec<_>>(), &mut errors);
         for error in errors.0 {
@@ -250,6 +253,25 @@ impl Shared {
         self.hold_all_again();
         self.refresh_foreign();
         Ok(())
+    }
+
+    /// Makes the table ours, with this content.
+    fn take_table_over(&self, content: Vec<(Set, Element)>) -> Result<(), TableError> {
+        let start = Instant::now();
+        loop {
+            let mut table = lock(&self.table);
+            let outcome = if content.is_empty() {
+                // A table without networks is one that a killed agent did not get to remove.
+                table.delete()
+            } else {
+                table.apply(Change { remove: Vec::new(), add: content.clone() })
+            };
+            drop(table);
+            match outcome {
+                Err(TableError::Owned { .. }) if start.elapsed() < OWNER_DYING => std::thread::sleep(OWNER_INTERVAL),
+                outcome => return outcome,
+            }
+        }
     }
 
     fn hold_all_again(&self) {

@@ -97,30 +97,34 @@ impl Table {
                 added.entry(set).or_default().push(element);
             }
         }
-        if !self.exists {
-            return if self.is_empty() { Ok(()) } else { self.rewrite() };
+        if !self.exists && self.is_empty() {
+            return Ok(());
         }
-        for (set, elements) in &removed {
-            transaction.delete_elements(Family::Inet, &self.name, &set.layout(), elements);
-        }
-        for (set, elements) in &added {
-            transaction.add_elements(Family::Inet, &self.name, &set.layout(), elements);
-        }
-        match transaction.commit(&mut self.socket) {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                tracing::warn!(table = self.name, %error, "the nftables table is not as we left it: writing it anew");
-                let rewritten = self.rewrite();
-                if rewritten.is_err() {
-                    // What the kernel takes on no account must not stay in the way of everybody else's changes.
-                    for (set, elements) in added {
-                        self.content.entry(set).or_default().retain(|element| !elements.contains(element));
-                    }
-                    self.rewrite()?;
+        if self.exists {
+            for (set, elements) in &removed {
+                transaction.delete_elements(Family::Inet, &self.name, &set.layout(), elements);
+            }
+            for (set, elements) in &added {
+                transaction.add_elements(Family::Inet, &self.name, &set.layout(), elements);
+            }
+            match transaction.commit(&mut self.socket) {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    tracing::warn!(table = self.name, %error, "the nftables table is not as we left it: writing it anew");
                 }
-                rewritten
             }
         }
+        let rewritten = self.rewrite();
+        if rewritten.is_err() {
+            // What the kernel takes on no account must not stay in the way of everybody else's changes.
+            for (set, elements) in added {
+                self.content.entry(set).or_default().retain(|element| !elements.contains(element));
+            }
+            if self.exists {
+                self.rewrite()?;
+            }
+        }
+        rewritten
     }
 
     /// Whether nothing is in it.

@@ -334,12 +334,17 @@ pub(crate) fn assert_unreachable(from: &Namespace, to: SocketAddr) {
     assert!(seen_by_udp(from, to, SILENCE).is_err(), "{to} can be reached over UDP");
 }
 
-/// A server sees the client as `client`, over TCP and UDP.
+/// A server sees the client as `client`.
 #[track_caller]
 pub(crate) fn assert_seen(from: &Namespace, to: SocketAddr, client: impl Into<IpAddr>) {
     let client = client.into();
-    let who = seen(from, to).unwrap_or_else(|error| panic!("{to} over TCP: {error}"));
-    assert_eq!(who, client, "client of {to}");
+    match seen(from, to) {
+        Ok(who) => assert_eq!(who, client, "client of {to}"),
+        Err(error) => {
+            let neighbours = from.run(|| ip("neigh") + &ip("route") + &ip("-6 route")).unwrap();
+            panic!("{to}: {error}\nthere:\n{neighbours}\nhere:\n{}{}", ip("neigh"), ip("-o -6 addr"));
+        }
+    }
 }
 
 /// Waits until something is so.
