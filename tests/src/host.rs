@@ -19,7 +19,7 @@ use crate::machine::{Machine, Place};
 use crate::output::Output;
 use crate::process::Identity;
 use crate::terminal::Terminal;
-use crate::traces::Traces;
+use crate::traces::{Traces, tree};
 use crate::wait::{PATIENCE, eventually};
 
 /// The run directory on the machine, whose /run is its own.
@@ -323,11 +323,41 @@ impl Host {
             "packet filter" => shared || !thing.contains("elements"),
             _ => true,
         });
+        // Before the agent ends: it empties its trash behind the back of whoever has thrown something away.
+        self.state_is_empty();
         self.stop_agent();
         // What says how an agent ended, and the empty folders of its run directory.
         let kept = ["", "agent.log", "agent.lock", "engine/", "engine/containers/", "engine/root/", "engine/shim/"];
         self.compare("without an agent", |kind, thing| {
             kind == "file in /run" && thing.strip_prefix("orch/").is_some_and(|rest| kept.contains(&rest))
+        });
+    }
+
+    /// What a data directory without containers and volumes holds: its own frame, the control log, images.
+    #[track_caller]
+    fn state_is_empty(&self) {
+        const FRAME: &[&str] = &[
+            "agent.lock",
+            "agent/",
+            "agent/local/",
+            "agent/tasks/",
+            "engine/",
+            "engine/containers/",
+            "engine/format",
+            "engine/images/",
+            "engine/images/ingest/",
+            "engine/images/refs.json",
+            "engine/lock",
+            "engine/trash/",
+            "engine/volumes/",
+            "node-id",
+        ];
+        let of_images = ["engine/images/blobs/", "engine/images/layers/", "control/"];
+        eventually(self.settles, "the data directory holds nothing of a stack", || {
+            let mut left = tree(&self.data());
+            left.retain(|path| !FRAME.contains(&path.as_str()) && !of_images.iter().any(|p| path.starts_with(p)));
+            left.truncate(20);
+            if left.is_empty() { Ok(()) } else { Err(format!("\n  {}", left.join("\n  "))) }
         });
     }
 

@@ -263,3 +263,22 @@ fn a_dry_run_changes_nothing() {
     assert!(host.ps().is_empty());
     host.leaves_no_trace();
 }
+
+#[test]
+fn a_stopped_stack_comes_up_again_with_the_same_containers() {
+    let host = Host::with_busybox();
+    let service = "image: busybox, init: true, command: sleep infinity";
+    let health = "healthcheck: {test: [CMD, 'true'], interval: 1s, start_period: 10s, start_interval: 100ms}";
+    host.stack(&format!(
+        "services:\n  a: {{{service}, {health}}}\n  b: {{{service}, depends_on: {{a: {{condition: service_healthy}}}}}}\n  c: {{{service}, depends_on: [b]}}"
+    ));
+    host.up();
+    let ids = |host: &Host| host.ps().iter().map(|c| c["id"].clone()).collect::<Vec<_>>();
+    let before = ids(&host);
+    host.orch(&["stop", "-t", "5"]).ok();
+    host.up();
+    assert_eq!(ids(&host), before);
+    assert_eq!(host.running().len(), 3);
+    host.down();
+    host.leaves_no_trace();
+}

@@ -90,7 +90,7 @@ fn a_published_port_answers_from_everywhere_it_should_and_nowhere_else() {
         assert!(page.ends_with("page"), "{service}: {page}");
     }
     assert_eq!(host.orch(&["port", "server", "80"]).ok().lines().len(), 1);
-    host.orch(&["port", "server", "81"]).fails();
+    host.orch(&["port", "server", "82"]).fails();
     host.orch(&["down", "-t", "2"]).ok();
     assert!(page(Place::Host, ADDRESS.into(), 8080).is_err(), "the port outlives its container");
     host.leaves_no_trace();

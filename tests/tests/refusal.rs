@@ -195,6 +195,7 @@ fn a_folder_that_is_not_orchs_is_not_taken_as_its_state() {
     let before = orch_tests::traces::tree(&host.data());
     host.orch(&["agent"]).fails().says(&[&host.data().to_string_lossy()]);
     assert_eq!(orch_tests::traces::tree(&host.data()), before);
+    host.sh(Place::Host, &format!("rm -r {0}/precious {0}/images", host.data().display()));
     host.leaves_no_trace();
 }
 
