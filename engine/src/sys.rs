@@ -19,6 +19,7 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
@@ -27,6 +28,22 @@ pub(crate) fn own(fd: RawFd) -> OwnedFd {
     debug_assert!(fd >= 0, "only results of successful calls are owned");
     // SAFETY: every caller passes the fresh result of a call that opens, whose number nobody else holds.
     unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// A context for an overlay whose layers are named one by one with `lowerdir+`; `None` where the kernel's overlayfs still reads options
+/// as mount(2) does (before Linux 6.5). There fsconfig(2) takes every key, and only the mount would fail, leaving a line in the kernel's
+/// log each time; so a key that no overlayfs knows is tried once.
+pub(crate) fn overlay_of_single_layers() -> Result<Option<OwnedFd>, nix::errno::Errno> {
+    static READS_KEYS: OnceLock<bool> = OnceLock::new();
+    let context = || raw::fsopen(c"overlay").map(own);
+    let reads_keys = match READS_KEYS.get() {
+        Some(known) => *known,
+        None => {
+            let refused = raw::fsconfig_string(context()?.as_raw_fd(), c"orch_knows_none", c"x").is_err();
+            *READS_KEYS.get_or_init(|| refused)
+        }
+    };
+    if reads_keys { context().map(Some) } else { Ok(None) }
 }
 
 /// A pidfd, closed on exec as all are.

@@ -318,7 +318,7 @@ impl Host {
                     || thing.contains("/engine/shim/containers@")
             }
             "mount" => thing == format!("{RUN}/netd/netns (tmpfs)"),
-            "link" | "route" => shared && thing.contains("orb-") || shared && thing.contains(" table local "),
+            "link" | "route" => shared && (thing.contains("orb-") || thing.contains(" table local ")),
             // The agent keeps its own frame as long as it runs: its group, its table, its socket. Elements are no frame.
             "packet filter" => shared || !thing.contains("elements"),
             _ => true,

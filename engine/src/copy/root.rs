@@ -12,7 +12,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 
 use crate::runtime::Identity;
-use crate::sys::{own, raw};
+use crate::sys::{overlay_of_single_layers, own, raw};
 
 /// A page, less the NUL: mount(2) takes no longer options.
 const MOUNT_OPTIONS: usize = 4095;
@@ -90,7 +90,9 @@ fn text(bytes: &[u8]) -> io::Result<CString> {
 }
 
 fn detached_overlay(lower: &[PathBuf], upper: Option<(&Path, &Path)>) -> io::Result<OwnedFd> {
-    let context = own(raw::fsopen(c"overlay")?);
+    let Some(context) = overlay_of_single_layers()? else {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    };
     let set = |key: &std::ffi::CStr, value: &Path| -> io::Result<()> {
         Ok(raw::fsconfig_string(context.as_raw_fd(), key, &text(value.as_os_str().as_bytes())?)?)
     };

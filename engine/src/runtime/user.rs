@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::plan::Identity;
 use super::prepare::PrepareError;
-use crate::sys::{own, raw};
+use crate::sys::{overlay_of_single_layers, own, raw};
 
 /// Bytes of a passwd or group file: a directory of 100 000 users fits.
 const LIMIT: u64 = 10 << 20;
@@ -126,12 +126,14 @@ impl View {
 
 /// A detached, read-only overlay of layers, lowest first.
 fn merged(layers: &[OwnedFd]) -> io::Result<OwnedFd> {
-    let context = own(raw::fsopen(c"overlay")?);
+    let Some(context) = overlay_of_single_layers()? else {
+        return merged_by_options(layers);
+    };
     let name = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let text = |text: String| std::ffi::CString::new(text).map_err(io::Error::from);
     for layer in layers.iter().rev() {
         match raw::fsconfig_string(context.as_raw_fd(), c"lowerdir+", text(name(layer))?.as_c_str()) {
-            // Before 6.8. The host never sees the mount: it is made in no namespace but a thread's own, below.
+            // Before 6.8.
             Err(nix::errno::Errno::EINVAL) => return merged_by_options(layers),
             other => other?,
         }

@@ -552,8 +552,7 @@ impl Child<'_> {
             raw::openat2(self.terminals, c"ptmx", libc::O_RDWR | libc::O_NOCTTY, 0, BENEATH | NO_SYMLINKS | NO_XDEV)?;
         raw::unlock_pty(master)?;
         let slave =
-            raw::ioctl(master, libc::TIOCGPTPEER, (libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) as u64)?
-                as RawFd;
+            raw::ioctl(master, libc::TIOCGPTPEER, (libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) as u64)? as RawFd;
         raw::set_window_size(slave, rows, columns)?;
         raw::send_with_fd(self.status, &Record::Terminal.encode(), Some(master))?;
         raw::close(master);

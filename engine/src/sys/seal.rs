@@ -50,23 +50,20 @@ pub fn sealed_executable() -> io::Result<OwnedFd> {
     overlay_view(&path).or_else(|_| memory_copy())
 }
 
-/// The executable's directory as the lower layer of an overlay without upper layer. Two layers are the least without an upper one, so an
-/// empty tmpfs is the second.
+/// The executable's directory as the lower layer of an overlay without upper layer. Two layers are the least without an upper one: the
+/// second is the root of sysfs, where no name is looked up once the first has it. (An empty tmpfs of our own would not do: kernels before
+/// 6.15 take no layer from a mount that is attached nowhere.)
 fn overlay_view(path: &Path) -> io::Result<OwnedFd> {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     };
     let text = |bytes: &[u8]| std::ffi::CString::new(bytes).map_err(io::Error::from);
-    let mount = |context: &OwnedFd, attrs| -> Result<OwnedFd, Errno> {
-        raw::fsconfig_create(context.as_raw_fd())?;
-        raw::fsmount(context.as_raw_fd(), attrs).map(own)
-    };
-    let empty = mount(&own(raw::fsopen(c"tmpfs")?), raw::MOUNT_ATTR_RDONLY)?;
     let opened = File::open(directory)?;
-    let lower = text(format!("/proc/self/fd/{}:/proc/self/fd/{}", opened.as_raw_fd(), empty.as_raw_fd()).as_bytes())?;
+    let lower = text(format!("/proc/self/fd/{}:/sys", opened.as_raw_fd()).as_bytes())?;
     let context = own(raw::fsopen(c"overlay")?);
     raw::fsconfig_string(context.as_raw_fd(), c"lowerdir", &lower)?;
-    let tree = mount(&context, raw::MOUNT_ATTR_RDONLY | raw::MOUNT_ATTR_NODEV)?;
+    raw::fsconfig_create(context.as_raw_fd())?;
+    let tree = own(raw::fsmount(context.as_raw_fd(), raw::MOUNT_ATTR_RDONLY | raw::MOUNT_ATTR_NODEV)?);
     let executable =
         raw::openat2(tree.as_raw_fd(), &text(name.as_bytes())?, libc::O_RDONLY, 0, raw::BENEATH | raw::NO_SYMLINKS)?;
     let executable = own(executable);

@@ -14,8 +14,8 @@ use super::super::plan::{LaunchPlan, MountSource, PlannedMount, Propagation, Roo
 use super::{Compiler, LaunchError, open_error, text};
 use crate::cgroup::Cgroup;
 use crate::sys::child::{Entry, Op, OverlayOptions, Place, Root};
-use crate::sys::own;
 use crate::sys::raw::{self, MountAttr};
+use crate::sys::{overlay_of_single_layers, own};
 
 /// fsconfig(2) copies at most this many bytes of a string, its NUL included.
 const FSCONFIG_LIMIT: usize = 256;
@@ -71,7 +71,9 @@ impl Compiler<'_> {
             let what = what.to_owned();
             move |errno: Errno| LaunchError::Overlay { what, source: errno.into() }
         };
-        let context = own(raw::fsopen(c"overlay").map_err(refused("fsopen"))?);
+        let Some(context) = overlay_of_single_layers().map_err(refused("fsopen"))? else {
+            return overlay_options(root).map(Err);
+        };
         let set = |key: &CStr, value: &CStr| raw::fsconfig_string(context.as_raw_fd(), key, value);
         set(c"source", c"overlay").map_err(refused("source"))?;
         for lower in root.lower.iter().rev() {
