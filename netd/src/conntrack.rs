@@ -81,9 +81,9 @@ impl Wanted {
         self.targets.is_empty() && self.led.is_empty() && self.udp_ports.is_empty()
     }
 
-    /// Whether new flows to this address could be meant too.
-    fn touches(&self, target: &IpAddr) -> bool {
-        self.targets.contains(target) || self.led.iter().any(|led| led.target == *target)
+    /// Whether new flows by this way could be meant too.
+    fn touches(&self, way: &Led) -> bool {
+        self.targets.contains(&way.target) || self.led.contains(way)
     }
 
     fn has(&self, flow: &Flow) -> bool {
@@ -140,8 +140,8 @@ impl Forgetting {
         self.add(|work| work.asked.udp_ports.extend(ports));
     }
 
-    /// Waits until nothing that is asked for could be a new flow to one of these addresses.
-    pub(crate) fn wait_for(&self, targets: &[IpAddr]) {
+    /// Waits until nothing that is asked for could be a new flow by one of these ways.
+    pub(crate) fn wait_for(&self, ways: &[Led]) {
         let (work, wake) = &*self.work;
         let touched =
             |work: &mut Work| targets.iter().any(|target| work.asked.touches(target) || work.begun.touches(target));

@@ -205,7 +205,7 @@ impl Shared {
         record.ports.extend(&published);
         record.config.ports.extend(ports);
         record::write(&self.run_dir.sandbox(&id.0), &record)?;
-        self.forgetting.wait_for(&reach.addresses());
+        self.forgetting.wait_for(&ways(&published, &reach));
         lock(&self.table).apply(Change { remove: Vec::new(), add })?;
         self.forget_flows_to(&published);
         self.change_sandbox(id, |sandbox| {

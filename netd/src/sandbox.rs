@@ -186,9 +186,7 @@ impl Shared {
             .make_namespace(&record, networks)
             .and_then(|()| {
                 // Flows to an earlier owner of the address may be about to be forgotten.
-                if !record.ports.is_empty() {
-                    self.forgetting.wait_for(&reach.addresses());
-                }
+                self.forgetting.wait_for(&publish::ways(&record.ports, &reach));
                 Ok(lock(&self.table).apply(Change { remove: Vec::new(), add })?)
             })
             .and_then(|()| {
@@ -404,7 +402,7 @@ impl Shared {
             return Ok(());
         }
         let (old, reach) = (Reach::of(&before.config, networks), Reach::of(&record.config, networks));
-        self.forgetting.wait_for(&reach.addresses());
+        self.forgetting.wait_for(&publish::ways(&record.ports, &reach));
         lock(&self.table).apply(Change { remove, add })?;
         // What led to an address that still serves goes on.
         let gone =
