@@ -143,8 +143,7 @@ impl Forgetting {
     /// Waits until nothing that is asked for could be a new flow by one of these ways.
     pub(crate) fn wait_for(&self, ways: &[Led]) {
         let (work, wake) = &*self.work;
-        let touched =
-            |work: &mut Work| targets.iter().any(|target| work.asked.touches(target) || work.begun.touches(target));
+        let touched = |work: &mut Work| ways.iter().any(|way| work.asked.touches(way) || work.begun.touches(way));
         drop(wake.wait_while(lock(work), touched).unwrap_or_else(|poisoned| poisoned.into_inner()));
     }
 
