@@ -6,22 +6,26 @@ use anyhow::Result;
 use orch_api::client::ClientError;
 use orch_api::control::{ApplyResponse, DownRequest, StackView};
 
+use super::escape;
 use super::follow::{Follow, follow};
-use super::{client, escape};
 use crate::args::Down;
 use crate::exit::{Exit, Failure};
 use crate::progress::Goal;
 use crate::settings::Settings;
-use crate::{printer, stack_file};
+use crate::{connect, printer, stack_file};
 
 /// Takes a stack down and waits until it is gone.
 pub(super) async fn run(settings: &Settings, args: Down) -> Result<Exit> {
     let stack = stack_file::name(settings)?;
-    let client = client(settings)?;
+    let nothing = || printer::say(&format!("warning: nothing to remove for stack {stack}"));
+    let Some(client) = connect::connect_existing(settings)? else {
+        nothing();
+        return Ok(Exit::Done);
+    };
     let view: StackView = match client.get(&format!("/v1/stacks/{}", escape(&stack))).await {
         Ok(view) => view,
         Err(ClientError::Refused(e)) if e.code == "not_found" => {
-            printer::say(&format!("warning: nothing to remove for stack {stack}"));
+            nothing();
             return Ok(Exit::Done);
         }
         Err(e) => return Err(e.into()),

@@ -88,9 +88,13 @@ fn on_task(shared: &Arc<Shared>, id: &TaskId, act: impl FnOnce(&Arc<Shared>, &Ta
         if let Err(trouble) = &outcome {
             tracing::info!(task = %id, container = task.container_name, error = trouble.message, "failed");
         }
+        let error = outcome.err().map(|t| TaskError { message: t.message, code: t.code, at: now_ms() });
         let mut state = shared.lock();
+        if let Some(error) = error.clone().filter(|_| state.locals.contains_key(id)) {
+            state.failed(id, error);
+        }
         if let Some(seen) = state.observed.tasks.get_mut(id) {
-            seen.record.error = outcome.err().map(|t| TaskError { message: t.message, code: t.code, at: now_ms() });
+            seen.record.error = error;
         }
         drop(state);
         save(shared, id);

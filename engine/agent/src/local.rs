@@ -259,7 +259,10 @@ pub(crate) fn change(
             .with_hint("use the verbs of the stack: `orch stop`, `orch start`, `orch rm`"));
     };
     change(&mut local.task);
-    let written = shared.records.write_local(local);
+    let local = local.clone();
+    // What went wrong before is answered by what is asked now.
+    state.errors.remove(id);
+    let written = shared.records.write_local(&local);
     drop(state);
     shared.touch();
     written.map_err(|e| ErrorDetail::new("failed", chain(&e)))

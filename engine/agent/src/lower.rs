@@ -114,7 +114,7 @@ pub fn lower(task: &TaskAssignment, context: &LowerContext<'_>) -> Result<Contai
         image: spec.image.clone(),
         image_id: context.image_id.to_owned(),
         etc_hosts: Some(etc_hosts(spec, &hostname, &addresses(task), context.host_gateway)),
-        process: process(spec, &merged),
+        process: process(task, &merged),
         hostname,
         domainname: spec.domainname.clone().unwrap_or_default(),
         namespaces: Namespaces {
@@ -206,8 +206,11 @@ fn hostname(spec: &ServiceSpec, context: &LowerContext<'_>) -> String {
     spec.hostname.clone().unwrap_or_else(|| context.id.short().to_owned())
 }
 
-fn process(spec: &ServiceSpec, merged: &Merged) -> ProcessConfig {
+fn process(task: &TaskAssignment, merged: &Merged) -> ProcessConfig {
+    let spec = &*task.spec;
     ProcessConfig {
+        // Whoever runs one container by hand feeds it by hand: the end of that input is the end of its input.
+        stdin_once: spec.stdin_open && (task.one_off || task.stack.is_empty()),
         group_add: spec.group_add.clone(),
         stdin_open: spec.stdin_open,
         cap_add: spec.cap_add.clone(),

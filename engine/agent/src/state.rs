@@ -9,7 +9,7 @@ use orch_spec::assignment::{Assignment, DesiredTask, NetworkName, TaskAssignment
 
 use crate::plan::{NodePlan, Observed, Operation, plan};
 use crate::record::LocalTask;
-use crate::task::{Activity, ContainerState, ObservedTask, status};
+use crate::task::{Activity, ContainerState, ObservedTask, TaskError, status};
 
 /// How many ends are remembered for those who wait for a container that is removed with its end.
 const ENDS: usize = 4096;
@@ -33,6 +33,8 @@ pub struct State {
     pub volumes_removed: Vec<(String, Option<String>)>,
     /// Exit codes of the last containers that ended.
     pub ends: VecDeque<(ContainerId, i32)>,
+    /// Why containers of no stack could not be made or started, for those who asked and may look after they are gone.
+    pub errors: BTreeMap<TaskId, TaskError>,
     /// Names of containers that are being made, so that two requests cannot take one name.
     pub names: BTreeSet<String>,
 }
@@ -154,6 +156,14 @@ impl State {
             self.ends.pop_front();
         }
         self.ends.push_back((container.clone(), code));
+    }
+
+    /// Remembers why a container of no stack failed.
+    pub fn failed(&mut self, id: &TaskId, error: TaskError) {
+        if self.errors.len() == ENDS {
+            self.errors.pop_first();
+        }
+        self.errors.insert(id.clone(), error);
     }
 
     /// The exit code of a container that has ended, also when it is gone already.

@@ -89,19 +89,18 @@ async fn settle(shared: &Arc<Shared>, id: &TaskId, reached: impl Fn(TaskState) -
     loop {
         {
             let mut state = shared.lock();
-            let Some(local) = state.locals.get(id) else { return Ok(()) };
-            let now = status(&local.task, state.observed.tasks.get(id), now_ms());
-            if reached(now.state) || local.task.desired == DesiredTask::Removed {
-                return Ok(());
-            }
-            if now.state == TaskState::Failed {
-                let detail = ErrorDetail::new("failed", now.error).with_exit_code(now.error_code.unwrap_or(125));
+            if let Some(error) = state.errors.remove(id) {
                 if let Some(local) = state.locals.get_mut(id) {
                     local.task.desired = DesiredTask::Removed;
                 }
                 drop(state);
                 shared.touch();
-                return Err(detail.into());
+                return Err(ErrorDetail::new("failed", error.message).with_exit_code(error.code).into());
+            }
+            let Some(local) = state.locals.get(id) else { return Ok(()) };
+            let now = status(&local.task, state.observed.tasks.get(id), now_ms());
+            if reached(now.state) || local.task.desired == DesiredTask::Removed {
+                return Ok(());
             }
         }
         if version.changed().await.is_err() {

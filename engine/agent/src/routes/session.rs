@@ -106,11 +106,12 @@ async fn pump_exec(connection: Connection, mut session: ExecSession) {
     let writing = tokio::spawn(write_all(writer, frames));
     let mut readers = Vec::new();
     let mut input = session.stdin.take().and_then(|fd| Input::pipe(fd).ok()).unwrap_or(Input::Closed);
-    if let Some(terminal) = session.terminal.take() {
+    // The session keeps the terminal itself: it is what a change of size goes to.
+    if let Some(terminal) = &session.terminal {
         if let Ok(copy) = terminal.try_clone() {
             input = Input::Terminal(Arc::new(copy.into()));
         }
-        readers.push(forward_terminal(terminal, sender.clone()));
+        readers.extend(terminal.try_clone().ok().map(|copy| forward_terminal(copy, sender.clone())));
     }
     for (fd, kind) in [(session.stdout.take(), Kind::Stdout), (session.stderr.take(), Kind::Stderr)] {
         readers.extend(fd.and_then(|fd| forward_pipe(fd, kind, sender.clone()).ok()));
