@@ -5,7 +5,9 @@ mod view;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State as Inject};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -20,7 +22,7 @@ use orch_api::error::{ErrorBody, ErrorDetail};
 use orch_core::plan::{self, Moment};
 use orch_core::{
     Act, Action, Answer, ApplyStack, Command, Down, Hint, NetworkDefinition, NewNetwork, NewVolume, Refusal,
-    ReserveAddress, RunOneOff, Scale, SetTaskDesired, State, UpOptions,
+    ReserveAddress, RunOneOff, Scale, SetTaskDesired, State, Task, UpOptions,
 };
 use orch_spec::assignment::{NetworkName, TaskId};
 use orch_spec::model::{IpamPool, ServiceSpec, StackSpec};
@@ -30,6 +32,12 @@ use crate::control::{Control, ProposeError};
 
 /// Largest JSON body: a stack with its secrets and configs.
 const BODY: usize = 8 << 20;
+/// How long a change waits for the first node of an agent that has just started.
+const NODE_WAIT: Duration = Duration::from_secs(5);
+/// How long a change waits for the end of a `down`: the usual grace of containers, and as much again for the slow.
+const DOWN_WAIT: Duration = Duration::from_secs(30);
+/// How long a removal waits until the nodes have done it.
+const REMOVE_WAIT: Duration = Duration::from_secs(10);
 /// The network that is made when the first container of no stack asks for it.
 const DEFAULT_NETWORK: &str = "bridge";
 
@@ -41,6 +49,8 @@ struct Server {
 
 type Injected = Inject<Arc<Server>>;
 type Reply<T> = Result<Json<T>, Refused>;
+type Body<T> = Result<Json<T>, JsonRejection>;
+type Asked<T> = Result<Query<T>, QueryRejection>;
 
 /// A refused request.
 pub(crate) struct Refused(ErrorDetail);
@@ -72,8 +82,33 @@ impl From<ProposeError> for Refused {
     fn from(error: ProposeError) -> Self {
         match error {
             ProposeError::Refused(refusal) => refusal.into(),
-            other => Self(ErrorDetail::new("unavailable", other.to_string())),
+            other @ ProposeError::Unavailable(_) => {
+                let hint = "containers run on, and changes are taken again as soon as the log can be written";
+                Self(ErrorDetail::new("unavailable", other.to_string()).with_hint(hint))
+            }
+            other @ ProposeError::Gone(_) => {
+                let hint =
+                    "containers run on; see the agent's log, start it again, and look whether the change is there";
+                Self(ErrorDetail::new("unavailable", other.to_string()).with_hint(hint))
+            }
         }
+    }
+}
+
+impl From<JsonRejection> for Refused {
+    fn from(rejection: JsonRejection) -> Self {
+        let message = format!("the request is not understood: {}", rejection.body_text());
+        Self(if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            ErrorDetail::new("too_large", message)
+        } else {
+            ErrorDetail::new("invalid", message).with_hint("are command and agent of the same version?")
+        })
+    }
+}
+
+impl From<QueryRejection> for Refused {
+    fn from(rejection: QueryRejection) -> Self {
+        Self(ErrorDetail::new("invalid", format!("the query is not understood: {}", rejection.body_text())))
     }
 }
 
@@ -152,19 +187,22 @@ async fn resolve<'a>(
 }
 
 /// The services that a request touches: the chosen ones and what they depend on.
-fn touched<'a>(spec: &'a StackSpec, chosen: &[String], no_deps: bool) -> Vec<(&'a str, &'a ServiceSpec)> {
-    if chosen.is_empty() {
-        return spec.services.iter().map(|(name, service)| (name.as_str(), service)).collect();
-    }
-    let mut found: BTreeMap<&str, &ServiceSpec> = BTreeMap::new();
-    let mut open: Vec<&str> = chosen.iter().map(String::as_str).collect();
-    while let Some(name) = open.pop() {
-        let Some((name, service)) = spec.services.get_key_value(name) else { continue };
-        if found.insert(name, service).is_none() && !no_deps {
-            open.extend(service.depends_on.keys().map(String::as_str));
-        }
-    }
-    found.into_iter().collect()
+fn touched<'a>(
+    server: &Server,
+    spec: &'a StackSpec,
+    chosen: &[String],
+    no_deps: bool,
+) -> Result<Vec<(&'a str, &'a ServiceSpec)>, Refused> {
+    let selected = server.control.read(|state| plan::selected_services(state, spec, chosen, no_deps))?;
+    let found = spec.services.iter().filter(|(name, _)| selected.contains(*name));
+    Ok(found.map(|(name, service)| (name.as_str(), service)).collect())
+}
+
+/// Waits for what a change must not be planned without: a node, whose routes decide which addresses are free, and the end of a `down`
+/// of the same stack, though the command that asked for it may be gone.
+async fn settle(control: &Control, stack: &str) {
+    control.wait_until(NODE_WAIT, |state| !state.nodes.is_empty()).await;
+    control.wait_until(DOWN_WAIT, |state| state.stacks.get(stack).is_none_or(|stack| stack.removing.is_none())).await;
 }
 
 async fn up_command(server: &Server, name: &str, request: ApplyRequest) -> Result<ApplyStack, Refused> {
@@ -172,8 +210,11 @@ async fn up_command(server: &Server, name: &str, request: ApplyRequest) -> Resul
         let message = format!("the stack in the path is {name}, that of the body {}", request.spec.name);
         return Err(ErrorDetail::new("invalid", message).into());
     }
+    settle(&server.control, name).await;
     let options = request.options;
-    let images = resolve(server, touched(&request.spec, &options.services, options.no_deps).into_iter()).await?;
+    let mut services = touched(server, &request.spec, &options.services, options.no_deps)?;
+    services.retain(|(service, _)| options.scale.get(*service) != Some(&0));
+    let images = resolve(server, services.into_iter()).await?;
     Ok(ApplyStack {
         spec: request.spec,
         files: request.files,
@@ -194,33 +235,24 @@ async fn up_command(server: &Server, name: &str, request: ApplyRequest) -> Resul
 }
 
 /// `POST /v1/stacks/{name}/plan`.
-async fn plan_up(
-    Inject(server): Injected,
-    Path(name): Path<String>,
-    Json(request): Json<ApplyRequest>,
-) -> Reply<ApplyResponse> {
+async fn plan_up(Inject(server): Injected, Path(name): Path<String>, body: Body<ApplyRequest>) -> Reply<ApplyResponse> {
+    let Json(request) = body?;
     let command = up_command(&server, &name, request).await?;
     let (index, answer) = server.control.read(|state| (state.index, plan::up(state, &command, Moment::default())));
     Ok(Json(response(index, answer?)))
 }
 
 /// `POST /v1/stacks/{name}/apply`.
-async fn apply(
-    Inject(server): Injected,
-    Path(name): Path<String>,
-    Json(request): Json<ApplyRequest>,
-) -> Reply<ApplyResponse> {
+async fn apply(Inject(server): Injected, Path(name): Path<String>, body: Body<ApplyRequest>) -> Reply<ApplyResponse> {
+    let Json(request) = body?;
     let command = up_command(&server, &name, request).await?;
     let (index, answer) = propose(&server, Command::ApplyStack(command)).await?;
     Ok(Json(response(index, answer)))
 }
 
 /// `POST /v1/stacks/{name}/down`.
-async fn down(
-    Inject(server): Injected,
-    Path(name): Path<String>,
-    Json(request): Json<DownRequest>,
-) -> Reply<ApplyResponse> {
+async fn down(Inject(server): Injected, Path(name): Path<String>, body: Body<DownRequest>) -> Reply<ApplyResponse> {
+    let Json(request) = body?;
     let command = Down {
         stack: name,
         volumes: request.volumes,
@@ -245,11 +277,8 @@ fn action(action: ApiAction) -> Action {
 }
 
 /// `POST /v1/stacks/{name}/act`.
-async fn act(
-    Inject(server): Injected,
-    Path(name): Path<String>,
-    Json(request): Json<ActRequest>,
-) -> Reply<ApplyResponse> {
+async fn act(Inject(server): Injected, Path(name): Path<String>, body: Body<ActRequest>) -> Reply<ApplyResponse> {
+    let Json(request) = body?;
     let command = Act {
         stack: name,
         services: request.services,
@@ -266,26 +295,23 @@ async fn act(
 }
 
 /// `POST /v1/stacks/{name}/scale`.
-async fn scale(
-    Inject(server): Injected,
-    Path(name): Path<String>,
-    Json(request): Json<ScaleRequest>,
-) -> Reply<ApplyResponse> {
+async fn scale(Inject(server): Injected, Path(name): Path<String>, body: Body<ScaleRequest>) -> Reply<ApplyResponse> {
+    let Json(request) = body?;
     let command = Scale { stack: name, services: request.services, no_deps: request.no_deps, timeout: request.timeout };
     let (index, answer) = propose(&server, Command::Scale(command)).await?;
     Ok(Json(response(index, answer)))
 }
 
 /// `POST /v1/stacks/{name}/run`.
-async fn run(
-    Inject(server): Injected,
-    Path(name): Path<String>,
-    Json(request): Json<RunRequest>,
-) -> Reply<RunResponse> {
-    let own = [(request.service.as_str(), &*request.spec)];
-    let others =
-        request.stack.as_deref().map(|spec| touched(spec, std::slice::from_ref(&request.service), request.no_deps));
-    let images = resolve(&server, own.into_iter().chain(others.into_iter().flatten())).await?;
+async fn run(Inject(server): Injected, Path(name): Path<String>, body: Body<RunRequest>) -> Reply<RunResponse> {
+    let Json(request) = body?;
+    settle(&server.control, &name).await;
+    let mut services = vec![(request.service.as_str(), &*request.spec)];
+    if let Some(spec) = &request.stack {
+        let others = touched(&server, spec, std::slice::from_ref(&request.service), request.no_deps)?;
+        services.extend(others.into_iter().filter(|(service, _)| *service != request.service));
+    }
+    let images = resolve(&server, services.into_iter()).await?;
     let command = RunOneOff {
         spec: request.stack.clone(),
         stack: name,
@@ -312,11 +338,8 @@ async fn run(
 }
 
 /// `POST /v1/tasks/{id}/desired`.
-async fn desired(
-    Inject(server): Injected,
-    Path(id): Path<String>,
-    Json(request): Json<DesiredRequest>,
-) -> Reply<IndexResponse> {
+async fn desired(Inject(server): Injected, Path(id): Path<String>, body: Body<DesiredRequest>) -> Reply<IndexResponse> {
+    let Json(request) = body?;
     let command = SetTaskDesired {
         task: TaskId(id),
         desired: request.desired,
@@ -347,12 +370,15 @@ struct TaskQuery {
 }
 
 /// `GET /v1/tasks`.
-async fn tasks(Inject(server): Injected, Query(query): Query<TaskQuery>) -> Json<Vec<TaskView>> {
+async fn tasks(Inject(server): Injected, query: Asked<TaskQuery>) -> Reply<Vec<TaskView>> {
+    let Query(query) = query?;
     let fits = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|w| w == is);
-    Json(server.control.read(|state: &State| {
+    Ok(Json(server.control.read(|state: &State| {
         let chosen = state.tasks.values().filter(|t| fits(&query.stack, &t.stack) && fits(&query.service, &t.service));
-        chosen.map(|t| view::task(state, t)).collect()
-    }))
+        let mut found: Vec<&Task> = chosen.collect();
+        found.sort_by(|a, b| (&a.stack, a.order()).cmp(&(&b.stack, b.order())));
+        found.into_iter().map(|t| view::task(state, t)).collect()
+    })))
 }
 
 /// `GET /v1/tasks/{id}`.
@@ -374,7 +400,16 @@ async fn network(Inject(server): Injected, Path(name): Path<String>) -> Reply<Ne
 }
 
 /// `POST /v1/networks`.
-async fn create_network(Inject(server): Injected, Json(request): Json<NetworkCreate>) -> Reply<NetworkView> {
+async fn create_network(Inject(server): Injected, body: Body<NetworkCreate>) -> Reply<NetworkView> {
+    let Json(request) = body?;
+    if !matches!(request.driver.as_str(), "" | "bridge") {
+        let message = format!("network driver `{}` is not known", request.driver);
+        return Err(ErrorDetail::new("invalid", message).with_hint("leave the driver out, or say `bridge`").into());
+    }
+    if request.subnet4.is_none() && (request.ip_range4.is_some() || request.gateway4.is_some()) {
+        let message = "an address range or a gateway needs a subnet";
+        return Err(ErrorDetail::new("invalid", message).with_hint("add the subnet").into());
+    }
     let name = NetworkName(request.name);
     let pool4 =
         (request.subnet4.is_some() || request.gateway4.is_some() || request.ip_range4.is_some()).then(|| IpamPool {
@@ -404,7 +439,9 @@ async fn create_network(Inject(server): Injected, Json(request): Json<NetworkCre
 
 /// `DELETE /v1/networks/{name}`.
 async fn remove_network(Inject(server): Injected, Path(name): Path<String>) -> Reply<IndexResponse> {
-    let (index, _) = propose(&server, Command::RemoveNetwork { name: NetworkName(name) }).await?;
+    let name = NetworkName(name);
+    let (index, _) = propose(&server, Command::RemoveNetwork { name: name.clone() }).await?;
+    server.control.wait_until(REMOVE_WAIT, |state| !state.networks.contains_key(&name)).await;
     Ok(Json(IndexResponse { index }))
 }
 
@@ -427,6 +464,9 @@ pub async fn reserve_address(
             Err(_) if control.read(|state| state.networks.contains_key(&name)) => {}
             Err(e) => return Err(Refused::from(e).0),
         }
+    }
+    if request.holder.is_empty() {
+        return Err(ErrorDetail::new("invalid", "an address needs a holder"));
     }
     let command = ReserveAddress {
         network: name,
@@ -453,8 +493,9 @@ pub async fn release_address(control: &Control, network: String, holder: String)
 async fn reserve(
     Inject(server): Injected,
     Path(name): Path<String>,
-    Json(request): Json<AddressRequest>,
+    body: Body<AddressRequest>,
 ) -> Reply<AddressResponse> {
+    let Json(request) = body?;
     Ok(Json(reserve_address(&server.control, name, request).await?))
 }
 
@@ -469,8 +510,9 @@ struct HolderQuery {
 async fn release(
     Inject(server): Injected,
     Path(name): Path<String>,
-    Query(query): Query<HolderQuery>,
+    query: Asked<HolderQuery>,
 ) -> Reply<IndexResponse> {
+    let Query(query) = query?;
     release_address(&server.control, name, query.holder).await?;
     Ok(Json(IndexResponse { index: server.control.read(|state| state.index) }))
 }
@@ -487,7 +529,8 @@ async fn volume(Inject(server): Injected, Path(name): Path<String>) -> Reply<Vol
 }
 
 /// `POST /v1/volumes`.
-async fn create_volume(Inject(server): Injected, Json(request): Json<VolumeCreate>) -> Reply<VolumeView> {
+async fn create_volume(Inject(server): Injected, body: Body<VolumeCreate>) -> Reply<VolumeView> {
+    let Json(request) = body?;
     let name = request.name.clone();
     let new = NewVolume {
         name: request.name,
@@ -501,8 +544,15 @@ async fn create_volume(Inject(server): Injected, Json(request): Json<VolumeCreat
 
 /// `DELETE /v1/volumes/{name}`.
 async fn remove_volume(Inject(server): Injected, Path(name): Path<String>) -> Reply<IndexResponse> {
-    let (index, _) = propose(&server, Command::RemoveVolume { name }).await?;
-    Ok(Json(IndexResponse { index }))
+    let (index, _) = propose(&server, Command::RemoveVolume { name: name.clone() }).await?;
+    let is_settled = |state: &State| state.volumes.get(&name).is_none_or(|volume| !volume.removing);
+    server.control.wait_until(REMOVE_WAIT, is_settled).await;
+    match server.control.read(|state| state.volumes.get(&name).map(|volume| volume.error.clone())) {
+        Some(error) if !error.is_empty() => {
+            Err(ErrorDetail::new("failed", format!("volume {name} could not be removed: {error}")).into())
+        }
+        _ => Ok(Json(IndexResponse { index })),
+    }
 }
 
 /// `GET /v1/nodes`.

@@ -1,17 +1,18 @@
 //! Newline-delimited streams: what changes in a stack, and what happens anywhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State as Inject};
 use axum::http::Response;
-use orch_api::control::{Event as EventView, NetworkView, StackChange, StackView, TaskView, VolumeView};
+use orch_api::control::{Event as EventView, StackChange};
 use orch_core::{Event, State};
+use orch_spec::assignment::TaskId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
-use super::{Server, view};
+use super::{Asked, Refused, Server, view};
 
 /// Chunks waiting for a slow reader; then the stream skips to the state as it is, since only that counts.
 const QUEUE: usize = 16;
@@ -29,59 +30,63 @@ fn stream(receiver: mpsc::Receiver<std::io::Result<Bytes>>) -> Response<Body> {
     Response::new(Body::from_stream(stream))
 }
 
-/// What one watcher has been told.
+/// What one watcher has been told: names only, since every record of the state says itself when it changed last.
 #[derive(Default)]
 struct Told {
-    head: Option<StackView>,
-    tasks: BTreeMap<String, TaskView>,
-    networks: BTreeMap<String, NetworkView>,
-    volumes: BTreeMap<String, VolumeView>,
+    /// Index of the state that it was told of.
+    index: Option<u64>,
+    /// Task → its container's name.
+    tasks: BTreeMap<TaskId, String>,
+    networks: BTreeSet<String>,
+    volumes: BTreeSet<String>,
 }
 
-/// The lines from what was told to what is; `true` when the stack is gone.
+/// The lines from what was told to what is; `true` when the stack is gone. Costs a look at each record, and a view only of what changed.
 fn changes(told: &mut Told, state: &State, name: &str) -> (Vec<StackChange>, bool) {
     let index = state.index;
-    let Some(mut now) = view::stack(state, name) else { return (vec![StackChange::Removed { index }], true) };
-    let tasks: BTreeMap<String, TaskView> =
-        std::mem::take(&mut now.tasks).into_iter().map(|t| (t.id.clone(), t)).collect();
-    let networks: BTreeMap<String, NetworkView> =
-        std::mem::take(&mut now.networks).into_iter().map(|n| (n.name.clone(), n)).collect();
-    let volumes: BTreeMap<String, VolumeView> =
-        std::mem::take(&mut now.volumes).into_iter().map(|v| (v.name.clone(), v)).collect();
-    // What is told of the stack itself: what it consists of, not how its tasks are.
-    now.index = 0;
-    now.status.clear();
-    now.services.iter_mut().for_each(|s| (s.running, s.ready) = (0, 0));
     let mut lines = Vec::new();
-    if told.head.as_ref() != Some(&now) {
-        let mut whole = view::stack(state, name).unwrap_or_default();
-        whole.index = index;
-        lines.push(StackChange::Stack { stack: Box::new(whole) });
-    } else {
-        for (id, task) in &tasks {
-            if told.tasks.get(id) != Some(task) {
-                lines.push(StackChange::Task { index, task: Box::new(task.clone()) });
-            }
+    let Some(stack) = state.stacks.get(name) else {
+        let former = std::mem::take(told);
+        gone(index, former, &Told::default(), &mut lines);
+        lines.push(StackChange::Removed { index });
+        return (lines, true);
+    };
+    let (networks, volumes) = view::objects(state, name);
+    let now = Told {
+        index: Some(index),
+        tasks: state.stack_tasks(name).map(|task| (task.id.clone(), task.container_name.clone())).collect(),
+        networks: networks.iter().map(|network| network.name.0.clone()).collect(),
+        volumes: volumes.iter().map(|volume| volume.name.clone()).collect(),
+    };
+    let former = std::mem::replace(told, now);
+    match former.index {
+        Some(since) if stack.changed <= since => {
+            let tasks = state.stack_tasks(name).filter(|task| task.changed > since);
+            lines.extend(tasks.map(|task| StackChange::Task { index, task: Box::new(view::task(state, task)) }));
+            let networks = networks.iter().filter(|network| network.changed > since);
+            lines
+                .extend(networks.map(|network| StackChange::Network { index, network: view::network(state, network) }));
+            let volumes = volumes.iter().filter(|volume| volume.changed > since);
+            lines.extend(volumes.map(|volume| StackChange::Volume { index, volume: view::volume(state, volume) }));
         }
-        for (id, task) in told.tasks.iter().filter(|(id, _)| !tasks.contains_key(*id)) {
-            lines.push(StackChange::TaskRemoved { index, id: id.clone(), container_name: task.container_name.clone() });
-        }
-        for (name, network) in networks.iter().filter(|(name, n)| told.networks.get(*name) != Some(n)) {
-            let _ = name;
-            lines.push(StackChange::Network { index, network: network.clone() });
-        }
-        for name in told.networks.keys().filter(|name| !networks.contains_key(*name)) {
-            lines.push(StackChange::NetworkRemoved { index, name: name.clone() });
-        }
-        for volume in volumes.values().filter(|v| told.volumes.get(&v.name) != Some(v)) {
-            lines.push(StackChange::Volume { index, volume: volume.clone() });
-        }
-        for name in told.volumes.keys().filter(|name| !volumes.contains_key(*name)) {
-            lines.push(StackChange::VolumeRemoved { index, name: name.clone() });
-        }
+        // Its services or files are others: everything anew, which also says what is there no more.
+        _ => lines.extend(view::stack(state, name).map(|stack| StackChange::Stack { stack: Box::new(stack) })),
     }
-    *told = Told { head: Some(now), tasks, networks, volumes };
+    gone(index, former, told, &mut lines);
     (lines, false)
+}
+
+/// What was told and is no more.
+fn gone(index: u64, former: Told, now: &Told, lines: &mut Vec<StackChange>) {
+    for (id, container_name) in former.tasks.into_iter().filter(|(id, _)| !now.tasks.contains_key(id)) {
+        lines.push(StackChange::TaskRemoved { index, id: id.0, container_name });
+    }
+    for name in former.networks.into_iter().filter(|name| !now.networks.contains(name)) {
+        lines.push(StackChange::NetworkRemoved { index, name });
+    }
+    for name in former.volumes.into_iter().filter(|name| !now.volumes.contains(name)) {
+        lines.push(StackChange::VolumeRemoved { index, name });
+    }
 }
 
 /// `GET /v1/stacks/{name}/watch`.
@@ -140,7 +145,11 @@ fn event(event: &Event) -> EventView {
 }
 
 /// `GET /v1/events`: without an index, what happens from now on; with one, everything after it.
-pub(super) async fn events(Inject(server): Inject<Arc<Server>>, Query(query): Query<EventQuery>) -> Response<Body> {
+pub(super) async fn events(
+    Inject(server): Inject<Arc<Server>>,
+    query: Asked<EventQuery>,
+) -> Result<Response<Body>, Refused> {
+    let Query(query) = query?;
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
         let mut applied = server.control.watch();
@@ -165,5 +174,5 @@ pub(super) async fn events(Inject(server): Inject<Arc<Server>>, Query(query): Qu
             }
         }
     });
-    stream(receiver)
+    Ok(stream(receiver))
 }

@@ -1,14 +1,14 @@
 //! The state as the API shows it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use orch_api::control::{
     EndpointView, NetworkView, NodeView, OperationView, PlanView, ServiceView, StackSummary, StackView, TaskView,
     VolumeView, WaitView,
 };
-use orch_core::{Availability, Network, NetworkPhase, Node, Plan, State, Task, Volume};
+use orch_core::{Availability, Network, NetworkPhase, Node, Plan, RevisionId, State, Task, Volume};
 use orch_spec::assignment::{DesiredTask, Health, NodeId, TaskState, TaskStatus};
-use orch_spec::model::{DependencyCondition, RestartPolicy, ServiceSpec};
+use orch_spec::model::{DependencyCondition, HealthTest, RestartPolicy, ServiceSpec};
 
 /// A plan as data.
 pub(crate) fn plan(plan: &Plan) -> PlanView {
@@ -51,22 +51,42 @@ pub(crate) fn summary(state: &State, name: &str) -> Option<StackSummary> {
     })
 }
 
+/// The networks and volumes that a stack made or uses.
+pub(crate) fn objects<'s>(state: &'s State, name: &str) -> (Vec<&'s Network>, Vec<&'s Volume>) {
+    let services =
+        state.stacks.get(name).into_iter().flat_map(|stack| stack.services.values().map(|service| service.revision));
+    let revisions: BTreeSet<RevisionId> = services.chain(state.stack_tasks(name).map(|task| task.revision)).collect();
+    let revisions: Vec<_> = revisions.into_iter().map(|id| state.revision(id)).collect();
+    let networks: BTreeSet<&str> =
+        revisions.iter().flat_map(|r| r.networks.values().map(|name| name.as_str())).collect();
+    let volumes: BTreeSet<&String> = revisions.iter().flat_map(|r| r.volumes.values()).collect();
+    let uses = |network: &&Network| network.stack == name || networks.contains(network.name.as_str());
+    let mounts = |volume: &&Volume| volume.stack == name || volumes.contains(&volume.name);
+    (state.networks.values().filter(uses).collect(), state.volumes.values().filter(mounts).collect())
+}
+
 /// A stack with all that belongs to it.
 pub(crate) fn stack(state: &State, name: &str) -> Option<StackView> {
     let stack = state.stacks.get(name)?;
     let mut tasks: Vec<&Task> = state.stack_tasks(name).collect();
-    tasks.sort_by_key(|t| t.order());
-    let uses =
-        |network: &&Network| network.stack == name || tasks.iter().any(|t| t.networks().any(|n| *n == network.name));
-    let mounts = |volume: &&Volume| volume.stack == name || tasks.iter().any(|t| volume.users.contains(&t.id));
+    tasks.sort_by(|a, b| a.order().cmp(&b.order()));
+    let (networks, volumes) = objects(state, name);
+    let specs = stack.services.values().map(|service| &state.revision(service.revision).spec);
+    let waited = specs.flat_map(|spec| &spec.depends_on);
+    let awaited: BTreeSet<&String> = waited
+        .filter(|(_, d)| d.condition == DependencyCondition::CompletedSuccessfully)
+        .map(|(name, _)| name)
+        .collect();
+    let services =
+        stack.services.keys().filter_map(|service| self::service(state, name, service, awaited.contains(service)));
     Some(StackView {
         index: state.index,
         name: stack.name.clone(),
         status: status(state, name),
         files: stack.files.clone(),
-        services: stack.services.keys().filter_map(|service| self::service(state, name, service)).collect(),
-        networks: state.networks.values().filter(uses).map(|n| network(state, n)).collect(),
-        volumes: state.volumes.values().filter(mounts).map(|v| volume(state, v)).collect(),
+        services: services.collect(),
+        networks: networks.into_iter().map(|n| network(state, n)).collect(),
+        volumes: volumes.into_iter().map(|v| volume(state, v)).collect(),
         tasks: tasks.into_iter().map(|t| task(state, t)).collect(),
         removing: stack.removing.is_some(),
     })
@@ -83,7 +103,7 @@ fn restart(spec: &ServiceSpec) -> String {
 }
 
 /// A service of a stack.
-fn service(state: &State, stack: &str, name: &str) -> Option<ServiceView> {
+fn service(state: &State, stack: &str, name: &str, one_shot: bool) -> Option<ServiceView> {
     let service = state.stacks.get(stack)?.services.get(name)?;
     let revision = state.revision(service.revision);
     let spec = &revision.spec;
@@ -91,11 +111,6 @@ fn service(state: &State, stack: &str, name: &str) -> Option<ServiceView> {
     let runs = |t: &&&Task| matches!(t.status.state, TaskState::Running | TaskState::Paused);
     let ready =
         |t: &&&Task| t.status.state == TaskState::Running && matches!(t.status.health, Health::None | Health::Healthy);
-    let services = &state.stacks.get(stack)?.services;
-    let one_shot = services.values().any(|other| {
-        let dependency = state.revision(other.revision).spec.depends_on.get(name).copied();
-        dependency.is_some_and(|d| d.condition == DependencyCondition::CompletedSuccessfully)
-    });
     Some(ServiceView {
         id: format!("{stack}_{name}"),
         name: name.to_owned(),
@@ -108,7 +123,10 @@ fn service(state: &State, stack: &str, name: &str) -> Option<ServiceView> {
         ports: tasks.first().map(|t| t.ports().to_vec()).unwrap_or_default(),
         update_status: String::new(),
         orphan: service.orphan,
-        health_check: spec.healthcheck.is_some(),
+        health_check: spec
+            .healthcheck
+            .as_ref()
+            .is_some_and(|check| matches!(check.test, HealthTest::Command(_) | HealthTest::Shell(_))),
         one_shot,
         restart: restart(spec),
         hash: revision.hash.clone(),
@@ -122,7 +140,10 @@ fn count(number: usize) -> u32 {
 
 /// A task's status as it counts now: how an earlier run ended is past once the task is to be started again.
 fn present(task: &Task) -> TaskStatus {
-    let mut status = task.status.clone();
+    let mut status = TaskStatus { task: task.id.clone(), ..task.status.clone() };
+    if status.state == TaskState::Pending && task.told.is_some() {
+        status.state = TaskState::Assigned;
+    }
     let again = task.goal == DesiredTask::Running && task.goal_generation > status.restart_generation;
     if again && matches!(status.state, TaskState::Exited | TaskState::Failed | TaskState::Created) {
         status.state = if task.waiting.is_empty() { TaskState::Assigned } else { TaskState::Pending };

@@ -1,0 +1,14 @@
+//! The control plane as its users and its disk see it.
+
+#[path = "scheduler/api.rs"]
+mod api;
+#[path = "scheduler/damage.rs"]
+mod damage;
+#[path = "scheduler/full_disk.rs"]
+mod full_disk;
+#[path = "scheduler/kill.rs"]
+mod kill;
+#[path = "scheduler/power_loss.rs"]
+mod power_loss;
+#[path = "scheduler/simulated_disk.rs"]
+mod simulated_disk;
