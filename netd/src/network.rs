@@ -285,6 +285,9 @@ fn bridge_settings(bridge: &str, ipv6: bool) -> Result<(), SysctlError> {
     sysctl::write(&format!("net.ipv4.conf.{bridge}.rp_filter"), "2")?;
     // A container must not be able to give the host a route.
     sysctl::write_if_there(&format!("net.ipv6.conf.{bridge}.accept_ra"), "0")?;
+    // To look for a container's MAC on behalf of a forwarded packet the kernel speaks from the bridge's link-local address, and
+    // keeps silent while it still makes sure that nobody else has that: for longer than the packet's sender may wait.
+    sysctl::write_if_there(&format!("net.ipv6.conf.{bridge}.accept_dad"), "0")?;
     sysctl::write_if_there(&format!("net.ipv6.conf.{bridge}.disable_ipv6"), if ipv6 { "0" } else { "1" })
 }
 
