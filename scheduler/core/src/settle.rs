@@ -255,7 +255,7 @@ impl<'s> Settling<'s> {
         let index = self.state.index;
         let mut left = false;
         for network in self.state.networks.values_mut().filter(|network| network.stack == name) {
-            if !network.users.is_empty() || !network.reservations.is_empty() {
+            if !network.all_users().is_empty() || !network.reservations.is_empty() {
                 continue;
             }
             left = true;

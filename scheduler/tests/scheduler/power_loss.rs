@@ -9,7 +9,7 @@ use crate::simulated_disk::{Loss, Random, SimulatedDisk};
 
 /// Losses that are tried at every operation.
 fn losses() -> impl Iterator<Item = Loss> {
-    [Loss::Everything].into_iter().chain((1..12).map(Loss::Sectors))
+    [Loss::Everything].into_iter().chain((1..6).map(Loss::Sectors))
 }
 
 /// What a run was told before the power went.
@@ -129,7 +129,7 @@ fn the_control_plane_keeps_what_it_acknowledged_whenever_the_power_goes() {
             let disk = SimulatedDisk::default();
             disk.stop_after(stop);
             let acknowledged = propose_all(&disk).await;
-            for loss in losses().take(4) {
+            for loss in losses().take(3) {
                 let control = Control::start_on(Box::new(disk.after_power_loss(loss))).await;
                 let control = control.unwrap_or_else(|e| panic!("power gone at operation {stop}, {loss:?}: {e}"));
                 let there = control.read(|state| state.networks.keys().cloned().collect::<Vec<_>>());

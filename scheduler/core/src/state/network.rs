@@ -122,6 +122,11 @@ impl Network {
         self
     }
 
+    /// Tasks on it, and tasks that will be on its successor.
+    pub fn all_users(&self) -> BTreeSet<&TaskId> {
+        self.users.iter().chain(&self.planned().users).collect()
+    }
+
     /// Whether the task, which is on this network, has no place on what the network will be.
     pub fn displaces(&self, task: &TaskId) -> bool {
         matches!(&self.phase, NetworkPhase::Replacing(successor) if !successor.users.contains(task))
