@@ -167,6 +167,11 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
     },
+    /// Explain an error code of a stack file, such as ORCH0107
+    Explain {
+        /// The code
+        code: String,
+    },
     /// Print the version
     Version {
         /// Only the number

@@ -55,6 +55,7 @@ fn run(cli: Cli, settings: Settings) -> Result<Exit> {
     let command = match cli.command {
         Command::Agent(args) => return agent_process::run(&args),
         Command::Version { short, format } => return system::version(short, format.as_deref()),
+        Command::Explain { code } => return system::explain(&code),
         Command::Completion { shell } => return system::completion(shell),
         Command::Man { dir } => return system::man(dir.as_deref()),
         Command::Config(args) => return config::run(&settings, &args),
@@ -101,6 +102,7 @@ async fn dispatch(command: Command, settings: &Settings) -> Result<Exit> {
         Command::Network(command) => network::run(settings, command).await,
         Command::System(command) => system::run(settings, command).await,
         Command::Agent(_)
+        | Command::Explain { .. }
         | Command::Version { .. }
         | Command::Completion { .. }
         | Command::Man { .. }

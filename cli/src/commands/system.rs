@@ -23,6 +23,15 @@ pub(super) fn version(short: bool, format: Option<&str>) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// `explain`.
+pub fn explain(code: &str) -> Result<Exit> {
+    let Some(found) = orch_spec::code::Code::find(code) else {
+        return Err(Failure::usage(format!("there is no error code {code}")).hint("codes look like ORCH0107").into());
+    };
+    printer::line(&format!("{found}: {}", found.explanation().unwrap_or_default()));
+    Ok(Exit::Done)
+}
+
 /// `completion`.
 pub(super) fn completion(shell: clap_complete::Shell) -> Result<Exit> {
     let mut script = Vec::new();
