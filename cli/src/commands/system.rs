@@ -24,7 +24,7 @@ pub(super) fn version(short: bool, format: Option<&str>) -> Result<Exit> {
 }
 
 /// `explain`.
-pub fn explain(code: &str) -> Result<Exit> {
+pub(super) fn explain(code: &str) -> Result<Exit> {
     let Some(found) = orch_spec::code::Code::find(code) else {
         return Err(Failure::usage(format!("there is no error code {code}")).hint("codes look like ORCH0107").into());
     };
