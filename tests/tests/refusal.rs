@@ -206,11 +206,7 @@ fn a_control_log_that_is_damaged_or_newer_is_refused_and_kept() {
     host.up();
     let before = host.running();
     host.stop_agent();
-    let log = orch_tests::traces::tree(&host.data())
-        .into_iter()
-        .find(|p| p.ends_with(".redb"))
-        .expect("the control log is a file");
-    let path = host.data().join(log);
+    let path = host.data().join("control/log");
     let good = std::fs::read(&path).unwrap();
     std::fs::write(&path, b"someone else's bytes").unwrap();
     host.orch(&["agent"]).fails().says(&[&path.to_string_lossy()]);
