@@ -9,7 +9,7 @@ use super::{AttachOptions, ExecOptions, ListFormat, LogSelection};
 #[derive(Debug, Subcommand)]
 pub(crate) enum ContainerCommand {
     /// Make and start a container
-    Run(ContainerRun),
+    Run(Box<ContainerRun>),
     /// List containers
     #[command(alias = "list", alias = "ps")]
     Ls(ContainerLs),

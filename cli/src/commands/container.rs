@@ -22,7 +22,7 @@ use crate::stack_file;
 /// Runs one of the verbs.
 pub(super) async fn run(settings: &Settings, command: ContainerCommand) -> Result<Exit> {
     match command {
-        ContainerCommand::Run(args) => run_one(settings, args).await,
+        ContainerCommand::Run(args) => run_one(settings, *args).await,
         ContainerCommand::Ls(args) => ls(settings, args).await,
         ContainerCommand::Inspect { containers } => {
             let client = client(settings)?;
