@@ -143,7 +143,8 @@ fn container_run_says_by_its_code_how_it_ended() {
     run(&["busybox", "sh", "-c", "exit 9"]).code(9);
     run(&["busybox", "no-such-command"]).code(127).says(&["no-such-command"]);
     run(&["busybox", "/etc/passwd"]).code(126);
-    run(&["busybox", "sh", "-c", "kill -15 $$; sleep 5"]).code(143);
+    // As process 1 it would not hear its own signal: pid_namespaces(7).
+    run(&["--init", "busybox", "sh", "-c", "kill -15 $$; sleep 5"]).code(143);
     run(&["--user", "nobody-knows", "busybox", "true"]).code(125).says(&["nobody-knows"]);
     run(&["no-such-image", "true"]).code(125).says(&["no-such-image"]);
     run(&["--no-such-flag", "busybox"]).code(2);
