@@ -42,13 +42,23 @@ impl Processes {
     /// The process, unless there is none, or only a zombie.
     #[must_use]
     pub fn identity(&self, pid: i32) -> Option<Identity> {
+        let (state, began) = self.stat(pid)?;
+        (!matches!(state, 'Z' | 'X')).then_some(Identity { pid, began })
+    }
+
+    /// Its state, and when it began.
+    fn stat(&self, pid: i32) -> Option<(char, u64)> {
         let stat = std::fs::read_to_string(self.path(pid).join("stat")).ok()?;
         // proc_pid_stat(5): the name in brackets may hold anything; the state follows it, `starttime` is 19 fields later.
         let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
-        if matches!(fields.first(), Some(&("Z" | "X"))) {
-            return None;
-        }
-        Some(Identity { pid, began: fields.get(19)?.parse().ok()? })
+        Some((fields.first()?.chars().next()?, fields.get(19)?.parse().ok()?))
+    }
+
+    /// Whether anything of this very process is left. Its first thread can be a zombie while others still hold its files and locks;
+    /// only when it has been waited for has it let go of everything.
+    #[must_use]
+    pub fn remains(&self, identity: Identity) -> bool {
+        self.stat(identity.pid).is_some_and(|(_, began)| began == identity.began)
     }
 
     /// Whether this very process still runs.
