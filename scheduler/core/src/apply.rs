@@ -180,7 +180,8 @@ impl State {
         changes: &mut Changes,
     ) -> Result<(), Refusal> {
         let Some(network) = self.networks.get(name) else { return Err(Missing::Network(name.0.clone()).into()) };
-        let tasks = network.all_users().into_iter().filter_map(|id| self.tasks.get(id)).map(|task| task.container_name.clone());
+        let tasks =
+            network.all_users().into_iter().filter_map(|id| self.tasks.get(id)).map(|task| task.container_name.clone());
         let users: Vec<String> =
             tasks.chain(network.reservations.values().map(|reservation| reservation.name.clone())).collect();
         if !users.is_empty() {

@@ -83,7 +83,8 @@ fn remove_networks(draft: &mut Draft<'_>, downs: &[(TaskId, OperationId)]) {
     let own: Vec<_> = own.map(|network| network.name.clone()).collect();
     for name in own {
         let Some(network) = draft.network(&name) else { continue };
-        let staying = network.all_users().into_iter().filter_map(|id| draft.task(id)).filter(|task| !task.is_retiring());
+        let staying =
+            network.all_users().into_iter().filter_map(|id| draft.task(id)).filter(|task| !task.is_retiring());
         let mut users: Vec<String> = staying.map(|task| task.container_name.clone()).collect();
         users.extend(network.reservations.values().map(|reservation| reservation.name.clone()));
         if !users.is_empty() {
