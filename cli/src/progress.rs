@@ -60,6 +60,12 @@ impl Board {
                 vec![done(format!("container {container_name}"), "Removed")]
             }
             StackChange::Network { network, .. } => {
+                let known = self.networks.get(&network.name).is_some_and(|old| old.removing == network.removing);
+                if known {
+                    // Its endpoints changed, which is not news of the network.
+                    self.networks.insert(network.name.clone(), network);
+                    return Vec::new();
+                }
                 let word = if network.removing { "Removing" } else { "Created" };
                 let step = Step { settled: !network.removing, ..done(format!("network {}", network.name), word) };
                 self.networks.insert(network.name.clone(), network);

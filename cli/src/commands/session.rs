@@ -82,30 +82,32 @@ pub(super) async fn run(connection: Upgraded, options: &SessionOptions<'_>) -> R
                 let count = count.unwrap_or(0);
                 if count == 0 {
                     input_open = false;
-                    write_frame(&mut writer, &Frame::new(Kind::StdinEof, Vec::new())).await?;
+                    // A node that has closed its side has ended the session: what it said last is still to be read.
+                    let _ = write_frame(&mut writer, &Frame::new(Kind::StdinEof, Vec::new())).await;
                     continue;
                 }
                 let (pass, detach) = keys.filter(&buffer[..count]);
                 if detach {
                     break Ok(Ended::Detached);
                 }
-                if !pass.is_empty() {
-                    write_frame(&mut writer, &Frame::new(Kind::Stdin, pass)).await?;
+                if !pass.is_empty() && write_frame(&mut writer, &Frame::new(Kind::Stdin, pass)).await.is_err() {
+                    input_open = false;
                 }
             }
-            _ = window_change.recv() => resize(&mut writer, options.tty).await?,
-            number = next_signal(&mut passed) => write_frame(&mut writer, &Frame::signal(number)).await?,
+            _ = window_change.recv() => resize(&mut writer, options.tty).await,
+            number = next_signal(&mut passed) => {
+                let _ = write_frame(&mut writer, &Frame::signal(number)).await;
+            }
         }
     };
     drop(raw);
     ended
 }
 
-async fn resize(writer: &mut WriteHalf<Upgraded>, tty: bool) -> Result<()> {
+async fn resize(writer: &mut WriteHalf<Upgraded>, tty: bool) {
     if let Some((rows, columns)) = window().filter(|_| tty) {
-        write_frame(writer, &Frame::resize(rows, columns)).await?;
+        let _ = write_frame(writer, &Frame::resize(rows, columns)).await;
     }
-    Ok(())
 }
 
 fn refused(frame: &Frame) -> anyhow::Error {

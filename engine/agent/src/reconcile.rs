@@ -98,6 +98,7 @@ pub(crate) fn spawn(shared: &Arc<Shared>, link: NodeLink) {
                     state.assignment = assignment;
                     state.assigned = true;
                 }
+                state.answer_for_networks_never_made();
                 let impatient = state.impatient_stops();
                 drop(state);
                 names::update(&to);

@@ -95,6 +95,17 @@ impl State {
         }
     }
 
+    /// Networks that shall go and could never be made are gone already; somebody waits to hear it.
+    pub fn answer_for_networks_never_made(&mut self) {
+        let assignment = self.assignment.clone();
+        for name in &assignment.removed_networks {
+            if !self.observed.networks.contains(name) && !self.observed.busy_networks.contains(name) {
+                self.observed.failures.remove(name.as_str());
+                self.networks_removed.push(name.clone());
+            }
+        }
+    }
+
     /// Containers that are being stopped with grace and shall now end at once: a second Ctrl-C, `kill`.
     pub fn impatient_stops(&self) -> Vec<ContainerId> {
         let at_once = |t: &&TaskAssignment| {

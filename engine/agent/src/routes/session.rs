@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use super::standard::{Input, forward_pipe, forward_terminal};
 use super::{Refusal, blocking, detail, find};
 use crate::Shared;
+use crate::task::TaskError;
 
 /// Frames waiting to be sent to one client: a client that stands still holds its process up, not the agent's memory.
 const QUEUE: usize = 64;
@@ -229,14 +230,44 @@ pub(super) async fn pump_attach(
         }
     });
     let outgoing = sender.clone();
-    let received = tokio::task::spawn_blocking(move || receive(session, &outgoing)).await;
-    if matches!(received, Ok(true)) {
-        let code = super::container::exit_code(&to, &container).await;
-        let _ = sender.send(Frame::exit(code)).await;
+    let ending = session.input();
+    let mut receiving = tokio::task::spawn_blocking(move || receive(session, &outgoing));
+    tokio::select! {
+        received = &mut receiving => {
+            if matches!(received, Ok(true)) {
+                let code = super::container::exit_code(&to, &container).await;
+                let _ = sender.send(Frame::exit(code)).await;
+            }
+        }
+        // Attached before its start, and the start failed: it will never end, since it never ran.
+        error = failed_start(&to, &container) => {
+            let detail = ErrorDetail::new("failed", error.message).with_exit_code(error.code);
+            let _ = sender.send(Frame::new(Kind::Error, serde_json::to_vec(&detail).unwrap_or_default())).await;
+            ending.detach();
+            let _ = receiving.await;
+        }
     }
     drop(sender);
     let _ = writing.await;
     incoming.abort();
+}
+
+/// Waits until the start of a container has failed; for ever, when it does not.
+async fn failed_start(shared: &Arc<Shared>, container: &ContainerId) -> TaskError {
+    let mut version = shared.version.subscribe();
+    loop {
+        {
+            let state = shared.lock();
+            let seen = state.observed.tasks.values().find(|t| t.container.as_ref().is_some_and(|c| c.id == *container));
+            let failed = seen.filter(|t| t.activity.is_none()).and_then(|t| t.record.error.clone());
+            if let Some(error) = failed {
+                return error;
+            }
+        }
+        if version.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
 }
 
 /// Passes output on until the container ends (true) or the client goes (false).
