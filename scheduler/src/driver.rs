@@ -100,7 +100,14 @@ pub(crate) fn run(
     let _ = ready.send(Ok(shared.clone()));
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| driver.serve(&mut inbox)));
     let reason = match outcome {
-        Ok(Ok(())) => return,
+        Ok(Ok(done)) => {
+            // The log is closed when this is heard: whoever waited may take the directory away.
+            drop(driver);
+            if let Some(done) = done {
+                let _ = done.send(());
+            }
+            return;
+        }
         Ok(Err(error)) => chain(&error),
         Err(panic) => panic_text(&*panic),
     };
@@ -223,7 +230,8 @@ impl Driver {
         Ok(driver)
     }
 
-    fn serve(&mut self, inbox: &mut mpsc::Receiver<Message>) -> Result<(), StartError> {
+    /// Works until it is told to end, and says who waits for that.
+    fn serve(&mut self, inbox: &mut mpsc::Receiver<Message>) -> Result<Option<oneshot::Sender<()>>, StartError> {
         while let Some(first) = inbox.blocking_recv() {
             let mut durable = false;
             let mut end = None;
@@ -257,11 +265,10 @@ impl Driver {
                         "the end of the control log may be lost with the power; nodes repeat what was in it"
                     );
                 }
-                let _ = done.send(());
-                return Ok(());
+                return Ok(Some(done));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Proposes a command; returns whether it must be durable. What cannot be written is refused before raft hears of it.
