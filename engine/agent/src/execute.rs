@@ -290,10 +290,14 @@ fn create_container(shared: &Arc<Shared>, task: &TaskAssignment) -> Result<(), T
     }
     let reference = if task.image_id.is_empty() { &task.spec.image } else { &task.image_id };
     let image = shared.engine.images().resolve(reference).map_err(|e| Trouble::new(&e))?;
-    let (containers, bound_volumes) = {
+    let (containers, bound_volumes, cluster) = {
         let state = shared.lock();
         let bound = |v: &VolumeAssignment| Some((v.name.clone(), bound_path(v)?));
-        (state.containers(), state.assignment.volumes.iter().filter_map(bound).collect())
+        (
+            state.containers(),
+            state.assignment.volumes.iter().filter_map(bound).collect(),
+            state.assignment.cluster.clone(),
+        )
     };
     let gateway = gateway(shared, task);
     let resolv_conf = resolv_conf(shared, task);
@@ -307,6 +311,7 @@ fn create_container(shared: &Arc<Shared>, task: &TaskAssignment) -> Result<(), T
         host_gateway: gateway,
         resolv_conf,
         bound_volumes: &bound_volumes,
+        cluster: &cluster,
         now: i64::try_from(now_ms().saturating_mul(1_000_000)).unwrap_or(i64::MAX),
     };
     let config = lower(task, &context).map_err(|e| Trouble::new(&e))?;

@@ -28,6 +28,8 @@ pub mod label {
     pub const TASK: &str = "orch.task";
     /// The replica number.
     pub const SLOT: &str = "orch.slot";
+    /// The control plane that had it made.
+    pub const CLUSTER: &str = "orch.cluster";
     /// Digest of the specification.
     pub const HASH: &str = "orch.spec-hash";
     /// Prefix of Compose's own labels, which tools look for.
@@ -51,6 +53,8 @@ pub struct LowerContext<'a> {
     pub resolv_conf: String,
     /// Volumes that are a path of the host under a name (`type: none`, `o: bind`): full name → path.
     pub bound_volumes: &'a BTreeMap<String, PathBuf>,
+    /// The control plane that has it made.
+    pub cluster: &'a str,
     /// Now, ns since the epoch.
     pub now: i64,
 }
@@ -140,7 +144,7 @@ pub fn lower(task: &TaskAssignment, context: &LowerContext<'_>) -> Result<Contai
         stop_signal: merged.stop_signal,
         stop_timeout: stop_seconds(spec),
         logging: logging(spec),
-        labels: labels(task, merged.labels),
+        labels: labels(task, context.cluster, merged.labels),
         annotations: spec.annotations.clone(),
         auto_remove: false,
         // Plain data: it always serialises.
@@ -421,10 +425,11 @@ fn logging(spec: &ServiceSpec) -> Logging {
     logging
 }
 
-fn labels(task: &TaskAssignment, mut labels: BTreeMap<String, String>) -> BTreeMap<String, String> {
+fn labels(task: &TaskAssignment, cluster: &str, mut labels: BTreeMap<String, String>) -> BTreeMap<String, String> {
     labels.insert(label::TASK.to_owned(), task.id.0.clone());
     labels.insert(label::HASH.to_owned(), task.spec_hash.clone());
     if !task.stack.is_empty() {
+        labels.insert(label::CLUSTER.to_owned(), cluster.to_owned());
         labels.insert(label::STACK.to_owned(), task.stack.clone());
         labels.insert(label::SERVICE.to_owned(), task.service.clone());
         labels.insert(label::SLOT.to_owned(), task.slot.to_string());

@@ -124,7 +124,9 @@ pub fn plan(assignment: &Assignment, desired: &[&TaskAssignment], observed: &Obs
         }
     }
     for (id, seen) in &observed.tasks {
-        if !by_id.contains_key(id) && seen.activity.is_none() {
+        // What another control plane had made is not ours to remove: one that has lost its log comes back as another.
+        let ours = seen.cluster.is_empty() || assignment.cluster.is_empty() || seen.cluster == assignment.cluster;
+        if !by_id.contains_key(id) && seen.activity.is_none() && ours {
             removal(id, seen, &mut out);
         }
     }

@@ -40,6 +40,7 @@ pub(crate) fn adopt(engine: &Engine, netd: &Netd, records: &Records) -> State {
             let seen = state.observed.tasks.entry(id.clone()).or_default();
             seen.record = task_records.get(&id).cloned().unwrap_or_default();
             seen.container = observed(&info);
+            seen.cluster = info.config.labels.get(label::CLUSTER).cloned().unwrap_or_default();
             if probe(&info).is_some() {
                 seen.health = Health::Starting;
             }
@@ -189,6 +190,7 @@ fn take_in(state: &mut State, task: &TaskId, container: &ContainerId, info: Opti
     };
     let new = observed(info);
     let seen = state.observed.tasks.entry(task.clone()).or_default();
+    seen.cluster = info.config.labels.get(label::CLUSTER).cloned().unwrap_or_default();
     let old = seen.container.take();
     let ended = new.as_ref().is_some_and(|new| {
         new.state == ContainerState::Exited
@@ -203,6 +205,11 @@ fn take_in(state: &mut State, task: &TaskId, container: &ContainerId, info: Opti
         seen.container = Some(new.clone());
         state.ended(&id, code);
         return;
+    }
+    // From the first moment on: "runs and has no probe" would be an answer to those who wait for its health.
+    let runs = new.as_ref().is_some_and(|c| c.state == ContainerState::Running);
+    if runs && seen.health == Health::None && probe(info).is_some() {
+        seen.health = Health::Starting;
     }
     seen.container = new;
 }

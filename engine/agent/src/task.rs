@@ -101,6 +101,8 @@ pub struct ObservedTask {
     pub health: Health,
     /// Output of the last failed probe.
     pub health_output: String,
+    /// Whose control plane had it made; empty for a container of no stack.
+    pub cluster: String,
     /// What is remembered.
     pub record: TaskRecord,
 }

@@ -210,6 +210,16 @@ fn a_container_of_no_known_task_is_removed() {
 }
 
 #[test]
+fn a_container_of_another_control_plane_is_left_alone() {
+    let mut host = Host::new(vec![task("db", DesiredTask::Running)]);
+    host.assignment.cluster = "old".into();
+    host.settle();
+    host.observed.tasks.values_mut().for_each(|t| t.cluster = "old".into());
+    host.assignment = Assignment { version: 1, cluster: "new".into(), ..Assignment::default() };
+    assert_eq!(host.settle(), "");
+}
+
+#[test]
 fn what_exits_is_started_again_when_its_back_off_is_over() {
     let mut host = Host::new(vec![task("db", DesiredTask::Running)]);
     host.settle();
