@@ -35,6 +35,8 @@ const CONNECTIONS: usize = 1024;
 const HEADER_TIME: Duration = Duration::from_secs(30);
 /// Largest header.
 const HEADER: usize = 32 * 1024;
+/// How long the agent before us may take to die of the signal that has killed it.
+const DYING: Duration = Duration::from_secs(5);
 /// How often to look whether the agent may go.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 
@@ -157,18 +159,34 @@ fn lock(data_dir: &Path) -> Result<nix::fcntl::Flock<std::fs::File>> {
     let path = data_dir.join("agent.lock");
     let file = std::fs::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
     let file = file.with_context(|| format!("open {}", path.display()))?;
-    match nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
-            lock.set_len(0)?;
-            lock.write_all(std::process::id().to_string().as_bytes())?;
-            Ok(lock)
+    let deadline = Instant::now() + DYING;
+    let mut file = file;
+    loop {
+        match nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock) {
+            Ok(mut lock) => {
+                lock.set_len(0)?;
+                lock.write_all(std::process::id().to_string().as_bytes())?;
+                return Ok(lock);
+            }
+            Err((back, nix::errno::Errno::EWOULDBLOCK)) => {
+                let pid = std::fs::read_to_string(&path).unwrap_or_default();
+                if lives(pid.trim()) || Instant::now() > deadline {
+                    anyhow::bail!("another agent (pid {}) has the data directory {}", pid.trim(), data_dir.display());
+                }
+                file = back;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err((_, e)) => return Err(anyhow::Error::new(e).context(format!("lock {}", path.display()))),
         }
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-            let pid = std::fs::read_to_string(&path).unwrap_or_default();
-            anyhow::bail!("another agent (pid {}) has the data directory {}", pid.trim(), data_dir.display())
-        }
-        Err((_, e)) => Err(anyhow::Error::new(e).context(format!("lock {}", path.display()))),
     }
+}
+
+/// Whether a process is more than what the kernel has yet to clear away: one that was killed holds its locks until its last thread is gone.
+fn lives(pid: &str) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // proc(5): the state follows the name, which may hold anything but ends with the last parenthesis.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    !matches!(state, None | Some('Z' | 'X'))
 }
 
 fn listen(socket: &Path) -> Result<UnixListener> {
