@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -19,8 +19,9 @@ use orch_agent::{Agent, AgentConfig};
 use orch_api::control::{AddressRequest, AddressResponse, ImageResolver};
 use orch_api::error::ErrorDetail;
 use orch_api::plane::ControlPlane;
+use orch_core::Command;
 use orch_scheduler::{Control, ControlConfig};
-use orch_spec::assignment::NodeId;
+use orch_spec::assignment::{NodeId, NodeReport};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tower::Service;
@@ -83,7 +84,7 @@ async fn serve(args: &args::Agent) -> Result<()> {
         data_dir: args.data_dir.clone(),
         run_dir: args.run_dir.clone(),
         instance: args.instance.clone(),
-        node,
+        node: node.clone(),
         shim_command: vec!["/proc/self/exe".into(), "shim".into()],
     };
     let agent = {
@@ -95,7 +96,12 @@ async fn serve(args: &args::Agent) -> Result<()> {
         .await
         .context("start the node")??
     };
-    let images = Arc::new(Images(agent.clone()));
+    let images = Arc::new(Images {
+        agent: agent.clone(),
+        control: control.clone(),
+        node: node.clone(),
+        routes: Mutex::default(),
+    });
     let router = orch_scheduler::server::routes(control.clone(), images).merge(agent.routes());
     let socket = args.run_dir.join("orch.sock");
     let listener = listen(&socket)?;
@@ -288,13 +294,39 @@ async fn ending(idle_exit: u64, agent: &Agent, activity: &Activity) -> &'static 
     }
 }
 
-/// The agent as the control plane's finder of images.
-struct Images(Agent);
+/// The agent as the control plane's finder of images. Asked right before every plan, it also says when the host's routes have changed, so
+/// that no subnet is chosen which the host reaches otherwise.
+struct Images {
+    agent: Agent,
+    control: Control,
+    node: NodeId,
+    routes: Mutex<Vec<String>>,
+}
+
+impl Images {
+    async fn tell_new_routes(&self) {
+        let agent = self.agent.clone();
+        let Ok(facts) = tokio::task::spawn_blocking(move || agent.facts()).await else { return };
+        let changed = {
+            let mut told = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+            let changed = *told != facts.routes;
+            told.clone_from(&facts.routes);
+            changed
+        };
+        if changed {
+            let report = NodeReport::Facts(facts);
+            if let Err(e) = self.control.propose(Command::Report { node: self.node.clone(), report }).await {
+                tracing::warn!(error = %e, "the host's routes could not be reported");
+            }
+        }
+    }
+}
 
 impl ImageResolver for Images {
     fn resolve<'a>(&'a self, references: &'a [String]) -> BoxFuture<'a, BTreeMap<String, Option<String>>> {
-        let (agent, references) = (self.0.clone(), references.to_vec());
+        let (agent, references) = (self.agent.clone(), references.to_vec());
         Box::pin(async move {
+            self.tell_new_routes().await;
             tokio::task::spawn_blocking(move || agent.resolve_images(&references)).await.unwrap_or_default()
         })
     }

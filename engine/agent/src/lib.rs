@@ -181,6 +181,11 @@ impl Agent {
         references.iter().map(resolve).collect()
     }
 
+    /// What this node says of itself now.
+    pub fn facts(&self) -> NodeFacts {
+        facts(&self.shared.config.node, &self.shared.netd)
+    }
+
     /// Whether nothing is here, nothing is wanted and nothing is under way.
     pub fn is_idle(&self) -> bool {
         self.shared.lock().is_idle()
