@@ -521,7 +521,7 @@ impl Inner {
             if let MountKind::Volume { name, .. } = &mount.kind
                 && self.volumes.is_anonymous(name)
                 && self.volume_users(name).is_empty()
-                && let Err(error) = self.volumes.remove(name)
+                && let Err(error) = self.discard_volume(name)
             {
                 tracing::warn!(
                     volume = name,

@@ -158,7 +158,7 @@ impl Engine {
 
 impl Inner {
     /// Moves a volume into the trash.
-    fn discard_volume(&self, name: &str) -> Result<(), EngineError> {
+    pub(super) fn discard_volume(&self, name: &str) -> Result<(), EngineError> {
         let discarded = self.volumes.remove(name).map_err(|error| match error {
             volume::VolumeError::NotFound { name } => EngineError::NotFound { kind: "volume", name },
             other => other.into(),
