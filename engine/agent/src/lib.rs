@@ -218,6 +218,7 @@ pub fn facts(node: &NodeId, netd: &Netd) -> NodeFacts {
         memory: memory.unwrap_or(0) * 1024,
         platform: platform(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..NodeFacts::default()
     }
 }
 

@@ -80,6 +80,7 @@ impl Assignments {
             volumes: kept.into_iter().map(volume).collect(),
             removed_volumes: removed.into_iter().map(|volume| volume.name.clone()).collect(),
             tasks: tasks.into_iter().map(|(_, task)| task.clone()).collect(),
+            ..Assignment::default()
         }
     }
 
@@ -168,6 +169,7 @@ fn network(network: &Network) -> NetworkAssignment {
         mtu: option(OPTION_MTU).and_then(|value| value.parse().ok()).unwrap_or(0),
         driver_opts: network.definition.driver_opts.clone(),
         labels: network.definition.labels.clone(),
+        overlay: None,
     }
 }
 

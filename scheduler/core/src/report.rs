@@ -16,6 +16,8 @@ impl State {
             NodeReport::Tasks(statuses) => self.take_statuses(moment, node, statuses, changes),
             NodeReport::NetworksRemoved(names) => self.take_networks_removed(moment, node, names, changes),
             NodeReport::VolumesRemoved(names) => self.take_volumes_removed(moment, node, names, changes),
+            // On a host that is alone nobody waits for it.
+            NodeReport::Applied { .. } => {}
         }
     }
 

@@ -5,11 +5,18 @@
 //! harm, and a status repeats what is, so a repeated one changes nothing. The types live in this crate because `core` makes them and the
 //! agent consumes them, and neither may know the other.
 
+mod cluster;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+pub use cluster::{
+    Backend, MeshAssignment, MeshPeer, MeshPortAssignment, OverlayAssignment, OverlayPeer, RemoteEndpoint,
+    ServiceAssignment,
+};
 
 use crate::model::{ContentBytes, ServiceSpec};
 
@@ -82,6 +89,20 @@ pub struct Assignment {
     pub tasks: Vec<TaskAssignment>,
     /// Name → addresses for the embedded DNS, per network.
     pub names: Vec<NameAssignment>,
+    /// Services on this node's networks, for load balancing. Empty on a host that is alone.
+    #[serde(default)]
+    pub services: Vec<ServiceAssignment>,
+    /// Ports that every node publishes. Empty on a host that is alone.
+    #[serde(default)]
+    pub mesh_ports: Vec<MeshPortAssignment>,
+    /// How such ports reach other nodes; `None` on a host that is alone.
+    #[serde(default)]
+    pub mesh: Option<MeshAssignment>,
+    /// Index of the last change of `names`, `services`, `mesh_ports` and of the networks' remote endpoints on this node; 0 on a host that
+    /// is alone. The agent answers [`NodeReport::Applied`] with it as soon as name server, load balancer and forwarding have it: a task is
+    /// stopped only after every node has let go of it.
+    #[serde(default)]
+    pub endpoints_version: u64,
 }
 
 /// One network on a node.
@@ -113,6 +134,9 @@ pub struct NetworkAssignment {
     /// Labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// How it reaches over to other nodes; `None` = it ends at this host.
+    #[serde(default)]
+    pub overlay: Option<OverlayAssignment>,
 }
 
 /// One named volume on a node.
@@ -403,6 +427,21 @@ pub struct NodeFacts {
     pub platform: String,
     /// Version of its orch.
     pub version: String,
+    /// Where other nodes reach its containers; `None` on a host that is alone.
+    #[serde(default)]
+    pub address: Option<IpAddr>,
+    /// MTU of the link with that address in bytes; 0 = not known.
+    #[serde(default)]
+    pub mtu: u32,
+    /// Labels that its own configuration gives it (`engine.labels.x` in constraints), beside those that people give in the cluster.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Processes that may exist at once; 0 = not known, and then not counted.
+    #[serde(default)]
+    pub pids: u64,
+    /// Countable resources that its configuration says it has, by kind.
+    #[serde(default)]
+    pub generic_resources: BTreeMap<String, i64>,
 }
 
 /// One message from a node.
@@ -417,4 +456,9 @@ pub enum NodeReport {
     NetworksRemoved(Vec<NetworkName>),
     /// Volumes that are gone from the node, or could not be removed (with the reason).
     VolumesRemoved(Vec<(String, Option<String>)>),
+    /// Name server, load balancer and forwarding have what the assignment with this [`Assignment::endpoints_version`] says.
+    Applied {
+        /// The version.
+        version: u64,
+    },
 }

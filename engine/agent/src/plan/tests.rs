@@ -64,6 +64,7 @@ fn assignment(tasks: Vec<TaskAssignment>) -> Assignment {
         mtu: 0,
         driver_opts: Default::default(),
         labels: Default::default(),
+        overlay: None,
     };
     let volume = VolumeAssignment {
         name: "s_data".into(),
