@@ -75,7 +75,7 @@ async fn serve(args: &args::Agent) -> Result<()> {
     refuse_foreign(&args.data_dir)?;
     let lock = lock(&args.data_dir)?;
     let node = node_id(&args.data_dir)?;
-    let control = Control::start(ControlConfig { data_dir: args.data_dir.join("control"), node: node.clone() })
+    let control = Control::start(ControlConfig::alone(args.data_dir.join("control"), node.clone()))
         .await
         .context("open the control plane's state")?;
     let link = control.connect_node(node.clone());

@@ -4,26 +4,99 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use bytes::Bytes;
 use orch_api::control::NodeLink;
 use orch_core::{Answer, Command, Refusal, State};
 use orch_spec::assignment::NodeId;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::disk::{Directory, Disk};
 use crate::driver::{self, Message};
 use crate::link;
 use crate::log::LogError;
+use crate::transport::{NoTransport, Transport};
 
 /// Proposals waiting for the driver: more wait in their callers.
 const PROPOSALS: usize = 1024;
 
 /// How to run a control plane.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ControlConfig {
     /// Directory of the log and the snapshot.
     pub data_dir: PathBuf,
-    /// The node it runs on: the first of the cluster.
+    /// The node it runs on.
     pub node: NodeId,
+    /// Where other managers reach it, `host:port`; empty for a host alone.
+    pub address: String,
+    /// What carries its messages to other managers.
+    pub transport: Arc<dyn Transport>,
+    /// What to do when there is no log yet.
+    pub bootstrap: Bootstrap,
+}
+
+impl ControlConfig {
+    /// A host alone.
+    pub fn alone(data_dir: PathBuf, node: NodeId) -> Self {
+        let (address, transport) = (String::new(), Arc::new(NoTransport));
+        Self { data_dir, node, address, transport, bootstrap: Bootstrap::Alone }
+    }
+}
+
+impl std::fmt::Debug for ControlConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { data_dir, node, address, transport: _, bootstrap } = self;
+        let mut out = f.debug_struct("ControlConfig");
+        out.field("data_dir", data_dir).field("node", node).field("address", address);
+        out.field("bootstrap", bootstrap).finish_non_exhaustive()
+    }
+}
+
+/// How a control plane without a log begins. One that has a log goes on with that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bootstrap {
+    /// As the first manager of a new cluster.
+    Alone,
+    /// As a further manager of a cluster that has one, with the number that [`Control::add_manager`] gave. Everything else comes from the
+    /// leader. A log of another number is set aside: it is that of a former membership, or damaged.
+    Join(Invitation),
+}
+
+/// What a new manager must know before anybody has sent it anything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invitation {
+    /// Its number in raft.
+    pub id: u64,
+    /// The cluster's id.
+    pub cluster: String,
+}
+
+/// Who leads, as one replica knows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Leadership {
+    /// The leader; `None` while there is none, or its name is not known here yet.
+    pub leader: Option<NodeId>,
+    /// Raft's term.
+    pub term: u64,
+    /// Whether that is this replica.
+    pub is_leader: bool,
+    /// What this replica is.
+    pub standing: Standing,
+}
+
+/// What a replica is to its cluster.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// It gets the log and does not count.
+    #[default]
+    Learner,
+    /// It votes.
+    Voter,
+    /// It was removed: its number is never used again.
+    Removed,
+    /// It has found a contradiction, takes nothing and votes for nobody: it must join again.
+    Quarantined,
 }
 
 /// The control plane cannot be started.
@@ -49,6 +122,15 @@ pub enum ProposeError {
     /// The state machine refused it; nothing has changed.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// Another manager leads, which must be asked; nothing has changed here.
+    #[error("{}", not_leader(leader.as_ref()))]
+    NotLeader {
+        /// Who leads; `None` while nobody does.
+        leader: Option<NodeId>,
+    },
+    /// The leadership was lost while the command was under way; whether it was carried out is not known.
+    #[error("the leader has changed while the change was under way; it may have been carried out or not")]
+    Unknown,
     /// It could not be made durable; nothing has changed.
     #[error("the control plane cannot take changes now: {0}")]
     Unavailable(String),
@@ -60,7 +142,14 @@ pub enum ProposeError {
 impl ProposeError {
     /// Whether the same may succeed later.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Refused(Refusal::Busy { .. }))
+        matches!(self, Self::Unavailable(_) | Self::NotLeader { .. } | Self::Refused(Refusal::Busy { .. }))
+    }
+}
+
+fn not_leader(leader: Option<&NodeId>) -> String {
+    match leader {
+        Some(leader) => format!("manager {leader} leads the cluster, not this one"),
+        None => "the cluster has no leader now: too few of its managers reach each other".to_owned(),
     }
 }
 
@@ -72,6 +161,8 @@ pub(crate) struct Shared {
     pub(crate) applied: watch::Sender<u64>,
     /// Why the driver takes nothing any more.
     pub(crate) gone: Mutex<Option<String>>,
+    /// Who leads.
+    pub(crate) leadership: watch::Sender<Leadership>,
 }
 
 /// See the module. Cheap to clone.
@@ -116,6 +207,46 @@ impl Control {
         let message = Message::Propose { command: Box::new(command), reply: Some(reply) };
         self.messages.send(message).await.map_err(|_| self.gone())?;
         answer.await.map_err(|_| self.gone())?
+    }
+
+    /// Takes a message that another manager has sent. Never blocks: what cannot be queued is dropped.
+    pub fn receive(&self, from: &NodeId, message: Bytes) {
+        // Until replicas talk to each other.
+        let _ = (from, message);
+    }
+
+    /// Who leads, now and whenever that changes.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.shared.leadership.subscribe()
+    }
+
+    /// Makes a node a manager: it learns first, and votes when it has caught up. The answer is what the node must be started with
+    /// ([`Bootstrap::Join`]). Must be asked of the leader.
+    ///
+    /// # Errors
+    /// See [`ProposeError`].
+    pub async fn add_manager(&self, node: NodeId, address: String) -> Result<Invitation, ProposeError> {
+        let _ = (node, address);
+        Err(ProposeError::Unavailable("replicas do not talk to each other yet".to_owned()))
+    }
+
+    /// Makes a node no manager any more. Must be asked of the leader; a leader that shall go itself hands its leadership over and says
+    /// [`ProposeError::NotLeader`].
+    ///
+    /// # Errors
+    /// See [`ProposeError`].
+    pub async fn remove_manager(&self, node: &NodeId) -> Result<(), ProposeError> {
+        let _ = node;
+        Err(ProposeError::Unavailable("replicas do not talk to each other yet".to_owned()))
+    }
+
+    /// Waits until the state here has everything that had been acknowledged anywhere when this was called, and says its index. A state that
+    /// is read without is possibly stale, and is labelled with its own index.
+    ///
+    /// # Errors
+    /// See [`ProposeError`].
+    pub async fn read_index(&self) -> Result<u64, ProposeError> {
+        Ok(self.read(|state| state.index))
     }
 
     fn gone(&self) -> ProposeError {

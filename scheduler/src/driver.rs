@@ -202,8 +202,12 @@ impl Driver {
             ..Config::default()
         };
         let raw = RawNode::new(&settings, storage.clone(), &slog_bridge::logger()).map_err(raft)?;
-        let shared =
-            Arc::new(Shared { state: RwLock::new(state), applied: watch::Sender::new(index), gone: Mutex::default() });
+        let shared = Arc::new(Shared {
+            state: RwLock::new(state),
+            applied: watch::Sender::new(index),
+            gone: Mutex::default(),
+            leadership: watch::Sender::default(),
+        });
         let mut driver = Self {
             raw,
             storage,

@@ -12,5 +12,6 @@ mod link;
 pub mod log;
 pub mod server;
 mod slog_bridge;
+pub mod transport;
 
-pub use control::{Control, ControlConfig, ProposeError, StartError};
+pub use control::{Bootstrap, Control, ControlConfig, Invitation, Leadership, ProposeError, Standing, StartError};

@@ -82,7 +82,7 @@ impl From<ProposeError> for Refused {
     fn from(error: ProposeError) -> Self {
         match error {
             ProposeError::Refused(refusal) => refusal.into(),
-            other @ ProposeError::Unavailable(_) => {
+            other @ (ProposeError::Unavailable(_) | ProposeError::NotLeader { .. } | ProposeError::Unknown) => {
                 let hint = "containers run on, and changes are taken again as soon as the log can be written";
                 Self(ErrorDetail::new("unavailable", other.to_string()).with_hint(hint))
             }

@@ -52,6 +52,10 @@ impl State {
                 self.report(moment, node, report, changes);
                 return Ok(Answer::default());
             }
+            Command::Member(change) => {
+                self.change_members(change, changes)?;
+                return Ok(Answer::default());
+            }
             Command::Tick => return Ok(Answer::default()),
         };
         let Planned { answer, records } = planned;

@@ -9,6 +9,7 @@ use orch_spec::model::{ServiceSpec, StackSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Refusal;
+use crate::member::MemberChange;
 use crate::plan::Plan;
 
 /// One entry of the log.
@@ -68,6 +69,8 @@ pub enum Command {
         /// The holder.
         holder: String,
     },
+    /// Change who takes part in the log.
+    Member(MemberChange),
     /// Time has passed. For timers, of which there are none yet.
     Tick,
 }

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use orch_spec::assignment::NetworkName;
 
+use crate::member::MemberRefusal;
+
 /// What to do about an error, and its stable word for programs.
 pub trait Hint {
     /// The word: `not_found`, `conflict`, `invalid`, `in_use`, `unavailable`.
@@ -24,6 +26,9 @@ pub enum Refusal {
     /// It wants what somebody else has.
     #[error(transparent)]
     Clash(#[from] Clash),
+    /// The managers cannot be changed so.
+    #[error(transparent)]
+    Member(#[from] MemberRefusal),
     /// The stack is being taken down.
     #[error("stack {stack} is being taken down")]
     Busy {
@@ -304,6 +309,8 @@ impl Hint for Refusal {
             Self::Clash(_) => "conflict",
             Self::Busy { .. } => "unavailable",
             Self::InUse { .. } => "in_use",
+            Self::Member(MemberRefusal::Unknown(_)) => "not_found",
+            Self::Member(_) => "conflict",
         }
     }
 
@@ -316,6 +323,10 @@ impl Hint for Refusal {
                 Some(format!("wait until `orch ls` does not show {stack} any more, then try again"))
             }
             Self::InUse { kind, .. } => Some(format!("remove what uses the {kind} first")),
+            Self::Member(MemberRefusal::Last { .. }) => Some(
+                "add another manager and wait until it votes, or take the cluster down with its last node".to_owned(),
+            ),
+            Self::Member(_) => None,
         }
     }
 }

@@ -22,6 +22,7 @@ mod command;
 mod error;
 mod gate;
 mod identity;
+mod member;
 pub mod plan;
 mod report;
 mod settle;
@@ -34,6 +35,7 @@ pub use command::{
     RunOneOff, Scale, SetTaskDesired, UpOptions,
 };
 pub use error::{Clash, Hint, Missing, Refusal, SpecFault};
+pub use member::{Member, MemberChange, MemberRefusal, MemberRole, Members};
 pub use plan::Plan;
 pub use state::{
     Availability, Event, EventRing, Network, NetworkDefinition, NetworkPhase, Node, Removing, Reservation, Revision,

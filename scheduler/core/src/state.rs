@@ -11,6 +11,7 @@ use std::sync::Arc;
 use orch_spec::assignment::{NetworkName, NodeFacts, NodeId, TaskId};
 use serde::{Deserialize, Serialize};
 
+use crate::member::Members;
 pub use event::{Event, EventRing};
 pub(crate) use network::volume_driver;
 pub use network::{Network, NetworkDefinition, NetworkPhase, Reservation, Volume};
@@ -43,6 +44,9 @@ pub struct State {
     pub volumes: BTreeMap<String, Volume>,
     /// Nodes.
     pub nodes: BTreeMap<NodeId, Node>,
+    /// Managers.
+    #[serde(default)]
+    pub members: Members,
     /// What happened lately.
     pub events: EventRing,
 }

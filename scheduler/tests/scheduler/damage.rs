@@ -58,7 +58,7 @@ fn foreign_files_are_refused_and_left_alone() {
     let path = dir.path().join("log");
     std::fs::write(&path, "minutes of the meeting").expect("a file");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let config = orch_scheduler::ControlConfig { data_dir: dir.path().to_owned(), node: "node".into() };
+    let config = orch_scheduler::ControlConfig::alone(dir.path().to_owned(), "node".into());
     let Err(error) = runtime.block_on(Control::start(config)) else { panic!("it took a foreign file for its log") };
     assert!(matches!(error, StartError::Log(LogError::Foreign { .. })), "{error}");
     assert_eq!(std::fs::read_to_string(&path).expect("it is there still"), "minutes of the meeting");

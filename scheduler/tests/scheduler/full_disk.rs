@@ -98,7 +98,7 @@ fn a_real_file_system_that_is_full_is_told_by_name() {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let config = ControlConfig { data_dir: disk.0.path().join("control"), node: "node".into() };
+        let config = ControlConfig::alone(disk.0.path().join("control"), "node".into());
         let control = Control::start(config.clone()).await.expect("it starts");
         let filler = disk.0.path().join("filler");
         std::fs::write(&filler, vec![1_u8; 1 << 20]).expect("there is space for it");

@@ -13,7 +13,7 @@ use crate::simulated_disk::Random;
 const DATA_DIR: &str = "ORCH_TEST_CONTROL_DIR";
 
 fn config(dir: &Path) -> ControlConfig {
-    ControlConfig { data_dir: dir.join("control"), node: "node".into() }
+    ControlConfig::alone(dir.join("control"), "node".into())
 }
 
 /// The child: makes networks one after the other and says which are acknowledged, until it is killed.
