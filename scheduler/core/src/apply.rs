@@ -56,6 +56,10 @@ impl State {
                 self.change_members(change, changes)?;
                 return Ok(Answer::default());
             }
+            Command::Security(request) => {
+                self.secure(moment, request, changes)?;
+                return Ok(Answer::default());
+            }
             Command::Tick => return Ok(Answer::default()),
         };
         let Planned { answer, records } = planned;

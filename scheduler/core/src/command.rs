@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Refusal;
 use crate::member::MemberChange;
 use crate::plan::Plan;
+use crate::security::SecurityCommand;
 
 /// One entry of the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -71,6 +72,8 @@ pub enum Command {
     },
     /// Change who takes part in the log.
     Member(MemberChange),
+    /// Who belongs to the cluster.
+    Security(SecurityCommand),
     /// Time has passed. For timers, of which there are none yet.
     Tick,
 }

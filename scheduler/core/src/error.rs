@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use orch_spec::assignment::NetworkName;
 
 use crate::member::MemberRefusal;
+use crate::security::SecurityFault;
 
 /// What to do about an error, and its stable word for programs.
 pub trait Hint {
@@ -29,6 +30,9 @@ pub enum Refusal {
     /// The managers cannot be changed so.
     #[error(transparent)]
     Member(#[from] MemberRefusal),
+    /// Somebody is not let in.
+    #[error(transparent)]
+    Security(#[from] SecurityFault),
     /// The stack is being taken down.
     #[error("stack {stack} is being taken down")]
     Busy {
@@ -307,6 +311,7 @@ impl Hint for Refusal {
             Self::Spec(_) => "invalid",
             Self::Missing(_) => "not_found",
             Self::Clash(_) => "conflict",
+            Self::Security(fault) => fault.code(),
             Self::Busy { .. } => "unavailable",
             Self::InUse { .. } => "in_use",
             Self::Member(MemberRefusal::Unknown(_)) => "not_found",
@@ -319,6 +324,7 @@ impl Hint for Refusal {
             Self::Spec(fault) => fault.hint(),
             Self::Missing(missing) => missing.hint(),
             Self::Clash(clash) => clash.hint(),
+            Self::Security(fault) => fault.hint(),
             Self::Busy { stack } => {
                 Some(format!("wait until `orch ls` does not show {stack} any more, then try again"))
             }

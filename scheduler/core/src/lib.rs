@@ -25,6 +25,7 @@ mod identity;
 mod member;
 pub mod plan;
 mod report;
+pub mod security;
 mod settle;
 mod state;
 
@@ -37,6 +38,7 @@ pub use command::{
 pub use error::{Clash, Hint, Missing, Refusal, SpecFault};
 pub use member::{Member, MemberChange, MemberRefusal, MemberRole, Members};
 pub use plan::Plan;
+pub use security::{Security, SecurityCommand, SecurityFault};
 pub use state::{
     Availability, Event, EventRing, Network, NetworkDefinition, NetworkPhase, Node, Removing, Reservation, Revision,
     RevisionId, Service, Stack, State, Task, Volume, Wait,

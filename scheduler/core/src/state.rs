@@ -12,6 +12,7 @@ use orch_spec::assignment::{NetworkName, NodeFacts, NodeId, TaskId};
 use serde::{Deserialize, Serialize};
 
 use crate::member::Members;
+use crate::security::Security;
 pub use event::{Event, EventRing};
 pub(crate) use network::volume_driver;
 pub use network::{Network, NetworkDefinition, NetworkPhase, Reservation, Volume};
@@ -47,6 +48,9 @@ pub struct State {
     /// Managers.
     #[serde(default)]
     pub members: Members,
+    /// Who belongs to it.
+    #[serde(default)]
+    pub security: Security,
     /// What happened lately.
     pub events: EventRing,
 }

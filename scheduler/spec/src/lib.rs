@@ -27,6 +27,7 @@ pub mod output;
 mod paths;
 pub mod problem;
 pub mod render;
+pub mod role;
 mod scalar;
 mod schema;
 mod short;
