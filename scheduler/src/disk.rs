@@ -5,6 +5,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 
+use crate::seal::Seal;
+
 /// One directory.
 ///
 /// As on a real disk, nothing is durable until [`DiskFile::sync`], and no name until [`Disk::sync_names`].
@@ -47,6 +49,11 @@ pub trait Disk: Send {
     /// # Errors
     /// The system's.
     fn sync_names(&self) -> io::Result<()>;
+
+    /// What encrypts everything that is written here; `None` = nothing is.
+    fn seal(&self) -> Option<Seal> {
+        None
+    }
 }
 
 /// An open file.
@@ -70,9 +77,15 @@ pub trait DiskFile: Send {
     fn sync(&mut self) -> io::Result<()>;
 }
 
-/// A directory of the host.
+/// The file of the key that a directory is encrypted with.
+const KEY: &str = "key";
+
+/// A directory of the host. Everything in it but the key is encrypted.
 #[derive(Debug, Clone)]
-pub struct Directory(PathBuf);
+pub struct Directory {
+    path: PathBuf,
+    seal: Seal,
+}
 
 impl Directory {
     /// The directory, made when it is not there, for nobody else to read: what is in it are secrets.
@@ -82,13 +95,14 @@ impl Directory {
     pub fn make(path: PathBuf) -> io::Result<Self> {
         use std::os::unix::fs::DirBuilderExt;
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
-        Ok(Self(path))
+        let seal = Seal::at(&path.join(KEY))?;
+        Ok(Self { path, seal })
     }
 }
 
 impl Disk for Directory {
     fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.path.join(name)
     }
 
     fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
@@ -122,7 +136,11 @@ impl Disk for Directory {
     }
 
     fn sync_names(&self) -> io::Result<()> {
-        File::open(&self.0)?.sync_all()
+        File::open(&self.path)?.sync_all()
+    }
+
+    fn seal(&self) -> Option<Seal> {
+        Some(self.seal.clone())
     }
 }
 

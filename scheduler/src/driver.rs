@@ -489,7 +489,7 @@ fn replay(records: &[Record], index: u64, term: u64) -> Result<(Vec<Entry>, Stor
     for record in records {
         match record.kind {
             Kind::HardState => hard_state = serde_json::from_slice(&record.payload)?,
-            Kind::Mark | Kind::Cluster => {}
+            Kind::Mark | Kind::Cluster | Kind::Sealed => {}
             Kind::Entry => {
                 let stored: StoredEntry = serde_json::from_slice(&record.payload)?;
                 if stored.index <= index {

@@ -8,8 +8,10 @@
 pub mod control;
 pub mod disk;
 mod driver;
+pub mod identity;
 mod link;
 pub mod log;
+pub mod seal;
 pub mod server;
 mod slog_bridge;
 pub mod transport;

@@ -17,6 +17,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::disk::{Disk, DiskFile};
+use crate::seal::Seal;
 
 /// Length, checksum, kind, durable length.
 const HEAD: usize = 17;
@@ -34,6 +35,10 @@ const LOG: &str = "log";
 const SNAPSHOT: &str = "snapshot";
 /// First bytes of the snapshot, before its checksum.
 const SNAPSHOT_MAGIC: &[u8; 8] = b"orchsnp1";
+/// The same of one that is encrypted.
+const SEALED_SNAPSHOT_MAGIC: &[u8; 8] = b"orchsnp2";
+/// What a snapshot is to the seal; records have their kinds.
+const SNAPSHOT_KIND: u8 = 0xff;
 
 /// What a record holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +52,8 @@ pub enum Kind {
     Mark = 3,
     /// The cluster's id; the first record of a log that no snapshot precedes.
     Cluster = 4,
+    /// A raft entry, encrypted. Nobody but this module sees it.
+    Sealed = 5,
 }
 
 /// One record.
@@ -89,6 +96,15 @@ pub enum LogError {
         /// The log.
         path: PathBuf,
     },
+    /// Encrypted with another key.
+    #[error("{path} cannot be decrypted; is `key` beside it the one that it was written with?")]
+    Sealed {
+        /// The file.
+        path: PathBuf,
+        /// What decrypting said.
+        #[source]
+        source: crate::seal::Broken,
+    },
     /// Not a log, or one of another version.
     #[error("{path} is not a log of this version of orch")]
     Foreign {
@@ -121,6 +137,7 @@ pub struct Log {
     durable: u64,
     allocated: u64,
     poisoned: bool,
+    seal: Option<Seal>,
 }
 
 impl std::fmt::Debug for Log {
@@ -134,6 +151,14 @@ fn named<T>(doing: &'static str, path: PathBuf, result: io::Result<T>) -> Result
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => LogError::Full { path },
         _ => LogError::Io { doing, path, source },
     })
+}
+
+/// A record as it is written: entries hold secrets, and are encrypted where there is a key.
+fn sealed<'a>(seal: Option<&Seal>, kind: Kind, payload: &'a [u8]) -> (Kind, std::borrow::Cow<'a, [u8]>) {
+    match (seal, kind) {
+        (Some(seal), Kind::Entry) => (Kind::Sealed, seal.seal(Kind::Entry as u8, payload).into()),
+        _ => (kind, payload.into()),
+    }
 }
 
 fn encode(kind: Kind, durable: u64, payload: &[u8], out: &mut Vec<u8>) {
@@ -170,6 +195,7 @@ fn decode(bytes: &[u8], at: usize) -> Option<Found> {
         2 => Kind::HardState,
         3 => Kind::Mark,
         4 => Kind::Cluster,
+        5 => Kind::Sealed,
         _ => return None,
     };
     if length > LARGEST {
@@ -195,7 +221,8 @@ impl Log {
         for part in ["log.part", "snapshot.part"] {
             named("remove", disk.path(part), disk.remove(part))?;
         }
-        let snapshot = read_snapshot(disk.as_ref())?;
+        let seal = disk.seal();
+        let snapshot = read_snapshot(disk.as_ref(), seal.as_ref())?;
         let bytes = match named("read", path.clone(), disk.read(LOG))? {
             Some(bytes) => bytes,
             // A snapshot is only ever put beside a log: alone it is what is left of something.
@@ -212,7 +239,7 @@ impl Log {
         let mut at = MAGIC.len();
         while let Some(found) = decode(&bytes, at) {
             if found.record.kind != Kind::Mark {
-                records.push(found.record);
+                records.push(opened(seal.as_ref(), found.record, &path)?);
             }
             at = found.next;
         }
@@ -230,7 +257,7 @@ impl Log {
         // What was read may be in memory only: from here on it counts as durable, so it must be.
         named("sync", path, file.sync())?;
         let (end, allocated) = (at as u64, bytes.len() as u64);
-        let log = Self { disk, file, end, durable: end, allocated, poisoned: false };
+        let log = Self { disk, file, end, durable: end, allocated, poisoned: false, seal };
         Ok((log, Recovered { snapshot, records, dropped }))
     }
 
@@ -252,7 +279,7 @@ impl Log {
 
     /// What a record of this payload takes.
     pub fn cost(payload: &[u8]) -> usize {
-        HEAD + payload.len()
+        HEAD + payload.len() + Seal::OVERHEAD
     }
 
     /// Appends records in order; with `sync` they are on disk when this returns. After a failure nothing more is accepted: what the disk
@@ -271,7 +298,8 @@ impl Log {
         }
         let mut out = Vec::new();
         for (kind, payload) in records {
-            encode(kind, self.durable, payload, &mut out);
+            let (kind, payload) = sealed(self.seal.as_ref(), kind, payload);
+            encode(kind, self.durable, &payload, &mut out);
         }
         self.reserve(out.len())?;
         let mut write = || -> io::Result<()> {
@@ -312,12 +340,16 @@ impl Log {
         snapshot: &[u8],
         keep: impl IntoIterator<Item = (Kind, &'a [u8])>,
     ) -> Result<(), LogError> {
+        let (magic, snapshot) = match &self.seal {
+            Some(seal) => (SEALED_SNAPSHOT_MAGIC, std::borrow::Cow::Owned(seal.seal(SNAPSHOT_KIND, snapshot))),
+            None => (SNAPSHOT_MAGIC, snapshot.into()),
+        };
         let write = || -> io::Result<()> {
-            let mut head = SNAPSHOT_MAGIC.to_vec();
-            head.extend_from_slice(&crc32c::crc32c(snapshot).to_le_bytes());
+            let mut head = magic.to_vec();
+            head.extend_from_slice(&crc32c::crc32c(&snapshot).to_le_bytes());
             let mut file = self.disk.create("snapshot.part")?;
             file.write_at(&head, 0)?;
-            file.write_at(snapshot, head.len() as u64)?;
+            file.write_at(&snapshot, head.len() as u64)?;
             file.sync()?;
             self.disk.rename("snapshot.part", SNAPSHOT)?;
             self.disk.sync_names()
@@ -325,7 +357,8 @@ impl Log {
         named("write", self.disk.path(SNAPSHOT), write())?;
         let mut out = Vec::new();
         for (kind, payload) in keep {
-            encode(kind, 0, payload, &mut out);
+            let (kind, payload) = sealed(self.seal.as_ref(), kind, payload);
+            encode(kind, 0, &payload, &mut out);
         }
         match write_fresh(self.disk.as_ref(), &out) {
             Ok(file) => self.file = file,
@@ -378,12 +411,32 @@ fn write_fresh(disk: &dyn Disk, records: &[u8]) -> Result<Box<dyn DiskFile>, Unf
     Ok(file)
 }
 
-fn read_snapshot(disk: &dyn Disk) -> Result<Option<Vec<u8>>, LogError> {
+/// A record as it was before it was encrypted.
+fn opened(seal: Option<&Seal>, record: Record, path: &std::path::Path) -> Result<Record, LogError> {
+    if record.kind != Kind::Sealed {
+        return Ok(record);
+    }
+    let plain = seal.ok_or(crate::seal::Broken).and_then(|seal| seal.open(Kind::Entry as u8, &record.payload));
+    let payload = plain.map_err(|source| LogError::Sealed { path: path.to_owned(), source })?;
+    Ok(Record { kind: Kind::Entry, payload })
+}
+
+fn read_snapshot(disk: &dyn Disk, seal: Option<&Seal>) -> Result<Option<Vec<u8>>, LogError> {
     let path = disk.path(SNAPSHOT);
     let Some(bytes) = named("read", path.clone(), disk.read(SNAPSHOT))? else { return Ok(None) };
-    let Some(rest) = bytes.strip_prefix(SNAPSHOT_MAGIC) else { return Err(LogError::Foreign { path }) };
+    let (is_sealed, rest) = match (bytes.strip_prefix(SNAPSHOT_MAGIC), bytes.strip_prefix(SEALED_SNAPSHOT_MAGIC)) {
+        (Some(rest), _) => (false, rest),
+        (_, Some(rest)) => (true, rest),
+        _ => return Err(LogError::Foreign { path }),
+    };
     match rest.split_first_chunk::<4>() {
-        Some((expected, body)) if crc32c::crc32c(body) == u32::from_le_bytes(*expected) => Ok(Some(body.to_vec())),
+        Some((expected, body)) if crc32c::crc32c(body) == u32::from_le_bytes(*expected) => {
+            if !is_sealed {
+                return Ok(Some(body.to_vec()));
+            }
+            let plain = seal.ok_or(crate::seal::Broken).and_then(|seal| seal.open(SNAPSHOT_KIND, body));
+            plain.map(Some).map_err(|source| LogError::Sealed { path, source })
+        }
         _ => Err(LogError::Damaged { path, at: 0 }),
     }
 }

@@ -10,5 +10,7 @@ mod full_disk;
 mod kill;
 #[path = "scheduler/power_loss.rs"]
 mod power_loss;
+#[path = "scheduler/sealed.rs"]
+mod sealed;
 #[path = "scheduler/simulated_disk.rs"]
 mod simulated_disk;

@@ -11,3 +11,4 @@ pub mod error;
 pub mod node;
 pub mod plane;
 pub mod stream;
+pub mod tls;
