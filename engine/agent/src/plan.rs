@@ -192,7 +192,8 @@ fn task_operation(
         return removal(&task.id, seen, out);
     }
     let Some(container) = &seen.container else {
-        if seen.record.error.is_none() && task.desired != DesiredTask::Stopped && ready(task, observed) {
+        let may = seen.record.error.is_none() && task.desired != DesiredTask::Stopped;
+        if may && ready(task, observed) && owners_made(task, observed) {
             out.operations.push(Operation::CreateContainer(id()));
         }
         return;
@@ -278,6 +279,14 @@ fn ready(task: &TaskAssignment, observed: &Observed) -> bool {
     let there = |name: &str, has: bool, busy: bool| (has && !busy) || observed.failures.contains_key(name);
     networks_of(task).all(|n| there(n.as_str(), observed.networks.contains(n), observed.busy_networks.contains(n)))
         && task.volumes.values().all(|v| there(v, observed.volumes.contains(v), observed.busy_volumes.contains(v)))
+}
+
+/// The containers whose namespaces its own names are made.
+fn owners_made(task: &TaskAssignment, observed: &Observed) -> bool {
+    [&task.pid_of, &task.ipc_of]
+        .into_iter()
+        .flatten()
+        .all(|owner| observed.tasks.get(owner).is_some_and(|seen| seen.container.is_some()))
 }
 
 /// The containers whose namespaces it joins run.

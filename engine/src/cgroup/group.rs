@@ -12,7 +12,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::layout::{CgroupError, Hierarchy, Layout};
+use super::layout::{CgroupError, Hierarchy, LEAF, Layout};
 use super::{CgroupPlan, DeviceRule, Setting};
 use crate::sys::bpf;
 
@@ -459,31 +459,25 @@ fn remove_tree(directory: &Path) -> Result<(), CgroupError> {
 
 /// Enables for the children what the group has itself; one by one, since one refusal must not cost the others.
 fn pass_down(directory: &Path, controllers: &BTreeSet<String>) -> Result<(), CgroupError> {
-    if controllers.is_empty() {
-        return Ok(());
-    }
     let file = directory.join("cgroup.subtree_control");
     let enabled = read(&file)?;
-    for controller in PASSED_DOWN.iter().filter(|name| controllers.contains(**name)) {
-        if enabled.split_whitespace().any(|word| word == *controller) {
-            continue;
-        }
-        let value = format!("+{controller}");
-        match write(&file, &value) {
-            // Processes and controllers cannot share a group that is not the root: ours (a delegated one) moves to a leaf.
-            Err(CgroupError::Write { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
-                move_to_leaf(directory)?;
-                write(&file, &value)?;
-            }
-            other => other?,
-        }
+    let enabled: BTreeSet<&str> = enabled.split_whitespace().collect();
+    let missing = || PASSED_DOWN.iter().filter(|name| controllers.contains(**name) && !enabled.contains(**name));
+    if missing().next().is_none() {
+        return Ok(());
     }
-    Ok(())
+    // Processes and controllers cannot share a group that is not the root, which alone has no type. Waiting for the kernel to refuse
+    // is not enough: it takes `cpu` and `cpuset`, which can be had by threads, turns the group into a root of such, and then takes
+    // no other one.
+    if directory.join("cgroup.type").exists() && !read(&directory.join("cgroup.procs"))?.trim().is_empty() {
+        move_to_leaf(directory)?;
+    }
+    missing().try_for_each(|controller| write(&file, &format!("+{controller}")))
 }
 
-/// Moves every process of a group into its child `engine`.
+/// Moves every process of a group into its child [`LEAF`].
 fn move_to_leaf(directory: &Path) -> Result<(), CgroupError> {
-    let leaf = directory.join("engine");
+    let leaf = directory.join(LEAF);
     match fs::create_dir(&leaf) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(CgroupError::Create { path: leaf, source: error });

@@ -6,6 +6,10 @@ use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
+/// Where the engine's own processes are below a base that is not the root: no group with controllers may have processes of its own. A
+/// systemd unit names the same by `DelegateSubgroup=`.
+pub(super) const LEAF: &str = "engine";
+
 /// What went wrong with a control group.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
@@ -142,9 +146,7 @@ impl Layout {
             return Err(CgroupError::NotMounted);
         }
         if let Some(v2) = &mut layout.v2 {
-            if !is_delegated(&v2.directory("")) {
-                v2.base = String::new();
-            }
+            v2.base = delegated_base(&v2.base, |group| is_delegated(&v2.mount.join(group)));
             v2.controllers = read_words(&v2.directory("cgroup.controllers"))?;
         }
         Ok(layout)
@@ -200,6 +202,13 @@ impl Layout {
     }
 }
 
+/// Below which group ours are made: the one that we are in if it was left to us; the one above if we are in the leaf of one that was;
+/// else the root.
+fn delegated_base(own: &str, delegated: impl Fn(&str) -> bool) -> String {
+    let above = own.rsplit_once('/').filter(|(_, name)| *name == LEAF).map(|(above, _)| above);
+    [Some(own), above].into_iter().flatten().find(|group| delegated(group)).unwrap_or("").to_owned()
+}
+
 /// systemd marks a group that it leaves to its service (`Delegate=yes`) with an extended attribute: `trusted.delegate` since 240,
 /// `user.delegate` since 251.
 fn is_delegated(directory: &Path) -> bool {
@@ -238,6 +247,21 @@ mod tests {
         let mountinfo = "30 23 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n";
         let layout = Layout::parse(mountinfo, "0::/system.slice/orch.service\n");
         assert_eq!(shown(&layout), [r#"v2 /sys/fs/cgroup base="system.slice/orch.service" "#]);
+    }
+
+    #[test]
+    fn the_base_is_what_was_delegated_also_from_its_leaf() {
+        let delegated = |group: &str| group == "system.slice/orch.service";
+        for (own, base) in [
+            ("system.slice/orch.service", "system.slice/orch.service"),
+            ("system.slice/orch.service/engine", "system.slice/orch.service"),
+            ("system.slice/orch.service/other", ""),
+            ("user.slice/session-1.scope", ""),
+            ("engine", ""),
+            ("", ""),
+        ] {
+            assert_eq!(delegated_base(own, delegated), base, "in {own:?}");
+        }
     }
 
     #[test]

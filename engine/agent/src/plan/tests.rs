@@ -267,6 +267,18 @@ fn a_guest_waits_for_the_namespace_it_joins_and_the_owner_keeps_it_while_it_runs
 }
 
 #[test]
+fn a_guest_is_made_after_the_container_whose_processes_it_sees() {
+    let mut guest = task("guest", DesiredTask::Running);
+    guest.pid_of = Some(TaskId::from("owner"));
+    let mut host = Host::new(vec![guest, task("owner", DesiredTask::Running)]);
+    assert_eq!(
+        host.settle(),
+        "create network s_default\ncreate volume s_data\ncreate container of owner\ncreate container of guest\n\
+         start container of owner: shall run\nstart container of guest: shall run\n"
+    );
+}
+
+#[test]
 fn pausing_and_thawing_follow_what_is_desired() {
     let mut host = Host::new(vec![task("db", DesiredTask::Running)]);
     host.settle();
