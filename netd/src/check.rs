@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use crate::cluster::DesiredCluster;
 use crate::config::{EndpointConfig, NetworkConfig, SandboxConfig};
 use crate::error::NetdError;
 use crate::netd::State;
@@ -76,6 +77,34 @@ pub(crate) fn network(config: &NetworkConfig, state: &State) -> Result<(), NetdE
         }
     }
     Ok(())
+}
+
+/// What a node shall know of its cluster.
+pub(crate) fn cluster(desired: &DesiredCluster) -> Result<(), NetdError> {
+    /// The largest number that fits a VXLAN header.
+    const LAST_VNI: u32 = (1 << 24) - 1;
+    let mut numbers = BTreeSet::new();
+    let mesh = desired.mesh.iter().map(|mesh| ("the mesh".to_owned(), mesh.vni));
+    for (what, vni) in desired.overlays.iter().map(|o| (format!("network {}", o.network), o.vni)).chain(mesh) {
+        if vni == 0 || vni > LAST_VNI {
+            return Err(NetdError::invalid(what, format_args!("{vni} is no VNI: 1 to {LAST_VNI} are")));
+        }
+        if !numbers.insert(vni) {
+            return Err(NetdError::invalid(what, format_args!("VNI {vni} belongs to another network already")));
+        }
+    }
+    let Some(underlay) = desired.underlay else { return Ok(()) };
+    if underlay.port == 0 {
+        return Err(NetdError::invalid("the tunnels' UDP port", "0 is none"));
+    }
+    let foreign = |peer: &&IpAddr| peer.is_ipv4() != underlay.address.is_ipv4();
+    match desired.peers.iter().find(foreign) {
+        Some(peer) => Err(NetdError::invalid(
+            format_args!("node {peer}"),
+            format_args!("it is not of the same IP family as this node's address {}", underlay.address),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// A sandbox by itself and beside the others.

@@ -18,6 +18,7 @@
 
 pub mod address;
 mod check;
+pub mod cluster;
 pub mod config;
 mod conntrack;
 pub mod dns;
@@ -30,6 +31,7 @@ pub mod netd;
 mod netlink;
 mod network;
 mod nft;
+mod overlay;
 pub mod port;
 mod publish;
 mod record;
@@ -38,8 +40,12 @@ mod sandbox;
 pub mod sync;
 mod sysctl;
 mod watch;
+mod wiring;
 
 pub use address::{Mac, Prefix};
+pub use cluster::{
+    Backend, ClusterReport, DesiredCluster, Mesh, MeshBackend, MeshPort, Overlay, RemoteEndpoint, Service, Underlay,
+};
 pub use config::{
     DesiredNetworking, Endpoint, EndpointConfig, NetdConfig, NetworkConfig, NetworkId, PortRequest, Protocol,
     PublishedPort, Sandbox, SandboxConfig, SandboxId,

@@ -3,6 +3,8 @@
 //! rtnetlink's own connection sends one datagram a request and wants an async runtime; a sandbox needs a dozen requests
 //! whose answers nobody looks at unless one failed. So its builders are used, and [`crate::netlink`] sends.
 
+pub(crate) mod wire;
+
 use std::io;
 use std::net::IpAddr;
 
@@ -71,6 +73,10 @@ impl LinkBatch {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.batch.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.batch.len()
     }
 
     fn push(&mut self, message: &RouteNetlinkMessage, flags: u16) {

@@ -7,6 +7,8 @@ use crate::config::{NetworkId, SandboxId};
 pub(crate) const BRIDGE_PREFIX: &str = "orb-";
 /// What the name of every host end of a veth pair begins with.
 const VETH_PREFIX: &str = "orv-";
+/// What the name of every tunnel begins with.
+const TUNNEL_PREFIX: &str = "orx-";
 /// Digits without the letters that people confuse.
 const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
@@ -36,6 +38,16 @@ impl Names {
     /// The host's end of an endpoint.
     pub(crate) fn veth(&self, sandbox: &SandboxId, network: &NetworkId) -> String {
         format!("{}{}", self.veth_prefix(), digits(hash(&[&self.instance, &sandbox.0, &network.0]), 8))
+    }
+
+    /// The tunnel of a network to other nodes.
+    pub(crate) fn tunnel(&self, network: &NetworkId) -> String {
+        format!("{}{}", self.tunnel_prefix(), digits(hash(&[&self.instance, &network.0]), 8))
+    }
+
+    /// What this instance's tunnels begin with.
+    pub(crate) fn tunnel_prefix(&self) -> String {
+        format!("{TUNNEL_PREFIX}{}", self.mark)
     }
 
     /// What this instance's bridges begin with.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::address::Prefix;
+use crate::cluster::{ClusterReport, DesiredCluster};
 use crate::config::{
     DesiredNetworking, Endpoint, EndpointConfig, NetdConfig, NetworkConfig, NetworkId, PortRequest, PublishedPort,
     Sandbox, SandboxConfig, SandboxId,
@@ -17,6 +18,7 @@ use crate::link::LinkSocket;
 use crate::name::Names;
 use crate::namespace::Namespace;
 use crate::nft::table::Table;
+use crate::overlay::ClusterState;
 use crate::port::{self, UsedPort};
 use crate::publish::Holding;
 use crate::record::{NetworkRecord, RunDir, SandboxRecord};
@@ -82,6 +84,8 @@ pub(crate) struct Shared {
     pub(crate) forgetting: Forgetting,
     pub(crate) foreign: Mutex<Foreign>,
     pub(crate) relay: Relay,
+    /// Locked while wires change; whoever holds it may lock the others but `network_changes`.
+    pub(crate) cluster: Mutex<ClusterState>,
     /// Makes changes of networks come one after another. Taken before any other lock.
     pub(crate) network_changes: Mutex<()>,
     /// Makes changes of the run directory's layout come one after another.
@@ -122,6 +126,7 @@ impl Netd {
             forgetting: Forgetting::start().map_err(NetdError::system("open a conntrack socket"))?,
             foreign: Mutex::new(Foreign::new(&config.instance)),
             relay: Relay::new(Arc::clone(&host)),
+            cluster: Mutex::default(),
             state: Mutex::default(),
             network_changes: Mutex::default(),
             files: Mutex::default(),
@@ -213,6 +218,25 @@ impl Netd {
     /// namespace is gone, its container must be started anew ([`SyncReport::missing`]).
     pub fn sync(&self, desired: &DesiredNetworking) -> Result<SyncReport, NetdError> {
         self.shared.sync(desired)
+    }
+
+    /// Makes the kernel match what this node shall know of its cluster: tunnels, who is behind them, services, ports of every
+    /// node. When this returns and nothing failed, the kernel has all of it: the version can be acknowledged, and whoever is
+    /// no longer in it gets no new connection from here. Doing it twice changes nothing; after a failure, or a kill at any
+    /// point, doing it again goes on.
+    ///
+    /// To be called before networks that it speaks of are made, so that they get the right MTU.
+    ///
+    /// # Errors
+    /// When what is asked for makes no sense, or cannot be remembered; nothing has changed then. What the kernel refuses is in
+    /// the report, and everything else has been done all the same.
+    pub fn apply_cluster(&self, desired: &DesiredCluster) -> Result<ClusterReport, NetdError> {
+        self.shared.apply_cluster(desired)
+    }
+
+    /// What [`Netd::apply_cluster`] was last asked for, also by an earlier netd.
+    pub fn cluster(&self) -> DesiredCluster {
+        lock(&self.shared.cluster).desired.clone()
     }
 
     /// Prefixes that the host routes or holds outside our own bridges: address pools keep out of them.
@@ -322,6 +346,7 @@ impl Shared {
     pub(crate) fn is_ours(&self, name: &str) -> bool {
         name.starts_with(&self.names.bridge_prefix())
             || name.starts_with(&self.names.veth_prefix())
+            || name.starts_with(&self.names.tunnel_prefix())
             || lock(&self.state).networks.values().any(|network| network.record.bridge == name)
     }
 
@@ -331,6 +356,10 @@ impl Shared {
             (state.sandboxes.keys().cloned().collect(), state.networks.keys().cloned().collect())
         };
         let mut errors = NetdErrors::default();
+        match self.apply_cluster(&DesiredCluster::default()) {
+            Ok(report) => errors.0.extend(report.failed),
+            Err(error) => errors.0.push(error),
+        }
         if let Err(more) = self.remove_sandboxes(&sandboxes) {
             errors.0.extend(more.0);
         }

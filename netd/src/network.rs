@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::address::Mac;
+use crate::cluster::DesiredCluster;
 use crate::config::{NetworkConfig, NetworkId};
 use crate::error::{NetdError, NetdErrors};
 use crate::link::{LinkBatch, ObservedLink};
@@ -71,7 +72,7 @@ impl Shared {
             self.refuse_when_used(record, config)?;
             self.take_down(std::slice::from_ref(record)).into_result().map_err(|mut errors| errors.0.swap_remove(0))?;
         }
-        let mtu = if config.mtu > 0 { config.mtu } else { self.egress_mtu()? };
+        let mtu = self.mtu(config)?;
         let bridge = config.bridge_name.clone().unwrap_or_else(|| self.names.bridge(&config.id));
         self.refuse_foreign_bridge(config, &bridge)?;
         let record = NetworkRecord { config: config.clone(), bridge, mtu };
@@ -83,6 +84,20 @@ impl Shared {
             let _ = self.take_down(&[record]);
         }
         outcome.map(|_| ())
+    }
+
+    /// MTU of a network. What is asked for is given, but not more than fits through a tunnel: it would be lost there.
+    fn mtu(&self, config: &NetworkConfig) -> Result<u32, NetdError> {
+        let underlay = {
+            let cluster = lock(&self.cluster);
+            cluster.overlay(&config.id).and(cluster.desired.underlay)
+        };
+        match (underlay, config.mtu) {
+            (None, 0) => self.egress_mtu(),
+            (None, wanted) => Ok(wanted),
+            (Some(underlay), 0) => self.overlay_mtu(underlay.address),
+            (Some(underlay), wanted) => Ok(wanted.min(self.overlay_mtu(underlay.address)?)),
+        }
     }
 
     /// Another program's link by the very name asked for is not ours to take.
@@ -119,6 +134,7 @@ impl Shared {
         let new = NetworkState { record: record.clone(), index };
         lock(&self.state).networks.insert(record.config.id.clone(), new);
         self.refresh_foreign();
+        self.wire_network(&record.config.id)?;
         Ok(index)
     }
 
@@ -228,8 +244,17 @@ impl Shared {
         let mut errors = NetdErrors::default();
         let remove = records.iter().flat_map(elements).collect();
         errors.keep(lock(&self.table).apply(Change { remove, add: Vec::new() }));
-        let bridges: Vec<String> = records.iter().map(|record| record.bridge.clone()).collect();
-        errors.keep(self.delete_links(&bridges));
+        let mut links: Vec<String> = records.iter().map(|record| record.bridge.clone()).collect();
+        {
+            let mut cluster = lock(&self.cluster);
+            let overlays = records.iter().filter(|record| cluster.overlay(&record.config.id).is_some());
+            let tunnels: Vec<String> = overlays.map(|record| self.names.tunnel(&record.config.id)).collect();
+            if !tunnels.is_empty() {
+                cluster.look_again();
+                links.extend(tunnels);
+            }
+        }
+        errors.keep(self.delete_links(&links));
         for record in records {
             lock(&self.state).networks.remove(&record.config.id);
             errors.keep(record::remove(&self.run_dir.network(&record.bridge)));
@@ -259,8 +284,9 @@ impl Shared {
     /// can begin to be made while the state is locked.
     pub(crate) fn leave_nothing(&self, errors: &mut NetdErrors) {
         self.refresh_foreign();
+        let alone = lock(&self.cluster).desired == DesiredCluster::default();
         let state = lock(&self.state);
-        if !(state.networks.is_empty() && state.sandboxes.is_empty() && state.busy.is_empty()) {
+        if !(alone && state.networks.is_empty() && state.sandboxes.is_empty() && state.busy.is_empty()) {
             return;
         }
         errors.keep(lock(&self.table).delete());

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::cluster::DesiredCluster;
 use crate::config::{EndpointConfig, NetworkId, PortRequest, Protocol, PublishedPort, SandboxConfig, SandboxId};
 use crate::conntrack::Led;
 use crate::error::NetdError;
@@ -261,8 +262,8 @@ pub(crate) fn close(holdings: Vec<Holding>) {
 }
 
 /// Everything that the table shall hold.
-pub(crate) fn all_elements(state: &State) -> Vec<(Set, Element)> {
+pub(crate) fn all_elements(state: &State, cluster: &DesiredCluster) -> Vec<(Set, Element)> {
     let networks = state.networks.values().flat_map(|network| crate::network::elements(&network.record));
     let ports = state.sandboxes.values().flat_map(|sandbox| sandbox_elements(&sandbox.record, &state.networks));
-    networks.chain(ports).collect()
+    networks.chain(ports).chain(crate::overlay::elements(cluster)).collect()
 }

@@ -70,6 +70,11 @@ impl RunDir {
         self.networks().join(format!("{bridge}.json"))
     }
 
+    /// What was last asked for of the cluster.
+    pub(crate) fn cluster(&self) -> PathBuf {
+        self.root.join("cluster.json")
+    }
+
     pub(crate) fn sandboxes(&self) -> PathBuf {
         self.root.join("sandboxes")
     }
@@ -109,6 +114,19 @@ pub(crate) fn remove(path: &Path) -> Result<(), NetdError> {
             Err(NetdError::Record { path: path.to_owned(), source })
         }
         _ => Ok(()),
+    }
+}
+
+/// One record; `None` when there is none, or none that can be read.
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    let bytes = std::fs::read(path).ok()?;
+    match serde_json::from_slice(&bytes) {
+        Ok(record) => Some(record),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "a record cannot be read: what it stands for is taken as left over");
+            let _ = std::fs::remove_file(path);
+            None
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::statfs::{FsType, statfs};
 
+use crate::cluster::ClusterReport;
 use crate::config::{
     DesiredNetworking, EndpointConfig, NetworkConfig, NetworkId, PortRequest, PublishedPort, SandboxConfig, SandboxId,
 };
@@ -90,6 +91,8 @@ pub struct SyncReport {
     pub done: Vec<NetOp>,
     /// What failed, and why.
     pub failed: Vec<(NetOp, NetdError)>,
+    /// What was mended, or could not be, between this node and others.
+    pub wires: ClusterReport,
     /// Sandboxes that shall be and are not: [`crate::Netd::create_sandbox`] makes them.
     pub missing: Vec<SandboxId>,
 }
@@ -220,6 +223,9 @@ impl Shared {
             let links = lock(&self.links).links().map_err(NetdError::link("list links"))?;
             links.into_iter().map(|link| (link.name, link.index)).collect()
         };
+        if let Some(desired) = record::read(&self.run_dir.cluster()) {
+            lock(&self.cluster).desired = desired;
+        }
         let mut broken = Vec::new();
         {
             let mut state = lock(&self.state);
@@ -243,7 +249,8 @@ impl Shared {
                 state.sandboxes.insert(id, SandboxState { record, holdings: Vec::new() });
             }
         }
-        let content = all_elements(&lock(&self.state));
+        let desired = lock(&self.cluster).desired.clone();
+        let content = all_elements(&lock(&self.state), &desired);
         self.take_table_over(content)?;
         let mut errors = NetdErrors::default();
         self.unmake(&broken.iter().collect::<Vec<_>>(), &mut errors);
@@ -251,6 +258,7 @@ impl Shared {
             tracing::warn!(%error, "cannot remove what a killed agent left half made");
         }
         self.hold_all_again();
+        self.rewire();
         self.refresh_foreign();
         Ok(())
     }
@@ -282,6 +290,20 @@ impl Shared {
             let holdings = self.hold_again(record, &Reach::of(&record.config, &networks));
             self.change_sandbox(&record.config.id, |sandbox| sandbox.holdings = holdings);
         }
+    }
+
+    /// Makes the wires between nodes right again, by looking; and says what was mended.
+    fn rewire(&self) -> ClusterReport {
+        let _one_at_a_time = lock(&self.network_changes);
+        let mut report = ClusterReport::default();
+        self.wire(true, &mut report);
+        for operation in &report.done {
+            tracing::info!(%operation, "mended");
+        }
+        for error in &report.failed {
+            tracing::warn!(%error, "a wire to other nodes cannot be mended");
+        }
+        report
     }
 
     fn known(&self) -> Known {
@@ -325,6 +347,7 @@ impl Shared {
                 Err(error) => report.failed.push((operation, error)),
             }
         }
+        report.wires = self.rewire();
         let state = lock(&self.state);
         let is_there = |id: &SandboxId| state.sandboxes.contains_key(id) || state.busy.contains(id);
         report.missing =

@@ -268,6 +268,11 @@ impl Rule {
         })
     }
 
+    /// Keeps the packet out of connection tracking.
+    pub(crate) fn notrack(self) -> Rule {
+        self.expression("notrack", |_| {})
+    }
+
     pub(crate) fn counter(self) -> Rule {
         self.expression("counter", |_| {})
     }

@@ -5,9 +5,13 @@
 //!
 //! ```text
 //! chain raw-pre  { type filter hook prerouting priority raw
+//!   udp dport @tunnel iifname @br drop            # no container speaks to tunnels, ours or others'
+//!   udp dport @tunnel fib daddr type local ip saddr != @peers4 drop
+//!   udp dport @tunnel notrack
 //!   iifname "lo" accept
 //!   ip daddr 127.0.0.0/8 drop                     # nobody outside reaches what is published on loopback alone
 //!   ip daddr @sub4 iifname != @br drop }          # nor a container's address itself
+//! chain raw-out  { type filter hook output priority raw; udp dport @tunnel notrack }
 //! chain do-dnat  {
 //!   ip6 daddr ::1 return                          # the kernel routes ::1 nowhere else: the relay serves it
 //!   dnat ip to ip daddr . meta l4proto . th dport map @pub4
@@ -69,13 +73,19 @@ pub(crate) enum Set {
     PublishedAny4,
     /// Ports published on every address of the host.
     PublishedAny6,
+    /// UDP ports of tunnels between nodes.
+    TunnelPorts,
+    /// The other nodes.
+    Peers4,
+    /// The other nodes.
+    Peers6,
 }
 
 use Field::{Interface, Ipv4, Ipv6, Service};
 
 impl Set {
     /// All of them, in the order in which they are made.
-    pub(crate) const ALL: [Set; 13] = [
+    pub(crate) const ALL: [Set; 16] = [
         Set::Bridges,
         Set::Internal,
         Set::Same,
@@ -89,6 +99,9 @@ impl Set {
         Set::Published6,
         Set::PublishedAny4,
         Set::PublishedAny6,
+        Set::TunnelPorts,
+        Set::Peers4,
+        Set::Peers6,
     ];
 
     /// What it looks like in the kernel.
@@ -105,6 +118,9 @@ impl Set {
             Set::Subnets6 => set("sub6", &[Ipv6], true),
             Set::Hairpin4 => set("hair4", &[Ipv4, Ipv4], true),
             Set::Hairpin6 => set("hair6", &[Ipv6, Ipv6], true),
+            Set::TunnelPorts => set("tunnel", &[Service], false),
+            Set::Peers4 => set("peers4", &[Ipv4], false),
+            Set::Peers6 => set("peers6", &[Ipv6], false),
             Set::Published4 => map("pub4", &[Ipv4, Field::Protocol, Service], &[Ipv4, Service]),
             Set::Published6 => map("pub6", &[Ipv6, Field::Protocol, Service], &[Ipv6, Service]),
             Set::PublishedAny4 => map("pub4any", &[Field::Protocol, Service], &[Ipv4, Service]),
@@ -138,6 +154,21 @@ pub(crate) fn interface_pair(name: &str) -> Element {
     Element { key: [interface_key(name), interface_key(name)].concat(), last: None, value: None }
 }
 
+/// The element for one address.
+pub(crate) fn address(address: IpAddr) -> Element {
+    Element { key: octets(address), last: None, value: None }
+}
+
+/// The element for a port.
+pub(crate) fn port(port: u16) -> Element {
+    Element { key: padded(port), last: None, value: None }
+}
+
+/// Fields narrower than a register are padded behind.
+fn padded(port: u16) -> Vec<u8> {
+    [port.to_be_bytes(), [0, 0]].concat()
+}
+
 /// The element for a subnet.
 pub(crate) fn subnet(prefix: &Prefix) -> Element {
     Element { key: octets(prefix.first()), last: Some(octets(prefix.last())), value: None }
@@ -157,8 +188,6 @@ pub(crate) fn published(host: Option<IpAddr>, port: u16, protocol: Protocol, tar
         (false, true) => Set::PublishedAny4,
         (false, false) => Set::PublishedAny6,
     };
-    // Fields narrower than a register are padded behind.
-    let padded = |port: u16| [port.to_be_bytes(), [0, 0]].concat();
     let mut key = host.map(octets).unwrap_or_default();
     key.extend_from_slice(&[protocol.number(), 0, 0, 0]);
     key.extend_from_slice(&padded(port));
@@ -179,6 +208,7 @@ pub(crate) fn write(transaction: &mut Transaction, table: &str) {
     }
     let chains = [
         ("raw-pre", hook("filter", PREROUTING, -300), raw_prerouting()),
+        ("raw-out", hook("filter", OUTPUT, -300), vec![to_tunnel().notrack()]),
         ("do-dnat", None, destinations()),
         ("nat-pre", hook("nat", PREROUTING, -100), local_destinations()),
         ("nat-out", hook("nat", OUTPUT, -100), local_destinations()),
@@ -198,15 +228,39 @@ pub(crate) fn write(transaction: &mut Transaction, table: &str) {
     }
 }
 
+/// What is sent to a tunnel's port.
+fn to_tunnel() -> Rule {
+    Rule::new()
+        .meta(Meta::Transport, 0)
+        .equal(0, &[Protocol::Udp.number()])
+        .destination_port(0)
+        .lookup("tunnel", 0, false)
+}
+
+/// A frame in a tunnel says of itself which network it belongs to, and nothing proves it: only the other nodes may send any.
+/// A container could pose as its node (what it sends leaves with the node's address), so none may send to a tunnel at all.
+fn tunnels() -> Vec<Rule> {
+    let local = || to_tunnel().when_local(Fib::Destination);
+    vec![
+        to_tunnel().meta(Meta::InputName, 0).lookup("br", 0, false).verdict(Verdict::Drop),
+        local().family(Family::Ipv4).source4(0).lookup("peers4", 0, true).verdict(Verdict::Drop),
+        local().family(Family::Ipv6).source6(0).lookup("peers6", 0, true).verdict(Verdict::Drop),
+        // A tunnel's packets are no flow: each inner one has an outer port of its own.
+        to_tunnel().notrack(),
+    ]
+}
+
 fn raw_prerouting() -> Vec<Rule> {
     let from_outside = |rule: Rule| rule.meta(Meta::InputName, 0).lookup("br", 0, true).verdict(Verdict::Drop);
-    vec![
+    let mut rules = tunnels();
+    rules.extend([
         Rule::new().meta(Meta::InputName, 0).equal(0, &interface_key("lo")).verdict(Verdict::Accept),
         // The first byte decides: 127.0.0.0/8.
         Rule::new().family(Family::Ipv4).destination4(0).first_byte(0, 127).verdict(Verdict::Drop),
         from_outside(Rule::new().family(Family::Ipv4).destination4(0).lookup("sub4", 0, false)),
         from_outside(Rule::new().family(Family::Ipv6).destination6(0).lookup("sub6", 0, false)),
-    ]
+    ]);
+    rules
 }
 
 fn destinations() -> Vec<Rule> {

@@ -4,10 +4,12 @@
 // The stage that the tests stand on is no test function itself, and still part of the tests.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod cluster;
 mod firewall;
 mod isolation;
 mod leftovers;
 mod lifecycle;
+mod overlay;
 mod ports;
 mod restart;
 mod scale;

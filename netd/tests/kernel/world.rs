@@ -67,7 +67,7 @@ pub(crate) fn in_world(test: impl FnOnce(&World) + Send) {
     });
 }
 
-fn new_namespace() -> Namespace {
+pub(crate) fn new_namespace() -> Namespace {
     std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         Namespace::current().unwrap()
@@ -76,16 +76,28 @@ fn new_namespace() -> Namespace {
     .unwrap()
 }
 
+/// A directory in memory, as /run is: a disk would be most of what the figures show.
+pub(crate) fn memory_dir() -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() }
+}
+
+/// Mounts end with the test's mount namespace; files do not.
+pub(crate) fn unmount_below(directory: &Path) {
+    let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    let directory = directory.display().to_string();
+    for point in mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|point| point.contains(&directory)) {
+        let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
 impl World {
     fn new() -> World {
         let host = Namespace::current().unwrap();
         let lan = new_namespace();
         let unique = format!("{:?}", std::thread::current().id()).replace(|c: char| !c.is_ascii_digit(), "");
         let instance = format!("test{}-{unique}", std::process::id());
-        // In memory, as /run is: a disk would be most of what the figures show.
-        let memory = Path::new("/dev/shm");
-        let base = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-        let run_dir = base.join(format!("orch-netd-{instance}"));
+        let run_dir = memory_dir().join(format!("orch-netd-{instance}"));
         std::fs::create_dir_all(&run_dir).unwrap();
         let world = World { host, lan, run_dir, instance };
         world.host_ip("link set lo up");
@@ -162,17 +174,12 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        // Mounts end with the test's mount namespace; files do not.
-        let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
-        let run_dir = self.run_dir.display().to_string();
-        for point in mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|point| point.contains(&run_dir)) {
-            let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
-        }
+        unmount_below(&self.run_dir);
         let _ = std::fs::remove_dir_all(&self.run_dir);
     }
 }
 
-fn run(program: &str, arguments: &str) -> String {
+pub(crate) fn run(program: &str, arguments: &str) -> String {
     let output = Command::new(program).args(arguments.split_whitespace()).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments}: {error}");
