@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
@@ -25,8 +25,9 @@ const REPLY: u16 = 2;
 const STATUS: u16 = 3;
 const ZONE: u16 = 18;
 const FILTER: u16 = 25;
-/// Filter bits: source address; protocol number; destination port.
+/// Filter bits: source address; destination address; protocol number; destination port.
 const BY_SOURCE: u32 = 1;
+const BY_DESTINATION: u32 = 1 << 1;
 const BY_PROTOCOL: u32 = 1 << 3;
 const BY_PORT: u32 = 1 << 5;
 /// Up to this many conditions the kernel walks its table once for each; beyond, one walk hands over everything and we look.
@@ -37,13 +38,15 @@ const UDP: u8 = 17;
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Tuple {
     source: Option<IpAddr>,
+    destination: Option<IpAddr>,
     protocol: u8,
+    source_port: u16,
     port: u16,
 }
 
 /// A flow as listed.
 #[derive(Debug)]
-struct Flow {
+pub(crate) struct Flow {
     original: Tuple,
     reply: Tuple,
     /// Its destination was rewritten.
@@ -52,6 +55,27 @@ struct Flow {
     family: u8,
     identity: Vec<u8>,
     zone: Option<Vec<u8>>,
+}
+
+impl Flow {
+    /// Where its destination was rewritten to.
+    pub(crate) fn leads(&self) -> Option<Ipv4Addr> {
+        match self.reply.source {
+            Some(IpAddr::V4(target)) if self.is_led => Some(target),
+            _ => None,
+        }
+    }
+
+    /// Both ends as its caller sees them, when it is of this protocol.
+    pub(crate) fn connection(&self, protocol: u8) -> Option<(SocketAddrV4, SocketAddrV4)> {
+        let Tuple { source: Some(IpAddr::V4(from)), destination: Some(IpAddr::V4(to)), source_port, port, .. } =
+            self.original
+        else {
+            return None;
+        };
+        let ends = (SocketAddrV4::new(from, source_port), SocketAddrV4::new(to, port));
+        (self.original.protocol == protocol).then_some(ends)
+    }
 }
 
 /// A port of the host that led to a port of a sandbox.
@@ -190,15 +214,15 @@ fn forget_next(conntrack: &mut Conntrack, (work, wake): &(Mutex<Work>, Condvar))
     go_on
 }
 
-/// The connection tracking table of the host.
+/// The connection tracking table of a namespace.
 #[derive(Debug)]
-struct Conntrack {
+pub(crate) struct Conntrack {
     socket: NetlinkSocket,
 }
 
 impl Conntrack {
     /// Opens it in the calling thread's namespace.
-    fn open() -> io::Result<Conntrack> {
+    pub(crate) fn open() -> io::Result<Conntrack> {
         Ok(Conntrack { socket: NetlinkSocket::open(libc::NETLINK_NETFILTER)? })
     }
 
@@ -237,7 +261,26 @@ impl Conntrack {
         self.delete(flows)
     }
 
+    /// Flows that were first meant for an address.
+    pub(crate) fn towards(&mut self, destination: Ipv4Addr) -> Result<Vec<Flow>, NetlinkError> {
+        let by_destination = |b: &mut Vec<u8>| {
+            nest(b, ORIGINAL, |b| nest(b, 1, |b| attribute(b, 2, &destination.octets())));
+            filter(b, BY_DESTINATION, 0);
+        };
+        let wanted = |flow: &Flow| flow.original.destination == Some(destination.into());
+        self.list(libc::AF_INET, by_destination, wanted)
+    }
+
     fn find(&mut self, family: i32, body: impl Fn(&mut Vec<u8>), wanted: &Wanted) -> Result<Vec<Flow>, NetlinkError> {
+        self.list(family, body, |flow| wanted.has(flow))
+    }
+
+    fn list(
+        &mut self,
+        family: i32,
+        body: impl Fn(&mut Vec<u8>),
+        wanted: impl Fn(&Flow) -> bool,
+    ) -> Result<Vec<Flow>, NetlinkError> {
         let mut request = Batch::new();
         request.push(GET, DUMP, |b| {
             b.extend_from_slice(&[family as u8, 0, 0, 0]);
@@ -245,11 +288,11 @@ impl Conntrack {
         });
         let mut flows = Vec::new();
         // The kernel's filter may be broader than asked for: an old one ignores what it does not know.
-        self.socket.dump(request, |_, message| flows.extend(listed(message).filter(|flow| wanted.has(flow))))?;
+        self.socket.dump(request, |_, message| flows.extend(listed(message).filter(&wanted)))?;
         Ok(flows)
     }
 
-    fn delete(&mut self, flows: Vec<Flow>) -> Result<usize, NetlinkError> {
+    pub(crate) fn delete(&mut self, flows: Vec<Flow>) -> Result<usize, NetlinkError> {
         let mut batch = Batch::new();
         for flow in &flows {
             batch.push(DELETE, 0, |b| {
@@ -308,8 +351,11 @@ fn tuple(bytes: &[u8]) -> Tuple {
         for (inner, value) in netlink::attributes(value) {
             match (kind, inner) {
                 (1, 1) => tuple.source = <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
+                (1, 2) => tuple.destination = <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
                 (1, 3) => tuple.source = <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
+                (1, 4) => tuple.destination = <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
                 (2, 1) => tuple.protocol = value.first().copied().unwrap_or(0),
+                (2, 2) => tuple.source_port = value.try_into().map_or(0, u16::from_be_bytes),
                 (2, 3) => tuple.port = value.try_into().map_or(0, u16::from_be_bytes),
                 _ => {}
             }

@@ -23,6 +23,8 @@ use crate::port::{self, UsedPort};
 use crate::publish::Holding;
 use crate::record::{NetworkRecord, RunDir, SandboxRecord};
 use crate::relay::Relay;
+use crate::service::Balancing;
+use crate::straying::Straying;
 use crate::sync::SyncReport;
 use crate::watch::Watch;
 
@@ -86,6 +88,9 @@ pub(crate) struct Shared {
     pub(crate) relay: Relay,
     /// Locked while wires change; whoever holds it may lock the others but `network_changes`.
     pub(crate) cluster: Mutex<ClusterState>,
+    /// Locked while sandboxes are told of services.
+    pub(crate) balancing: Mutex<Balancing>,
+    pub(crate) straying: Straying,
     /// Makes changes of networks come one after another. Taken before any other lock.
     pub(crate) network_changes: Mutex<()>,
     /// Makes changes of the run directory's layout come one after another.
@@ -127,6 +132,8 @@ impl Netd {
             foreign: Mutex::new(Foreign::new(&config.instance)),
             relay: Relay::new(Arc::clone(&host)),
             cluster: Mutex::default(),
+            balancing: Mutex::default(),
+            straying: Straying::start().map_err(NetdError::system("start a thread"))?,
             state: Mutex::default(),
             network_changes: Mutex::default(),
             files: Mutex::default(),

@@ -80,12 +80,14 @@ pub(crate) enum Field {
     Service,
     /// `ifname`, sixteen bytes.
     Interface,
+    /// A number drawn by chance, in the machine's order; `nft list` shows it as a mark.
+    Slot,
 }
 
 impl Field {
     fn length(self) -> u32 {
         match self {
-            Field::Ipv4 | Field::Protocol | Field::Service => 4,
+            Field::Ipv4 | Field::Protocol | Field::Service | Field::Slot => 4,
             Field::Ipv6 | Field::Interface => 16,
         }
     }
@@ -97,6 +99,7 @@ impl Field {
             Field::Ipv6 => 8,
             Field::Protocol => 12,
             Field::Service => 13,
+            Field::Slot => 19,
             Field::Interface => 41,
         }
     }

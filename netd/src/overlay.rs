@@ -101,6 +101,7 @@ impl Shared {
             report.failed.push(error.into());
         }
         self.wire(false, &mut report);
+        self.balance(&desired.services, &mut report);
         if alone && report.is_applied() {
             record::remove(&self.run_dir.cluster())?;
             let mut errors = NetdErrors::default();

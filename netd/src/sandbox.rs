@@ -189,6 +189,7 @@ impl Shared {
                 self.forgetting.wait_for(&publish::ways(&record.ports, &reach));
                 Ok(lock(&self.table).apply(Change { remove: Vec::new(), add })?)
             })
+            .and_then(|()| self.tell_sandbox(&record, false))
             .and_then(|()| {
                 record.complete = true;
                 record::write(&self.run_dir.sandbox(&id.0), &record)
@@ -331,6 +332,7 @@ impl Shared {
             let _ = record::write(&self.run_dir.sandbox(&id.0), &before);
             return Err(error);
         }
+        self.tell_sandbox(&record, false)?;
         self.change_sandbox(id, |sandbox| sandbox.record = record);
         Ok(endpoint)
     }
@@ -387,7 +389,7 @@ impl Shared {
         };
         namespace.run(work).map_err(NetdError::system("enter a sandbox's network namespace"))??;
         self.change_sandbox(id, |sandbox| sandbox.record = record.clone());
-        Ok(())
+        self.tell_sandbox(&record, false)
     }
 
     /// Leads the ports to where the sandbox is reached now.
@@ -464,6 +466,7 @@ impl Shared {
         }
         // What is not there needs no stopping.
         let _ = lock(&self.links).send(batch);
+        self.tell_no_more(records.iter().map(|record| &record.config.id));
         lock(&self.state).leaving.extend(leaving);
         for record in records {
             errors.keep(self.remove_namespace_file(&record.config.id.0));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::statfs::{FsType, statfs};
 
-use crate::cluster::ClusterReport;
+use crate::cluster::{ClusterReport, DesiredCluster};
 use crate::config::{
     DesiredNetworking, EndpointConfig, NetworkConfig, NetworkId, PortRequest, PublishedPort, SandboxConfig, SandboxId,
 };
@@ -223,8 +223,9 @@ impl Shared {
             let links = lock(&self.links).links().map_err(NetdError::link("list links"))?;
             links.into_iter().map(|link| (link.name, link.index)).collect()
         };
-        if let Some(desired) = record::read(&self.run_dir.cluster()) {
-            lock(&self.cluster).desired = desired;
+        let clustered: Option<DesiredCluster> = record::read(&self.run_dir.cluster());
+        if let Some(desired) = &clustered {
+            lock(&self.cluster).desired = desired.clone();
         }
         let mut broken = Vec::new();
         {
@@ -259,6 +260,10 @@ impl Shared {
         }
         self.hold_all_again();
         self.rewire();
+        match &clustered {
+            Some(desired) => self.tell_all(&desired.services),
+            None => self.introduce_all(),
+        }
         self.refresh_foreign();
         Ok(())
     }

@@ -30,6 +30,8 @@ pub(crate) enum Conntrack {
     State = 0,
     /// Bits of the flow's life (`IPS_*`).
     Status = 2,
+    /// IPv4 destination of a direction.
+    Destination4 = 20,
 }
 
 /// Bits of [`Conntrack::State`].
@@ -48,6 +50,15 @@ pub(crate) const STATUS_DNAT: u32 = 1 << 5;
 pub(crate) enum Fib {
     Source = 1,
     Destination = 2,
+}
+
+/// How a packet is refused.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Reject {
+    /// TCP: as if nobody listened.
+    TcpReset,
+    /// Anything else: as if nobody listened, in the words of the packet's IP family.
+    PortUnreachable,
 }
 
 /// What becomes of the packet.
@@ -241,6 +252,49 @@ impl Rule {
             number(b, 2, family as u32);
             number(b, 3, address + FIRST_REGISTER);
             number(b, 5, port + FIRST_REGISTER);
+        })
+    }
+
+    /// Sends the flow to the address in this register, at the port that it is for.
+    pub(crate) fn dnat_address(self, family: super::Family, address: u32) -> Rule {
+        self.expression("nat", |b| {
+            number(b, 1, 1);
+            number(b, 2, family as u32);
+            number(b, 3, address + FIRST_REGISTER);
+        })
+    }
+
+    /// Draws a number below `count`, for each packet anew. (The kernel can count instead, but all that pass one rule share
+    /// the counter, so that two services in turn could each get the same container for ever.)
+    pub(crate) fn random(self, count: u32, register: u32) -> Rule {
+        self.expression("numgen", |b| {
+            number(b, 1, register + FIRST_REGISTER);
+            number(b, 2, count);
+            // NFT_NG_RANDOM.
+            number(b, 3, 1);
+            number(b, 4, 0);
+        })
+    }
+
+    /// The IPv4 address that the flow was first meant for.
+    pub(crate) fn original_destination4(self, register: u32) -> Rule {
+        self.expression("ct", |b| {
+            number(b, 1, register + FIRST_REGISTER);
+            number(b, 2, Conntrack::Destination4 as u32);
+            // IP_CT_DIR_ORIGINAL.
+            attribute(b, 3, &[0]);
+        })
+    }
+
+    /// Refuses the packet, and tells its sender.
+    pub(crate) fn reject(self, how: Reject) -> Rule {
+        self.expression("reject", |b| match how {
+            Reject::TcpReset => number(b, 1, 1),
+            Reject::PortUnreachable => {
+                // NFT_REJECT_ICMPX_UNREACH with NFT_REJECT_ICMPX_PORT_UNREACH.
+                number(b, 1, 2);
+                attribute(b, 2, &[1]);
+            }
         })
     }
 

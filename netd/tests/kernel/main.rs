@@ -13,4 +13,5 @@ mod overlay;
 mod ports;
 mod restart;
 mod scale;
+mod service;
 mod world;

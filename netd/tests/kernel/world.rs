@@ -254,6 +254,11 @@ impl Container {
 /// Serves TCP and UDP on a port: whoever comes is told the address that he comes from. Ends with the namespace's last test
 /// thread; the threads hold the sockets, not the namespace's file.
 pub(crate) fn serve(namespace: &Namespace, port: u16) {
+    serve_saying(namespace, port, |client| client.to_string());
+}
+
+/// The same, but whoever comes is told what `say` says of his address.
+pub(crate) fn serve_saying(namespace: &Namespace, port: u16, say: impl Fn(IpAddr) -> String + Clone + Send + 'static) {
     let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
     let any4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
     // One socket for both families where there is IPv6.
@@ -263,23 +268,25 @@ pub(crate) fn serve(namespace: &Namespace, port: u16) {
             (stream, UdpSocket::bind(any).or_else(|_| UdpSocket::bind(any4)).unwrap())
         })
         .unwrap();
+    let greeting = say.clone();
     std::thread::spawn(move || {
         for client in stream.incoming().flatten() {
-            std::thread::spawn(move || greet(client));
+            let greeting = greeting.clone();
+            std::thread::spawn(move || greet(client, greeting));
         }
     });
     std::thread::spawn(move || {
         let mut bytes = [0; 64];
         while let Ok((_, from)) = datagram.recv_from(&mut bytes) {
-            let _ = datagram.send_to(plain(from.ip()).to_string().as_bytes(), from);
+            let _ = datagram.send_to(say(plain(from.ip())).as_bytes(), from);
         }
     });
 }
 
-/// Tells the client his address, then repeats every line.
-fn greet(mut client: TcpStream) {
+/// Greets the client, then repeats every line.
+fn greet(mut client: TcpStream, say: impl Fn(IpAddr) -> String) {
     let Ok(from) = client.peer_addr() else { return };
-    let _ = writeln!(client, "{}", plain(from.ip()));
+    let _ = writeln!(client, "{}", say(plain(from.ip())));
     let mut bytes = [0; 64];
     while let Ok(length @ 1..) = client.read(&mut bytes) {
         let _ = client.write_all(&bytes[..length]);

@@ -1,0 +1,343 @@
+//! Addresses of services, inside the sandboxes that may use them. Each sandbox balances for itself: the address is rewritten
+//! where the connection begins, so that whoever is behind it sees the caller's own address, nothing is asked of the network,
+//! and a node that fails takes no balancer with it.
+//!
+//! ```text
+//! table inet orch-services {
+//!   set vips    { type ipv4_addr }
+//!   map slots1, slots12, slots60, slots840 { type ipv4_addr . slot : ipv4_addr }
+//!   chain balance { type nat hook output priority -100
+//!     dnat ip to ip daddr . numgen random mod 1   map @slots1
+//!     dnat ip to ip daddr . numgen random mod 12  map @slots12
+//!     dnat ip to ip daddr . numgen random mod 60  map @slots60
+//!     dnat ip to ip daddr . numgen random mod 840 map @slots840 }
+//!   chain refuse { type filter hook output priority 0
+//!     ip daddr @vips meta l4proto tcp reject with tcp reset       # nobody is behind it: it was not rewritten
+//!     ip daddr @vips reject }
+//!   chain source { type nat hook postrouting priority 100
+//!     oifname != "lo" ct original ip daddr @vips masquerade }     # no change where the source fits the way out already
+//! }
+//! ```
+//!
+//! A service is in one of the four maps. Only the first packet of a connection meets a rule, and the cost of a look-up does
+//! not depend on how many services there are. A change is a change of elements. What a sandbox has is not remembered element
+//! by element: it is what all of them have, less the services of networks that it is not on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::cluster::{Backend, ClusterReport, Service};
+use crate::config::{NetworkId, SandboxId};
+use crate::error::NetdError;
+use crate::namespace::Namespace;
+use crate::netd::{Shared, lock};
+use crate::netlink::{NetlinkError, NetlinkSocket};
+use crate::nft::expression::{Meta, Reject};
+use crate::nft::{Element, Family, Field, Hook, Rule, SetLayout, Transaction};
+use crate::record::SandboxRecord;
+use crate::slots;
+
+const TABLE: &str = "orch-services";
+const VIPS: SetLayout = SetLayout { name: "vips", key: &[Field::Ipv4], value: &[], interval: false };
+
+/// The map for a count of slots.
+fn slot_map(count: u32) -> SetLayout {
+    let name = match count {
+        1 => "slots1",
+        12 => "slots12",
+        60 => "slots60",
+        _ => "slots840",
+    };
+    SetLayout { name, key: &[Field::Ipv4, Field::Slot], value: &[Field::Ipv4], interval: false }
+}
+
+/// By address.
+type Services = BTreeMap<Ipv4Addr, Service>;
+
+/// Which sandboxes know which services.
+#[derive(Debug, Default)]
+pub(crate) struct Balancing {
+    clients: BTreeMap<SandboxId, Client>,
+    /// What all of them have, as far as their networks go.
+    services: Arc<Services>,
+}
+
+/// A sandbox that knows services.
+#[derive(Debug)]
+struct Client {
+    networks: BTreeSet<NetworkId>,
+    /// Its table, once it knows any.
+    table: Option<ServiceTable>,
+    /// The table may lack something: it is to be written anew.
+    doubtful: bool,
+}
+
+impl Client {
+    fn knows(&self, service: &Service) -> bool {
+        service.networks.iter().any(|network| self.networks.contains(network))
+    }
+}
+
+/// The table in one sandbox. It has no owner: it stays when the agent ends.
+#[derive(Debug)]
+struct ServiceTable {
+    /// Stays open: to close one after a deletion costs 15 ms.
+    socket: NetlinkSocket,
+}
+
+impl ServiceTable {
+    fn open(namespace: &Path) -> Result<ServiceTable, NetdError> {
+        let open = || NetlinkSocket::open(libc::NETLINK_NETFILTER);
+        let socket = Namespace::open(namespace).and_then(|namespace| namespace.run(open)).flatten();
+        let socket =
+            socket.map_err(NetdError::system(format!("open an nf_tables socket in {}", namespace.display())))?;
+        Ok(ServiceTable { socket })
+    }
+
+    /// Writes the table whole, in place of whatever is there. Connections that are known go on.
+    fn write<'a>(&mut self, services: impl Iterator<Item = &'a Service>) -> Result<(), NetlinkError> {
+        let mut transaction = Transaction::new();
+        transaction.table(Family::Inet, TABLE, 0);
+        transaction.delete_table(Family::Inet, TABLE);
+        transaction.table(Family::Inet, TABLE, 0);
+        write_rules(&mut transaction);
+        let mut content = Content::default();
+        services.for_each(|service| content.add(service));
+        content.write(&mut transaction, true);
+        transaction.commit(&mut self.socket)
+    }
+
+    /// Replaces some services by others.
+    fn change<'a>(
+        &mut self,
+        old: impl Iterator<Item = &'a Service>,
+        new: impl Iterator<Item = &'a Service>,
+    ) -> Result<(), NetlinkError> {
+        let (mut going, mut coming) = (Content::default(), Content::default());
+        old.for_each(|service| going.add(service));
+        new.for_each(|service| coming.add(service));
+        let (going, coming) = (going.without(&coming), coming.without(&going));
+        let mut transaction = Transaction::new();
+        going.write(&mut transaction, false);
+        coming.write(&mut transaction, true);
+        transaction.commit(&mut self.socket)
+    }
+}
+
+/// Elements by map.
+#[derive(Debug, Default)]
+struct Content {
+    vips: BTreeSet<Element>,
+    slots: BTreeMap<u32, BTreeSet<Element>>,
+}
+
+impl Content {
+    fn add(&mut self, service: &Service) {
+        let vip = service.vip.octets();
+        self.vips.insert(Element { key: vip.to_vec(), last: None, value: None });
+        // Sorted, so that the order in which they are told changes nothing.
+        let mut backends: Vec<&Backend> = service.backends.iter().collect();
+        backends.sort();
+        let weights: Vec<u16> = backends.iter().map(|backend| backend.weight).collect();
+        let dealt = slots::deal(&weights);
+        let count = u32::try_from(dealt.len()).unwrap_or(0);
+        for (slot, place) in (0u32..).zip(dealt) {
+            let key = [&vip[..], &slot.to_ne_bytes()].concat();
+            let value = Some(backends[place].address.octets().to_vec());
+            self.slots.entry(count).or_default().insert(Element { key, last: None, value });
+        }
+    }
+
+    fn without(&self, other: &Content) -> Content {
+        let nothing = BTreeSet::new();
+        let slots = self.slots.iter().map(|(count, elements)| {
+            let theirs = other.slots.get(count).unwrap_or(&nothing);
+            (*count, elements.difference(theirs).cloned().collect())
+        });
+        Content { vips: self.vips.difference(&other.vips).cloned().collect(), slots: slots.collect() }
+    }
+
+    fn write(&self, transaction: &mut Transaction, add: bool) {
+        let slots = self.slots.iter().map(|(count, elements)| (slot_map(*count), elements));
+        for (layout, elements) in std::iter::once((VIPS, &self.vips)).chain(slots) {
+            if add {
+                transaction.add_elements(Family::Inet, TABLE, &layout, elements);
+            } else {
+                transaction.delete_elements(Family::Inet, TABLE, &layout, elements);
+            }
+        }
+    }
+}
+
+fn write_rules(transaction: &mut Transaction) {
+    const OUTPUT: u32 = 3;
+    const POSTROUTING: u32 = 4;
+    for (id, layout) in (1..).zip(std::iter::once(VIPS).chain(slots::COUNTS.map(slot_map))) {
+        transaction.set(Family::Inet, TABLE, &layout, id);
+    }
+    let chains = [
+        ("balance", Hook { kind: "nat", number: OUTPUT, priority: -100 }),
+        ("refuse", Hook { kind: "filter", number: OUTPUT, priority: 0 }),
+        ("source", Hook { kind: "nat", number: POSTROUTING, priority: 100 }),
+    ];
+    for (name, hook) in chains {
+        transaction.chain(Family::Inet, TABLE, name, Some(hook));
+    }
+    for count in slots::COUNTS {
+        let rule = Rule::new().family(Family::Ipv4).destination4(0).random(count, 1);
+        let rule = rule.map(slot_map(count).name, 0, 0).dnat_address(Family::Ipv4, 0);
+        transaction.rule(Family::Inet, TABLE, "balance", &rule);
+    }
+    let unanswered = || Rule::new().family(Family::Ipv4).destination4(0).lookup(VIPS.name, 0, false);
+    let tcp = unanswered().meta(Meta::Transport, 0).equal(0, &[libc::IPPROTO_TCP as u8]);
+    transaction.rule(Family::Inet, TABLE, "refuse", &tcp.reject(Reject::TcpReset));
+    transaction.rule(Family::Inet, TABLE, "refuse", &unanswered().reject(Reject::PortUnreachable));
+    let mut loopback = [0; 16];
+    loopback[..2].copy_from_slice(b"lo");
+    let leaving = Rule::new().meta(Meta::OutputName, 0).unequal(0, &loopback);
+    let led = leaving.family(Family::Ipv4).original_destination4(0).lookup(VIPS.name, 0, false);
+    transaction.rule(Family::Inet, TABLE, "source", &led.masquerade());
+}
+
+/// Flows of a sandbox to a service whose backends changed: those that lead to anybody else are forgotten.
+#[derive(Debug, Clone)]
+pub(crate) struct Strays {
+    pub(crate) vip: Ipv4Addr,
+    pub(crate) backends: BTreeSet<Ipv4Addr>,
+}
+
+fn strays(vip: Ipv4Addr, service: Option<&Service>) -> Strays {
+    let backends = service.map(|service| service.backends.iter().map(|backend| backend.address).collect());
+    Strays { vip, backends: backends.unwrap_or_default() }
+}
+
+impl Shared {
+    /// Tells all sandboxes of services. When this returns, the tables are as they shall be; flows to who is gone are forgotten
+    /// soon after.
+    pub(crate) fn balance(&self, services: &[Service], report: &mut ClusterReport) {
+        let new: Arc<Services> = Arc::new(services.iter().map(|service| (service.vip, service.clone())).collect());
+        let mut balancing = lock(&self.balancing);
+        let old = std::mem::replace(&mut balancing.services, Arc::clone(&new));
+        let vips: BTreeSet<&Ipv4Addr> = old.keys().chain(new.keys()).collect();
+        let changed: Vec<&Ipv4Addr> = vips.into_iter().filter(|vip| old.get(vip) != new.get(vip)).collect();
+        for (id, client) in &mut balancing.clients {
+            if changed.is_empty() && !client.doubtful {
+                continue;
+            }
+            let outcome = self.tell(id, client, &changed, &old, &new);
+            client.doubtful = outcome.is_err();
+            report.failed.extend(outcome.err());
+        }
+        for vip in changed {
+            report.done.push(match new.get(vip) {
+                Some(service) => format!("balance {vip} over {} containers", service.backends.len()),
+                None => format!("balance {vip} no more"),
+            });
+        }
+    }
+
+    /// Tells one sandbox what changed.
+    fn tell(
+        &self,
+        id: &SandboxId,
+        client: &mut Client,
+        changed: &[&Ipv4Addr],
+        old: &Services,
+        new: &Services,
+    ) -> Result<(), NetdError> {
+        fn known<'a>(client: &Client, changed: &[&Ipv4Addr], services: &'a Services) -> Vec<&'a Service> {
+            changed.iter().filter_map(|vip| services.get(vip)).filter(|service| client.knows(service)).collect()
+        }
+        let (before, after) = (known(client, changed, old), known(client, changed, new));
+        if before.is_empty() && after.is_empty() && !client.doubtful {
+            return Ok(());
+        }
+        let namespace = self.run_dir.namespace(&id.0);
+        let fail = NetdError::link(format!("tell sandbox {id} of services"));
+        let is_new = client.table.is_none();
+        let mut table = match client.table.take() {
+            Some(table) => table,
+            None => ServiceTable::open(&namespace)?,
+        };
+        let mut outcome = Err(());
+        if !(is_new || client.doubtful) {
+            outcome = table.change(before.iter().copied(), after.iter().copied()).map_err(|error| {
+                tracing::warn!(sandbox = %id, %error, "the table of services is not as we left it: writing it anew");
+            });
+        }
+        let whole = match outcome {
+            Ok(()) => Ok(()),
+            Err(()) => table.write(new.values().filter(|service| client.knows(service))),
+        };
+        client.table = Some(table);
+        whole.map_err(fail)?;
+        let lost = |service: &&&Service| {
+            let stays = |backend: &Backend| {
+                let now = new.get(&service.vip).filter(|service| client.knows(service));
+                now.is_some_and(|now| now.backends.iter().any(|other| other.address == backend.address))
+            };
+            !service.backends.iter().all(stays)
+        };
+        let strays: Vec<Strays> = before
+            .iter()
+            .filter(lost)
+            .map(|service| strays(service.vip, new.get(&service.vip).filter(|service| client.knows(service))))
+            .collect();
+        self.straying.forget(namespace, strays);
+        Ok(())
+    }
+
+    /// Tells a sandbox that has just come, or has other networks now, of the services of its networks.
+    /// `doubtful`: an earlier agent may have told it of others.
+    pub(crate) fn tell_sandbox(&self, record: &SandboxRecord, doubtful: bool) -> Result<(), NetdError> {
+        let networks = record.endpoints.iter().map(|endpoint| endpoint.network.clone()).collect();
+        let mut balancing = lock(&self.balancing);
+        let services = Arc::clone(&balancing.services);
+        let id = &record.config.id;
+        let before = balancing.clients.remove(id).and_then(|client| client.table);
+        let mut client = Client { networks, table: before, doubtful: false };
+        let any = services.values().any(|service| client.knows(service));
+        client.doubtful = doubtful || any || client.table.is_some();
+        let outcome = self.tell(id, &mut client, &[], &services, &services);
+        client.doubtful = outcome.is_err();
+        balancing.clients.insert(id.clone(), client);
+        outcome
+    }
+
+    /// Takes over sandboxes with what an earlier agent told them, of which only the newest wish is known: their tables are
+    /// written anew, and what leads elsewhere is forgotten.
+    pub(crate) fn tell_all(&self, services: &[Service]) {
+        lock(&self.balancing).services =
+            Arc::new(services.iter().map(|service| (service.vip, service.clone())).collect());
+        let records: Vec<SandboxRecord> =
+            lock(&self.state).sandboxes.values().map(|sandbox| sandbox.record.clone()).collect();
+        for record in records {
+            if let Err(error) = self.tell_sandbox(&record, true) {
+                tracing::warn!(%error, "a sandbox may know services that have changed");
+            }
+            let on = |service: &&Service| record.endpoints.iter().any(|e| service.networks.contains(&e.network));
+            let all = services.iter().filter(on).map(|service| strays(service.vip, Some(service))).collect();
+            self.straying.forget(self.run_dir.namespace(&record.config.id.0), all);
+        }
+    }
+
+    /// Takes over sandboxes on a node that was in no cluster: none of them has been told anything.
+    pub(crate) fn introduce_all(&self) {
+        let state = lock(&self.state);
+        let mut balancing = lock(&self.balancing);
+        for (id, sandbox) in &state.sandboxes {
+            let networks = sandbox.record.endpoints.iter().map(|endpoint| endpoint.network.clone()).collect();
+            balancing.clients.insert(id.clone(), Client { networks, table: None, doubtful: false });
+        }
+    }
+
+    /// Lets go of sandboxes: what holds their namespaces is closed, which the kernel takes its time for.
+    pub(crate) fn tell_no_more<'a>(&self, ids: impl Iterator<Item = &'a SandboxId>) {
+        let mut balancing = lock(&self.balancing);
+        let gone: Vec<Client> = ids.filter_map(|id| balancing.clients.remove(id)).collect();
+        drop(balancing);
+        self.straying.close(gone.into_iter().filter_map(|client| client.table).map(|table| table.socket).collect());
+    }
+}

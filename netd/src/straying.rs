@@ -1,0 +1,144 @@
+//! Ends what leads to a container that is behind its service no more, in the sandboxes that connected to it.
+//!
+//! Which container a connection goes to is decided by its first packet. When that one is gone for good, a datagram that
+//! follows shall go to another, and a connection shall break at once instead of waiting for who does not answer. So the flow
+//! is forgotten, and the caller's socket is told (`ECONNABORTED`), where the kernel can do that.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use nix::errno::Errno;
+
+use crate::conntrack::{Conntrack, Flow};
+use crate::namespace::Namespace;
+use crate::netlink::{Batch, NetlinkError, NetlinkSocket};
+use crate::service::Strays;
+
+/// `SOCK_DESTROY`, on a socket of `NETLINK_SOCK_DIAG`.
+const DESTROY: u16 = 21;
+const TCP: u8 = 6;
+
+/// What the thread is asked for.
+enum Work {
+    /// Forget, in the namespace that a file stands for, what leads to others than these.
+    Forget(PathBuf, Vec<Strays>),
+    /// Close sockets, which may wait for the kernel.
+    Close(Vec<NetlinkSocket>),
+}
+
+/// The thread. Dropped, it finishes what it was asked for.
+#[derive(Debug)]
+pub(crate) struct Straying {
+    work: Option<mpsc::Sender<Work>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Straying {
+    pub(crate) fn start() -> io::Result<Straying> {
+        let (sender, receiver) = mpsc::channel();
+        let run = move || {
+            for work in receiver {
+                match work {
+                    Work::Close(sockets) => drop(sockets),
+                    Work::Forget(namespace, strays) => match forget(&namespace, &strays) {
+                        Ok(0) => {}
+                        Ok(flows) => {
+                            tracing::debug!(flows, namespace = %namespace.display(), "ended what led to containers that are gone")
+                        }
+                        // With the sandbox its flows are gone.
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                        Err(error) => {
+                            tracing::warn!(%error, namespace = %namespace.display(), "cannot end what leads to containers that are gone: it will time out");
+                        }
+                    },
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("netd-straying".into()).spawn(run)?;
+        Ok(Straying { work: Some(sender), thread: Some(thread) })
+    }
+
+    pub(crate) fn forget(&self, namespace: PathBuf, strays: Vec<Strays>) {
+        if !strays.is_empty() {
+            self.ask(Work::Forget(namespace, strays));
+        }
+    }
+
+    pub(crate) fn close(&self, sockets: Vec<NetlinkSocket>) {
+        if !sockets.is_empty() {
+            self.ask(Work::Close(sockets));
+        }
+    }
+
+    fn ask(&self, work: Work) {
+        if let Some(sender) = &self.work {
+            // The thread lives until the sender is dropped.
+            let _ = sender.send(work);
+        }
+    }
+}
+
+impl Drop for Straying {
+    fn drop(&mut self) {
+        self.work = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Forgets, and says how many flows there were.
+fn forget(namespace: &Path, strays: &[Strays]) -> io::Result<usize> {
+    let namespace = Namespace::open(namespace)?;
+    namespace.run(|| {
+        let mut conntrack = Conntrack::open()?;
+        let failed = |error: NetlinkError| io::Error::from(error.errno);
+        let mut flows = Vec::new();
+        for stray in strays {
+            let led_astray = |flow: &Flow| flow.leads().is_some_and(|target| !stray.backends.contains(&target));
+            flows.extend(conntrack.towards(stray.vip).map_err(failed)?.into_iter().filter(led_astray));
+        }
+        // While the kernel still knows where it leads, so that the other side may hear of it too.
+        if let Err(error) = abort(&flows) {
+            tracing::debug!(%error, "callers' sockets cannot be told");
+        }
+        conntrack.delete(flows).map_err(failed)
+    })?
+}
+
+/// Breaks the TCP connections at their callers.
+fn abort(flows: &[Flow]) -> io::Result<()> {
+    let mut batch = Batch::new();
+    for (from, to) in flows.iter().filter_map(|flow| flow.connection(TCP)) {
+        batch.push(DESTROY, 0, |b| request(b, from, to));
+    }
+    if batch.is_empty() {
+        return Ok(());
+    }
+    let mut socket = NetlinkSocket::open(libc::NETLINK_SOCK_DIAG)?;
+    match socket.send(batch) {
+        Ok(()) => Ok(()),
+        Err(errors) => match errors.into_iter().find(|error| error.errno != Errno::ENOENT) {
+            // Closed meanwhile, or a flow that no socket of this sandbox has any more.
+            None => Ok(()),
+            Some(error) => Err(error.errno.into()),
+        },
+    }
+}
+
+/// `struct inet_diag_req_v2`: family, protocol, extensions, padding, states; ports, addresses of 16 bytes, interface, cookie
+/// (all ones: any).
+fn request(bytes: &mut Vec<u8>, from: SocketAddrV4, to: SocketAddrV4) {
+    let wide = |address: &Ipv4Addr| [&address.octets()[..], &[0; 12]].concat();
+    bytes.extend_from_slice(&[libc::AF_INET as u8, TCP, 0, 0]);
+    bytes.extend_from_slice(&u32::MAX.to_ne_bytes());
+    bytes.extend_from_slice(&from.port().to_be_bytes());
+    bytes.extend_from_slice(&to.port().to_be_bytes());
+    bytes.extend_from_slice(&wide(from.ip()));
+    bytes.extend_from_slice(&wide(to.ip()));
+    bytes.extend_from_slice(&0u32.to_ne_bytes());
+    bytes.extend_from_slice(&[0xff; 8]);
+}
