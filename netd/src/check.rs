@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use crate::cluster::DesiredCluster;
 use crate::config::{EndpointConfig, NetworkConfig, SandboxConfig};
 use crate::error::NetdError;
+use crate::mesh::MOST_PEERS;
 use crate::netd::State;
 use crate::sysctl;
 
@@ -92,6 +93,10 @@ pub(crate) fn cluster(desired: &DesiredCluster) -> Result<(), NetdError> {
         if !numbers.insert(vni) {
             return Err(NetdError::invalid(what, format_args!("VNI {vni} belongs to another network already")));
         }
+    }
+    if desired.peers.len() > usize::from(MOST_PEERS) {
+        let why = format!("{} nodes beside this one are too many: {MOST_PEERS} can be told apart", desired.peers.len());
+        return Err(NetdError::invalid("the cluster", why));
     }
     let Some(underlay) = desired.underlay else { return Ok(()) };
     if underlay.port == 0 {

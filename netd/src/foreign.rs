@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::name::BRIDGE_PREFIX;
+use crate::name::{BRIDGE_PREFIX, TUNNEL_PREFIX};
 use crate::netd::{Shared, lock};
 use crate::netlink::{NetlinkError, NetlinkSocket};
 use crate::nft::expression::{Meta, Verdict};
@@ -155,7 +155,7 @@ fn conntrack_match(states: u16) -> [u8; 168] {
 impl Shared {
     /// Looks at other firewalls again. What they refuse is said and does not stop us.
     pub(crate) fn refresh_foreign(&self) {
-        let patterns: BTreeSet<String> = {
+        let mut patterns: BTreeSet<String> = {
             let state = lock(&self.state);
             let bridges = state.networks.values().map(|network| &network.record.bridge);
             let pattern = |bridge: &String| {
@@ -163,6 +163,9 @@ impl Shared {
             };
             bridges.map(pattern).collect()
         };
+        // What comes by the mesh's wire, or leaves by it, is forwarded too.
+        let meshed = lock(&self.cluster).desired.mesh.is_some();
+        patterns.extend(meshed.then(|| format!("{TUNNEL_PREFIX}+")));
         let mut foreign = lock(&self.foreign);
         if let Err(error) = foreign.refresh(lock(&self.table).socket(), &patterns) {
             tracing::warn!(%error, "cannot look after another firewall's forward chain: it may drop containers' traffic");

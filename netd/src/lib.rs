@@ -25,6 +25,7 @@ pub mod dns;
 pub mod error;
 mod foreign;
 mod link;
+mod mesh;
 mod name;
 pub mod namespace;
 pub mod netd;

@@ -8,7 +8,7 @@ pub(crate) const BRIDGE_PREFIX: &str = "orb-";
 /// What the name of every host end of a veth pair begins with.
 const VETH_PREFIX: &str = "orv-";
 /// What the name of every tunnel begins with.
-const TUNNEL_PREFIX: &str = "orx-";
+pub(crate) const TUNNEL_PREFIX: &str = "orx-";
 /// Digits without the letters that people confuse.
 const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
@@ -45,6 +45,11 @@ impl Names {
         format!("{}{}", self.tunnel_prefix(), digits(hash(&[&self.instance, &network.0]), 8))
     }
 
+    /// The wire of the ports that every node publishes. Shorter than a network's tunnel, so it is none's.
+    pub(crate) fn mesh(&self) -> String {
+        format!("{}mesh", self.tunnel_prefix())
+    }
+
     /// What this instance's tunnels begin with.
     pub(crate) fn tunnel_prefix(&self) -> String {
         format!("{TUNNEL_PREFIX}{}", self.mark)
@@ -63,7 +68,7 @@ impl Names {
 
 /// FNV-1a with a final mix (of MurmurHash3). The standard library's hasher may change between compilers, and then an upgraded
 /// agent would not find its own links.
-fn hash(parts: &[&str]) -> u64 {
+pub(crate) fn hash(parts: &[&str]) -> u64 {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for part in parts {
         // The separator keeps ("ab", "c") and ("a", "bc") apart.

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use crate::address::Prefix;
 use crate::cluster::{ClusterReport, DesiredCluster};
 use crate::config::{
-    DesiredNetworking, Endpoint, EndpointConfig, NetdConfig, NetworkConfig, NetworkId, PortRequest, PublishedPort,
-    Sandbox, SandboxConfig, SandboxId,
+    DesiredNetworking, Endpoint, EndpointConfig, NetdConfig, NetworkConfig, NetworkId, PortRequest, Protocol,
+    PublishedPort, Sandbox, SandboxConfig, SandboxId,
 };
 use crate::conntrack::Forgetting;
 use crate::error::{NetdError, NetdErrors};
@@ -88,6 +88,8 @@ pub(crate) struct Shared {
     pub(crate) relay: Relay,
     /// Locked while wires change; whoever holds it may lock the others but `network_changes`.
     pub(crate) cluster: Mutex<ClusterState>,
+    /// Ports of every node that are led here, with what holds them.
+    pub(crate) mesh_ports: Mutex<BTreeMap<(Protocol, u16), Vec<Holding>>>,
     /// Locked while sandboxes are told of services.
     pub(crate) balancing: Mutex<Balancing>,
     pub(crate) straying: Straying,
@@ -132,6 +134,7 @@ impl Netd {
             foreign: Mutex::new(Foreign::new(&config.instance)),
             relay: Relay::new(Arc::clone(&host)),
             cluster: Mutex::default(),
+            mesh_ports: Mutex::default(),
             balancing: Mutex::default(),
             straying: Straying::start().map_err(NetdError::system("start a thread"))?,
             state: Mutex::default(),

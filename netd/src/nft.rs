@@ -80,7 +80,9 @@ pub(crate) enum Field {
     Service,
     /// `ifname`, sixteen bytes.
     Interface,
-    /// A number drawn by chance, in the machine's order; `nft list` shows it as a mark.
+    /// `ether_addr`, six bytes.
+    Ether,
+    /// A number drawn by chance, or a mark, in the machine's order; `nft list` shows it as a mark.
     Slot,
 }
 
@@ -88,6 +90,7 @@ impl Field {
     fn length(self) -> u32 {
         match self {
             Field::Ipv4 | Field::Protocol | Field::Service | Field::Slot => 4,
+            Field::Ether => 6,
             Field::Ipv6 | Field::Interface => 16,
         }
     }
@@ -99,6 +102,7 @@ impl Field {
             Field::Ipv6 => 8,
             Field::Protocol => 12,
             Field::Service => 13,
+            Field::Ether => 9,
             Field::Slot => 19,
             Field::Interface => 41,
         }

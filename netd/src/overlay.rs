@@ -6,16 +6,17 @@ use std::net::IpAddr;
 
 use nix::errno::Errno;
 
-use crate::cluster::{ClusterReport, DesiredCluster, Overlay};
+use crate::cluster::{ClusterReport, DesiredCluster, Mesh, Overlay};
 use crate::config::NetworkId;
 use crate::error::{NetdError, NetdErrors};
 use crate::link::LinkBatch;
 use crate::link::wire::Ours;
+use crate::mesh::{self, Numbers};
 use crate::netd::{Shared, lock};
 use crate::nft::Element;
 use crate::nft::ruleset::{self, Set};
 use crate::nft::table::Change;
-use crate::record;
+use crate::record::{self, ClusterRecord};
 use crate::wiring::{self, Tunnel, WireOp, Wiring};
 
 /// Bytes that a tunnel puts before a frame: Ethernet 14, VXLAN 8, UDP 8, and the outer IP header.
@@ -26,6 +27,11 @@ const OVERHEAD6: u32 = 14 + 8 + 8 + 40;
 #[derive(Debug, Default)]
 pub(crate) struct ClusterState {
     pub(crate) desired: DesiredCluster,
+    numbers: Numbers,
+    /// Of what was wanted before: it is reached until nothing leads to it any more.
+    leaving: Option<Mesh>,
+    /// What fits through tunnels from an address of this node, as last seen.
+    mtu: Option<(IpAddr, u32)>,
     /// What the kernel has; `None` when it must be looked up.
     wired: Option<Wired>,
 }
@@ -42,6 +48,12 @@ impl ClusterState {
         self.desired.overlays.iter().find(|overlay| overlay.network == *network)
     }
 
+    /// Takes over what an earlier agent was told.
+    pub(crate) fn remember(&mut self, desired: &DesiredCluster, numbers: &Numbers) {
+        self.desired = desired.clone();
+        self.numbers = mesh::number(&desired.peers, numbers);
+    }
+
     /// What is remembered of the kernel is no longer sure.
     pub(crate) fn look_again(&mut self) {
         self.wired = None;
@@ -54,7 +66,7 @@ pub(crate) fn overhead(underlay: IpAddr) -> u32 {
 }
 
 /// What the table has for the tunnels.
-pub(crate) fn elements(desired: &DesiredCluster) -> Vec<(Set, Element)> {
+fn filter_elements(desired: &DesiredCluster) -> Vec<(Set, Element)> {
     let Some(underlay) = desired.underlay else { return Vec::new() };
     let peers = desired.peers.iter().map(|peer| {
         let set = if peer.is_ipv4() { Set::Peers4 } else { Set::Peers6 };
@@ -83,24 +95,27 @@ impl Shared {
         let _one_at_a_time = lock(&self.network_changes);
         crate::check::cluster(desired)?;
         let mut report = ClusterReport { version: desired.version, ..ClusterReport::default() };
-        let before = lock(&self.cluster).desired.clone();
         let alone = *desired == DesiredCluster::default();
-        // Remembered before the kernel is touched: whoever comes after a kill knows what was wanted.
-        if !alone && *desired != before {
-            self.run_dir.create()?;
-            record::write(&self.run_dir.cluster(), desired)?;
-        }
-        lock(&self.cluster).desired = desired.clone();
+        let old: BTreeSet<(Set, Element)> = self.cluster_elements().into_iter().collect();
+        let before = self.note(desired)?;
         // Who may send into tunnels is known before there are any.
-        let (old, new) = (elements(&before), elements(desired));
-        let change = Change {
-            remove: old.iter().filter(|element| !new.contains(element)).cloned().collect(),
-            add: new.into_iter().filter(|element| !old.contains(element)).collect(),
-        };
-        if let Err(error) = lock(&self.table).apply(change) {
-            report.failed.push(error.into());
-        }
+        self.change_table(Vec::new(), filter_elements(desired), &mut report);
+        // What is led to a container comes after the way to it, and goes before.
         self.wire(false, &mut report);
+        if before.mesh != desired.mesh || desired.mesh.is_some() && !self.leads_all(desired) {
+            self.prepare_mesh(desired, &mut report);
+        }
+        let new: BTreeSet<(Set, Element)> = self.cluster_elements().into_iter().collect();
+        let (going, coming) = (old.difference(&new).cloned().collect(), new.difference(&old).cloned().collect());
+        self.change_table(going, coming, &mut report);
+        if lock(&self.cluster).leaving.take().is_some() {
+            self.wire(false, &mut report);
+        }
+        self.forgetting.led(mesh::lost_ways(&before, desired));
+        self.release_mesh_ports(desired);
+        if before.mesh.is_some() != desired.mesh.is_some() {
+            self.refresh_foreign();
+        }
         self.balance(&desired.services, &mut report);
         if alone && report.is_applied() {
             record::remove(&self.run_dir.cluster())?;
@@ -109,6 +124,37 @@ impl Shared {
             report.failed.append(&mut errors.0);
         }
         Ok(report)
+    }
+
+    /// Notes what is wanted, before the kernel is touched: whoever comes after a kill knows it. Returns what was wanted before.
+    fn note(&self, desired: &DesiredCluster) -> Result<DesiredCluster, NetdError> {
+        let mut cluster = lock(&self.cluster);
+        let before = cluster.desired.clone();
+        let numbers = mesh::number(&desired.peers, &cluster.numbers);
+        if *desired != DesiredCluster::default() && *desired != before {
+            self.run_dir.create()?;
+            let record = ClusterRecord { desired: desired.clone(), numbers: numbers.clone() };
+            record::write(&self.run_dir.cluster(), &record)?;
+        }
+        cluster.leaving = before.mesh.clone().filter(|mesh| desired.mesh.as_ref() != Some(mesh));
+        cluster.numbers = numbers;
+        cluster.desired = desired.clone();
+        Ok(before)
+    }
+
+    /// All that the table has for the cluster.
+    pub(crate) fn cluster_elements(&self) -> Vec<(Set, Element)> {
+        let led = self.led_ports();
+        let cluster = lock(&self.cluster);
+        let mut elements = filter_elements(&cluster.desired);
+        elements.extend(mesh::elements(&cluster.desired, &cluster.numbers, &led, &self.names));
+        elements
+    }
+
+    fn change_table(&self, remove: Vec<(Set, Element)>, add: Vec<(Set, Element)>, report: &mut ClusterReport) {
+        if let Err(error) = lock(&self.table).apply(Change { remove, add }) {
+            report.failed.push(error.into());
+        }
     }
 
     /// Wires a network that has just come, or come back.
@@ -126,9 +172,18 @@ impl Shared {
     }
 
     /// The wires that shall be.
-    fn wanted_wiring(&self, desired: &DesiredCluster) -> Wiring {
+    fn wanted_wiring(&self, cluster: &mut ClusterState) -> Result<Wiring, NetdError> {
         let mut wiring = Wiring::default();
-        let Some(underlay) = desired.underlay else { return wiring };
+        let desired = &cluster.desired;
+        let Some(underlay) = desired.underlay else { return Ok(wiring) };
+        if desired.mesh.is_some() {
+            let mtu = match cluster.mtu.filter(|(address, _)| *address == underlay.address) {
+                Some((_, mtu)) => mtu,
+                None => self.overlay_mtu(underlay.address)?,
+            };
+            cluster.mtu = Some((underlay.address, mtu));
+            mesh::wire(&mut wiring, desired, cluster.leaving.as_ref(), &cluster.numbers, &self.names, mtu);
+        }
         let state = lock(&self.state);
         for overlay in &desired.overlays {
             let Some(network) = state.networks.get(&overlay.network) else { continue };
@@ -152,14 +207,18 @@ impl Shared {
             };
             wiring.tunnels.insert(name, tunnel);
         }
-        wiring
+        Ok(wiring)
     }
 
     fn observe_wires(&self) -> Result<Wired, NetdError> {
         let bridges: BTreeSet<String> =
             lock(&self.state).networks.values().map(|network| network.record.bridge.clone()).collect();
-        let ours =
-            Ours { tunnel_prefix: &self.names.tunnel_prefix(), bridges: &bridges, tables: 0..0, preferences: 0..0 };
+        let ours = Ours {
+            tunnel_prefix: &self.names.tunnel_prefix(),
+            bridges: &bridges,
+            tables: mesh::tables(),
+            preferences: mesh::preferences(),
+        };
         let observed = lock(&self.links).wiring(&ours);
         let (wiring, indices) = observed.map_err(NetdError::link("list tunnels and what is behind them"))?;
         Ok(Wired { wiring, indices })
@@ -170,7 +229,13 @@ impl Shared {
     pub(crate) fn wire(&self, look: bool, report: &mut ClusterReport) {
         let mut cluster = lock(&self.cluster);
         let remembered = cluster.wired.take().filter(|_| !look);
-        let wanted = self.wanted_wiring(&cluster.desired);
+        if look {
+            cluster.mtu = None;
+        }
+        let wanted = match self.wanted_wiring(&mut cluster) {
+            Ok(wanted) => wanted,
+            Err(error) => return report.failed.push(error),
+        };
         // With memory that turns out to be wrong, a second time by looking.
         let attempts = if remembered.is_some() { 2 } else { 1 };
         let mut remembered = remembered;

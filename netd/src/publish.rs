@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::cluster::DesiredCluster;
 use crate::config::{EndpointConfig, NetworkId, PortRequest, Protocol, PublishedPort, SandboxConfig, SandboxId};
 use crate::conntrack::Led;
 use crate::error::NetdError;
@@ -48,6 +47,11 @@ impl Reach {
             ipv4: best(|e| e.ipv4.is_some()).and_then(|e| e.ipv4),
             ipv6: best(|e| e.ipv6.is_some()).and_then(|e| e.ipv6),
         }
+    }
+
+    /// By one address of IPv4.
+    pub(crate) fn of_ipv4(address: Ipv4Addr) -> Reach {
+        Reach { ipv4: Some(address), ipv6: None }
     }
 
     /// Its addresses.
@@ -121,7 +125,7 @@ impl Shared {
     }
 
     /// Our own process as the owner of a port says nothing: the sandbox does.
-    fn name_sandbox(&self, mut error: PortError) -> PortError {
+    pub(crate) fn name_sandbox(&self, mut error: PortError) -> PortError {
         let (port, wanted, owner) = match &mut error {
             PortError::Taken { port, protocol, owner, .. } => (*port, *protocol, owner),
             PortError::AllTaken { first, protocol, owner, .. } => (*first, *protocol, owner),
@@ -139,7 +143,7 @@ impl Shared {
     }
 
     /// Lets the relay serve on the sockets that are of use to it.
-    fn hold(&self, reservation: Reservation, reach: &Reach) -> Result<Holding, NetdError> {
+    pub(crate) fn hold(&self, reservation: Reservation, reach: &Reach) -> Result<Holding, NetdError> {
         let port = reservation.port;
         let mut holding = Holding { port, _held: Vec::new(), served: Vec::new() };
         for held in reservation.held {
@@ -262,8 +266,8 @@ pub(crate) fn close(holdings: Vec<Holding>) {
 }
 
 /// Everything that the table shall hold.
-pub(crate) fn all_elements(state: &State, cluster: &DesiredCluster) -> Vec<(Set, Element)> {
+pub(crate) fn all_elements(state: &State) -> Vec<(Set, Element)> {
     let networks = state.networks.values().flat_map(|network| crate::network::elements(&network.record));
     let ports = state.sandboxes.values().flat_map(|sandbox| sandbox_elements(&sandbox.record, &state.networks));
-    networks.chain(ports).chain(crate::overlay::elements(cluster)).collect()
+    networks.chain(ports).collect()
 }

@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::DesiredCluster;
 use crate::config::{Endpoint, NetworkConfig, PublishedPort, SandboxConfig};
 use crate::error::NetdError;
+use crate::mesh::Numbers;
 
 /// A network as remembered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +24,14 @@ pub(crate) struct NetworkRecord {
     pub(crate) bridge: String,
     /// MTU in bytes, found out when the network was made.
     pub(crate) mtu: u32,
+}
+
+/// What a node shall know of its cluster, as remembered.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ClusterRecord {
+    pub(crate) desired: DesiredCluster,
+    /// What this node calls its peers in marks and tables.
+    pub(crate) numbers: Numbers,
 }
 
 /// A sandbox as remembered.

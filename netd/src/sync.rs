@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::statfs::{FsType, statfs};
 
-use crate::cluster::{ClusterReport, DesiredCluster};
+use crate::cluster::ClusterReport;
 use crate::config::{
     DesiredNetworking, EndpointConfig, NetworkConfig, NetworkId, PortRequest, PublishedPort, SandboxConfig, SandboxId,
 };
@@ -18,7 +18,7 @@ use crate::nft::ruleset::Set;
 use crate::nft::table::{Change, TableError};
 use crate::nft::{self, Element, Family};
 use crate::publish::{Reach, all_elements};
-use crate::record::{self, NetworkRecord, SandboxRecord};
+use crate::record::{self, ClusterRecord, NetworkRecord, SandboxRecord};
 
 /// `NSFS_MAGIC`: what a bound namespace file lies on.
 const NAMESPACE_FILE_SYSTEM: FsType = FsType(0x6e73_6673);
@@ -223,9 +223,10 @@ impl Shared {
             let links = lock(&self.links).links().map_err(NetdError::link("list links"))?;
             links.into_iter().map(|link| (link.name, link.index)).collect()
         };
-        let clustered: Option<DesiredCluster> = record::read(&self.run_dir.cluster());
-        if let Some(desired) = &clustered {
-            lock(&self.cluster).desired = desired.clone();
+        let clustered: Option<ClusterRecord> = record::read(&self.run_dir.cluster());
+        if let Some(ClusterRecord { desired, numbers }) = &clustered {
+            lock(&self.cluster).remember(desired, numbers);
+            self.take_mesh_over(desired);
         }
         let mut broken = Vec::new();
         {
@@ -250,8 +251,8 @@ impl Shared {
                 state.sandboxes.insert(id, SandboxState { record, holdings: Vec::new() });
             }
         }
-        let desired = lock(&self.cluster).desired.clone();
-        let content = all_elements(&lock(&self.state), &desired);
+        let mut content = all_elements(&lock(&self.state));
+        content.extend(self.cluster_elements());
         self.take_table_over(content)?;
         let mut errors = NetdErrors::default();
         self.unmake(&broken.iter().collect::<Vec<_>>(), &mut errors);
@@ -261,7 +262,7 @@ impl Shared {
         self.hold_all_again();
         self.rewire();
         match &clustered {
-            Some(desired) => self.tell_all(&desired.services),
+            Some(record) => self.tell_all(&record.desired.services),
             None => self.introduce_all(),
         }
         self.refresh_foreign();

@@ -41,8 +41,8 @@ pub(crate) struct Route {
     pub(crate) table: u32,
     /// `None`: all.
     pub(crate) to: Option<Ipv4Addr>,
-    /// Underlay address of the node, which is its name on the mesh's wire.
-    pub(crate) node: IpAddr,
+    /// The node, by its address on the mesh's wire.
+    pub(crate) node: Ipv4Addr,
     pub(crate) link: String,
 }
 

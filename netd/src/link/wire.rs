@@ -201,13 +201,7 @@ fn route_body(bytes: &mut Vec<u8>, route: &Route, link: u32) {
         attribute(bytes, 1, &to.octets());
     }
     attribute(bytes, 4, &link.to_ne_bytes());
-    match route.node {
-        IpAddr::V4(v4) => attribute(bytes, 5, &v4.octets()),
-        // RTA_VIA: a next hop of another family (kernel 5.2).
-        IpAddr::V6(v6) => {
-            attribute(bytes, 18, &[&(libc::AF_INET6 as u16).to_ne_bytes()[..], &v6.octets()].concat());
-        }
-    }
+    attribute(bytes, 5, &route.node.octets());
     attribute(bytes, 15, &route.table.to_ne_bytes());
 }
 
@@ -332,9 +326,8 @@ impl LinkSocket {
                 match kind {
                     1 => to = <[u8; 4]>::try_from(value).ok().map(Ipv4Addr::from),
                     4 => link = word(value, 0).and_then(|index| names.get(&index)),
-                    5 => node = address_in(value),
+                    5 => node = <[u8; 4]>::try_from(value).ok().map(Ipv4Addr::from),
                     15 => table = word(value, 0).unwrap_or(0),
-                    18 => node = value.get(2..).and_then(address_in),
                     _ => {}
                 }
             }

@@ -13,6 +13,8 @@ const VERDICT_REGISTER: u32 = 0;
 /// What `meta` loads, `NFT_META_*`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Meta {
+    /// The packet's mark, which routing rules look at.
+    Mark = 3,
     /// Name of the interface the packet came from.
     InputName = 6,
     /// Name of the interface it leaves through.
@@ -28,8 +30,12 @@ pub(crate) enum Meta {
 pub(crate) enum Conntrack {
     /// Bits of the packet's relation to its flow.
     State = 0,
+    /// 0: the way the flow began; 1: back.
+    Direction = 1,
     /// Bits of the flow's life (`IPS_*`).
     Status = 2,
+    /// The flow's mark.
+    Mark = 3,
     /// IPv4 destination of a direction.
     Destination4 = 20,
 }
@@ -158,6 +164,46 @@ impl Rule {
     /// The transport's source port.
     pub(crate) fn source_port(self, register: u32) -> Rule {
         self.payload(2, 0, 2, register)
+    }
+
+    /// The sender's MAC.
+    pub(crate) fn ether_source(self, register: u32) -> Rule {
+        self.payload(0, 6, 6, register)
+    }
+
+    /// Goes on when the packet is an answer.
+    pub(crate) fn when_reply(self) -> Rule {
+        self.ct(Conntrack::Direction, 0).equal(0, &[1])
+    }
+
+    /// Loads these bits of the flow's mark; goes on when any is set.
+    pub(crate) fn flow_mark(self, bits: u32) -> Rule {
+        self.ct(Conntrack::Mark, 0).mask(0, &bits.to_ne_bytes()).unequal(0, &[0; 4])
+    }
+
+    /// Gives the flow the mark in register 0.
+    pub(crate) fn set_flow_mark(self) -> Rule {
+        self.expression("ct", |b| {
+            number(b, 2, Conntrack::Mark as u32);
+            number(b, 4, FIRST_REGISTER);
+        })
+    }
+
+    /// Gives the packet the mark in register 0.
+    pub(crate) fn set_mark(self) -> Rule {
+        self.expression("meta", |b| {
+            number(b, 2, Meta::Mark as u32);
+            number(b, 3, FIRST_REGISTER);
+        })
+    }
+
+    /// Gives the flow the source address in this register, at its own port where that is free.
+    pub(crate) fn snat_address(self, family: super::Family, address: u32) -> Rule {
+        self.expression("nat", |b| {
+            number(b, 1, 0);
+            number(b, 2, family as u32);
+            number(b, 3, address + FIRST_REGISTER);
+        })
     }
 
     /// Puts a value into a register.

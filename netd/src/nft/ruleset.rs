@@ -10,15 +10,27 @@
 //!   udp dport @tunnel notrack
 //!   iifname "lo" accept
 //!   ip daddr 127.0.0.0/8 drop                     # nobody outside reaches what is published on loopback alone
+//!   iifname @mesh accept                          # from another node's published port
 //!   ip daddr @sub4 iifname != @br drop }          # nor a container's address itself
 //! chain raw-out  { type filter hook output priority raw; udp dport @tunnel notrack }
 //! chain do-dnat  {
 //!   ip6 daddr ::1 return                          # the kernel routes ::1 nowhere else: the relay serves it
 //!   dnat ip to ip daddr . meta l4proto . th dport map @pub4
-//!   dnat ip to meta l4proto . th dport map @pub4any }
+//!   dnat ip to meta l4proto . th dport map @pub4any
+//!   dnat ip to meta l4proto . th dport . numgen random mod 1 map @mesh1 }    # ports of every node; also 12, 60, 840
 //! chain nat-pre  { type nat hook prerouting priority -100; fib daddr type local jump do-dnat }
 //! chain nat-out  { type nat hook output     priority -100; fib daddr type local jump do-dnat }
+//! chain mark-in  { type filter hook prerouting priority mangle        # what the mesh is: see `mesh`
+//!   iifname @mesh ct state new ct mark set ether saddr map @ingress
+//!   iifname @br ct direction reply meta mark set ct mark & MASK }
+//! chain mark-out { type filter hook postrouting priority mangle; oifname @mesh meta mark set 0 }
+//! chain refuse   { type filter hook input priority 0
+//!   ip meta l4proto . th dport @meshports reject }                    # nobody is behind the port: it was led nowhere
 //! chain nat-post { type nat hook postrouting priority 100
+//!   oifname @mesh ct status dnat fib saddr type local snat ip to oifname map @meshsrc
+//!   oifname @mesh ip saddr . ip daddr @hair4 snat ip to oifname map @meshsrc       # else answers would take the short way,
+//!   oifname @mesh ip saddr . ip daddr @meshown snat ip to oifname map @meshsrc     # past who must undo the dnat
+//!   oifname @mesh accept
 //!   oifname @br ct status dnat fib saddr type local masquerade   # the host itself, also from 127.0.0.1
 //!   ct status dnat ip saddr . ip daddr @hair4 masquerade         # a container that reaches its own network this way
 //!   iifname @masq4 oifname != @br masquerade }                   # the way out
@@ -26,7 +38,8 @@
 //!   iifname @internal iifname . oifname != @same ct state new drop
 //!   oifname @br goto fwd-in
 //!   iifname @br goto fwd-out }
-//! chain fwd-in   { ct state established,related accept; ct status dnat accept; iifname . oifname @same accept; counter drop }
+//! chain fwd-in   { ct state established,related accept; ct status dnat accept; iifname . oifname @same accept;
+//!                  iifname @mesh accept; counter drop }
 //! chain fwd-out  { iifname @internal drop; ct state invalid drop; accept }
 //! ```
 //!
@@ -34,15 +47,16 @@
 //! postrouting for a frame that is bridged after its destination was rewritten. The `internal` rule stands before
 //! everything else, or a container of an internal network would reach other networks' published ports through the host.
 //!
-//! Room for service addresses: their rule belongs at the head of `nat-pre` and `nat-out`, before the test for local
-//! addresses, over a map `be4 { ipv4_addr . inet_proto . inet_service . slot : ipv4_addr . inet_service }`.
+//! A packet that leaves into the mesh loses its mark, for the tunnel's own packet takes it over, and would be routed into the
+//! tunnel again.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use super::expression::{Fib, Meta, Verdict, state};
+use super::expression::{Fib, Meta, Reject, Verdict, state};
 use super::{Element, Family, Field, Hook, Rule, SetLayout, Transaction};
-use crate::address::Prefix;
+use crate::address::{Mac, Prefix};
 use crate::config::Protocol;
+use crate::slots;
 
 /// The sets and maps of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,6 +87,24 @@ pub(crate) enum Set {
     PublishedAny4,
     /// Ports published on every address of the host.
     PublishedAny6,
+    /// The mesh's wire.
+    MeshLinks,
+    /// The mesh's wire → this node's address, for clients that are this node.
+    MeshSource,
+    /// MAC of a node on the mesh's wire → its mark.
+    Ingress,
+    /// Ports that every node publishes.
+    MeshPorts,
+    /// A node and a container on it.
+    MeshOwn,
+    /// Port of every node and slot → container, for each count of slots.
+    Mesh1,
+    /// See `Mesh1`.
+    Mesh12,
+    /// See `Mesh1`.
+    Mesh60,
+    /// See `Mesh1`.
+    Mesh840,
     /// UDP ports of tunnels between nodes.
     TunnelPorts,
     /// The other nodes.
@@ -83,9 +115,17 @@ pub(crate) enum Set {
 
 use Field::{Interface, Ipv4, Ipv6, Service};
 
+/// What a packet for a port of every node is looked up by.
+const MESH_KEY: &[Field] = &[Field::Protocol, Service, Field::Slot];
+/// The bits of marks that are ours: the number of a node. High ones, since people and other programs begin with low ones;
+/// overlaps are harmless as long as nobody else marks the answers of our containers.
+pub(crate) const MESH_MARKS: u32 = 0xfff0_0000;
+/// Place of the lowest of them.
+pub(crate) const MARK_SHIFT: u32 = 20;
+
 impl Set {
     /// All of them, in the order in which they are made.
-    pub(crate) const ALL: [Set; 16] = [
+    pub(crate) const ALL: [Set; 25] = [
         Set::Bridges,
         Set::Internal,
         Set::Same,
@@ -99,10 +139,29 @@ impl Set {
         Set::Published6,
         Set::PublishedAny4,
         Set::PublishedAny6,
+        Set::MeshLinks,
+        Set::MeshSource,
+        Set::Ingress,
+        Set::MeshPorts,
+        Set::MeshOwn,
+        Set::Mesh1,
+        Set::Mesh12,
+        Set::Mesh60,
+        Set::Mesh840,
         Set::TunnelPorts,
         Set::Peers4,
         Set::Peers6,
     ];
+
+    /// The map for a count of slots.
+    pub(crate) fn mesh(slots: usize) -> Set {
+        match slots {
+            0 | 1 => Set::Mesh1,
+            2..=12 => Set::Mesh12,
+            13..=60 => Set::Mesh60,
+            _ => Set::Mesh840,
+        }
+    }
 
     /// What it looks like in the kernel.
     pub(crate) fn layout(self) -> SetLayout {
@@ -118,6 +177,15 @@ impl Set {
             Set::Subnets6 => set("sub6", &[Ipv6], true),
             Set::Hairpin4 => set("hair4", &[Ipv4, Ipv4], true),
             Set::Hairpin6 => set("hair6", &[Ipv6, Ipv6], true),
+            Set::MeshLinks => set("mesh", &[Interface], false),
+            Set::MeshSource => map("meshsrc", &[Interface], &[Ipv4]),
+            Set::Ingress => map("ingress", &[Field::Ether], &[Field::Slot]),
+            Set::MeshPorts => set("meshports", &[Field::Protocol, Service], false),
+            Set::MeshOwn => set("meshown", &[Ipv4, Ipv4], false),
+            Set::Mesh1 => map("mesh1", MESH_KEY, &[Ipv4, Service]),
+            Set::Mesh12 => map("mesh12", MESH_KEY, &[Ipv4, Service]),
+            Set::Mesh60 => map("mesh60", MESH_KEY, &[Ipv4, Service]),
+            Set::Mesh840 => map("mesh840", MESH_KEY, &[Ipv4, Service]),
             Set::TunnelPorts => set("tunnel", &[Service], false),
             Set::Peers4 => set("peers4", &[Ipv4], false),
             Set::Peers6 => set("peers6", &[Ipv6], false),
@@ -157,6 +225,34 @@ pub(crate) fn interface_pair(name: &str) -> Element {
 /// The element for one address.
 pub(crate) fn address(address: IpAddr) -> Element {
     Element { key: octets(address), last: None, value: None }
+}
+
+/// The element that gives an interface an address.
+pub(crate) fn interface_source(name: &str, source: Ipv4Addr) -> Element {
+    Element { key: interface_key(name).to_vec(), last: None, value: Some(source.octets().to_vec()) }
+}
+
+/// The element that gives a MAC a mark.
+pub(crate) fn ingress(mac: Mac, mark: u32) -> Element {
+    Element { key: mac.0.to_vec(), last: None, value: Some(mark.to_ne_bytes().to_vec()) }
+}
+
+/// The element for a port of a protocol.
+pub(crate) fn protocol_port(protocol: Protocol, port: u16) -> Element {
+    Element { key: [&[protocol.number(), 0, 0, 0][..], &padded(port)].concat(), last: None, value: None }
+}
+
+/// The element for two addresses.
+pub(crate) fn address_pair(one: Ipv4Addr, other: Ipv4Addr) -> Element {
+    Element { key: [one.octets(), other.octets()].concat(), last: None, value: None }
+}
+
+/// The element for one slot of a port of every node.
+pub(crate) fn mesh_slot(protocol: Protocol, port: u16, slot: u32, target: (Ipv4Addr, u16)) -> Element {
+    let mut element = protocol_port(protocol, port);
+    element.key.extend_from_slice(&slot.to_ne_bytes());
+    element.value = Some([&target.0.octets()[..], &padded(target.1)].concat());
+    element
 }
 
 /// The element for a port.
@@ -199,6 +295,7 @@ pub(crate) fn published(host: Option<IpAddr>, port: u16, protocol: Protocol, tar
 /// Writes chains, sets and rules of the table, which must exist and be empty.
 pub(crate) fn write(transaction: &mut Transaction, table: &str) {
     const PREROUTING: u32 = 0;
+    const INPUT: u32 = 1;
     const FORWARD: u32 = 2;
     const OUTPUT: u32 = 3;
     const POSTROUTING: u32 = 4;
@@ -209,6 +306,9 @@ pub(crate) fn write(transaction: &mut Transaction, table: &str) {
     let chains = [
         ("raw-pre", hook("filter", PREROUTING, -300), raw_prerouting()),
         ("raw-out", hook("filter", OUTPUT, -300), vec![to_tunnel().notrack()]),
+        ("mark-in", hook("filter", PREROUTING, -150), marks()),
+        ("mark-out", hook("filter", POSTROUTING, -150), vec![into_mesh().load(0, &[0; 4]).set_mark()]),
+        ("refuse", hook("filter", INPUT, 0), refusals()),
         ("do-dnat", None, destinations()),
         ("nat-pre", hook("nat", PREROUTING, -100), local_destinations()),
         ("nat-out", hook("nat", OUTPUT, -100), local_destinations()),
@@ -257,10 +357,44 @@ fn raw_prerouting() -> Vec<Rule> {
         Rule::new().meta(Meta::InputName, 0).equal(0, &interface_key("lo")).verdict(Verdict::Accept),
         // The first byte decides: 127.0.0.0/8.
         Rule::new().family(Family::Ipv4).destination4(0).first_byte(0, 127).verdict(Verdict::Drop),
+        from_mesh().verdict(Verdict::Accept),
         from_outside(Rule::new().family(Family::Ipv4).destination4(0).lookup("sub4", 0, false)),
         from_outside(Rule::new().family(Family::Ipv6).destination6(0).lookup("sub6", 0, false)),
     ]);
     rules
+}
+
+fn from_mesh() -> Rule {
+    Rule::new().meta(Meta::InputName, 0).lookup("mesh", 0, false)
+}
+
+fn into_mesh() -> Rule {
+    Rule::new().meta(Meta::OutputName, 0).lookup("mesh", 0, false)
+}
+
+/// Which node a flow came by is kept with it, and leads its answers back.
+fn marks() -> Vec<Rule> {
+    vec![
+        from_mesh().state(state::NEW).ether_source(0).map("ingress", 0, 0).set_flow_mark(),
+        Rule::new().meta(Meta::InputName, 0).lookup("br", 0, false).when_reply().flow_mark(MESH_MARKS).set_mark(),
+    ]
+}
+
+/// A socket of ours listens on every published port, only to hold it. What gets that far was led nowhere.
+fn refusals() -> Vec<Rule> {
+    let unled = || {
+        let rule = Rule::new().family(Family::Ipv4).meta(Meta::Transport, 0).destination_port(1);
+        rule.lookup("meshports", 0, false)
+    };
+    let tcp = unled().meta(Meta::Transport, 0).equal(0, &[Protocol::Tcp.number()]);
+    vec![tcp.reject(Reject::TcpReset), unled().reject(Reject::PortUnreachable)]
+}
+
+/// One of the containers behind a port of every node.
+fn mesh_destination(slots: u32) -> Rule {
+    let rule = Rule::new().family(Family::Ipv4).meta(Meta::Transport, 0).destination_port(1).random(slots, 2);
+    let map = Set::mesh(slots as usize).layout().name;
+    rule.map(map, 0, 0).dnat(Family::Ipv4, 0, 1)
 }
 
 fn destinations() -> Vec<Rule> {
@@ -278,13 +412,15 @@ fn destinations() -> Vec<Rule> {
         let port = if family == Family::Ipv6 { 4 } else { 1 };
         Rule::new().family(family).meta(Meta::Transport, 0).destination_port(1).map(map, 0, 0).dnat(family, 0, port)
     };
-    vec![
+    let mut rules = vec![
         Rule::new().family(Family::Ipv6).destination6(0).equal(0, &loopback).verdict(Verdict::Return),
         one(Family::Ipv4, "pub4"),
         any(Family::Ipv4, "pub4any"),
         one(Family::Ipv6, "pub6"),
         any(Family::Ipv6, "pub6any"),
-    ]
+    ];
+    rules.extend(slots::COUNTS.map(mesh_destination));
+    rules
 }
 
 fn local_destinations() -> Vec<Rule> {
@@ -301,7 +437,13 @@ fn sources() -> Vec<Rule> {
             .lookup("br", 0, true)
             .masquerade()
     };
+    let as_this_node = |rule: Rule| rule.meta(Meta::OutputName, 0).map("meshsrc", 0, 0).snat_address(Family::Ipv4, 0);
+    let of_pair = |set: &str| into_mesh().family(Family::Ipv4).source4(0).destination4(1).lookup(set, 0, false);
     vec![
+        as_this_node(into_mesh().family(Family::Ipv4).when_dnat().when_local(Fib::Source)),
+        as_this_node(of_pair("hair4")),
+        as_this_node(of_pair("meshown")),
+        into_mesh().verdict(Verdict::Accept),
         Rule::new().meta(Meta::OutputName, 0).lookup("br", 0, false).when_dnat().when_local(Fib::Source).masquerade(),
         Rule::new().family(Family::Ipv4).when_dnat().source4(0).destination4(1).lookup("hair4", 0, false).masquerade(),
         Rule::new().family(Family::Ipv6).when_dnat().source6(0).destination6(4).lookup("hair6", 0, false).masquerade(),
@@ -334,6 +476,7 @@ fn into_bridges() -> Vec<Rule> {
             .meta(Meta::OutputName, 4)
             .lookup("same", 0, false)
             .verdict(Verdict::Accept),
+        from_mesh().verdict(Verdict::Accept),
         Rule::new().counter().verdict(Verdict::Drop),
     ]
 }

@@ -80,7 +80,9 @@ impl Host {
         let tables = self.run("nft", "list tables");
         left.extend(tables.lines().filter(|line| line.contains("orch")).map(str::to_owned));
         let rules = self.ip("rule");
-        left.extend(rules.lines().filter(|line| !line.contains("from all lookup")).map(str::to_owned));
+        let kernels = ["0:", "32766:", "32767:"];
+        let foreign = rules.lines().filter(|line| !kernels.iter().any(|known| line.starts_with(known)));
+        left.extend(foreign.map(str::to_owned));
         let routes = self.ip("route show table all");
         left.extend(routes.lines().filter(|line| line.contains("onlink")).map(str::to_owned));
         left.extend(

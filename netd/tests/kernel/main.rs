@@ -9,6 +9,7 @@ mod firewall;
 mod isolation;
 mod leftovers;
 mod lifecycle;
+mod mesh;
 mod overlay;
 mod ports;
 mod restart;

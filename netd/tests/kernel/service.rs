@@ -228,5 +228,5 @@ fn a_new_agent_goes_on_with_the_services_and_with_a_change_that_the_old_one_did_
 
 /// As the agent keeps it.
 fn record(desired: &DesiredCluster) -> Vec<u8> {
-    serde_json::to_vec(desired).unwrap()
+    serde_json::to_vec(&serde_json::json!({ "desired": desired, "numbers": {} })).unwrap()
 }
