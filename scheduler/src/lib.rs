@@ -13,7 +13,9 @@ mod link;
 pub mod log;
 pub mod seal;
 pub mod server;
+pub mod replica;
 mod slog_bridge;
+pub mod start;
 pub mod transport;
 
 pub use control::{Bootstrap, Control, ControlConfig, Invitation, Leadership, ProposeError, Standing, StartError};

@@ -28,7 +28,10 @@ const AHEAD: u64 = 1 << 20;
 /// A record is never larger: commands are bounded by the API's body limit of 8 MiB, which JSON may double.
 const LARGEST: usize = 32 << 20;
 /// First bytes of the file; the number is the format's.
-const MAGIC: &[u8; 8] = b"orchlog2";
+const MAGIC: &[u8; 8] = b"orchlog3";
+/// The format before, which had fewer kinds. It is read, and becomes one of this by its one byte that differs: an older version must not
+/// take records that it does not know for a torn end.
+const FORMER_MAGIC: &[u8; 8] = b"orchlog2";
 /// The log.
 const LOG: &str = "log";
 /// The snapshot.
@@ -44,16 +47,22 @@ const SNAPSHOT_KIND: u8 = 0xff;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// A raft entry.
+    /// A raft entry, of the format before: JSON.
     Entry = 1,
-    /// Raft's hard state.
+    /// Raft's hard state, of the format before: JSON.
     HardState = 2,
     /// Nothing; says only how much is durable.
     Mark = 3,
-    /// The cluster's id; the first record of a log that no snapshot precedes.
+    /// The cluster's id, of the format before.
     Cluster = 4,
     /// A raft entry, encrypted. Nobody but this module sees it.
     Sealed = 5,
+    /// A raft entry.
+    RaftEntry = 6,
+    /// Raft's hard state.
+    RaftState = 7,
+    /// Whose log it is; in every log, the first record of a new one.
+    Identity = 8,
 }
 
 /// One record.
@@ -121,6 +130,12 @@ pub enum LogError {
         /// Where.
         at: u64,
     },
+    /// There was a log and it is gone.
+    #[error("{path} is lost: this manager must be removed from the cluster and join again")]
+    Lost {
+        /// The log.
+        path: PathBuf,
+    },
     /// An earlier write failed; after a failed fsync it is not known what the disk has (fsync(2), "Dealing with errors").
     #[error("an earlier write of {path} failed; start the agent again once its disk is well")]
     Poisoned {
@@ -156,7 +171,7 @@ fn named<T>(doing: &'static str, path: PathBuf, result: io::Result<T>) -> Result
 /// A record as it is written: entries hold secrets, and are encrypted where there is a key.
 fn sealed<'a>(seal: Option<&Seal>, kind: Kind, payload: &'a [u8]) -> (Kind, std::borrow::Cow<'a, [u8]>) {
     match (seal, kind) {
-        (Some(seal), Kind::Entry) => (Kind::Sealed, seal.seal(Kind::Entry as u8, payload).into()),
+        (Some(seal), Kind::RaftEntry) => (Kind::Sealed, seal.seal(Kind::RaftEntry as u8, payload).into()),
         _ => (kind, payload.into()),
     }
 }
@@ -196,6 +211,9 @@ fn decode(bytes: &[u8], at: usize) -> Option<Found> {
         3 => Kind::Mark,
         4 => Kind::Cluster,
         5 => Kind::Sealed,
+        6 => Kind::RaftEntry,
+        7 => Kind::RaftState,
+        8 => Kind::Identity,
         _ => return None,
     };
     if length > LARGEST {
@@ -232,7 +250,8 @@ impl Log {
                 MAGIC.to_vec()
             }
         };
-        if bytes.get(..MAGIC.len()) != Some(MAGIC) {
+        let former = bytes.get(..MAGIC.len()) == Some(FORMER_MAGIC);
+        if !former && bytes.get(..MAGIC.len()) != Some(MAGIC) {
             return Err(LogError::Foreign { path });
         }
         let mut records = Vec::new();
@@ -253,6 +272,9 @@ impl Log {
             // Zeros again, so that what is written next cannot run into what was torn.
             let zeros = vec![0_u8; rest.len()];
             named("mend", path.clone(), file.write_at(&zeros, at as u64))?;
+        }
+        if former {
+            named("convert", path.clone(), file.write_at(MAGIC, 0))?;
         }
         // What was read may be in memory only: from here on it counts as durable, so it must be.
         named("sync", path, file.sync())?;
@@ -323,6 +345,11 @@ impl Log {
     /// Whether an append or a compaction has failed, so that the log takes nothing more.
     pub fn is_poisoned(&self) -> bool {
         self.poisoned
+    }
+
+    /// Bytes that can be appended for certain.
+    pub fn room(&self) -> u64 {
+        self.allocated.saturating_sub(self.end + HEAD as u64)
     }
 
     /// Bytes of records.
@@ -416,7 +443,7 @@ fn opened(seal: Option<&Seal>, record: Record, path: &std::path::Path) -> Result
     if record.kind != Kind::Sealed {
         return Ok(record);
     }
-    let plain = seal.ok_or(crate::seal::Broken).and_then(|seal| seal.open(Kind::Entry as u8, &record.payload));
+    let plain = seal.ok_or(crate::seal::Broken).and_then(|seal| seal.open(Kind::RaftEntry as u8, &record.payload));
     let payload = plain.map_err(|source| LogError::Sealed { path: path.to_owned(), source })?;
     Ok(Record { kind: Kind::Entry, payload })
 }

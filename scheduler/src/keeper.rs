@@ -1,0 +1,81 @@
+//! The thread that owns the log: writes in order, and all appends that wait with one fsync.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::time::Duration;
+
+use crate::control::StartError;
+use crate::driver::{Message, chain, panic_text};
+use crate::log::{Log, LogError};
+use crate::replica::{Job, Write};
+
+/// Appends that are done together, at most.
+const TOGETHER: usize = 256;
+/// A write that found the disk full is tried again after so long.
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// Runs until nobody has anything to write any more, and closes the log.
+pub(crate) fn run(mut log: Log, jobs: &Receiver<Write>, events: &Sender<Message>) {
+    let done = catch_unwind(AssertUnwindSafe(|| keep(&mut log, jobs, events)));
+    let failed = match done {
+        Ok(Ok(())) => {
+            if let Err(error) = log.append(std::iter::empty(), true) {
+                tracing::warn!(
+                    error = chain(&error),
+                    "the end of the control log may be lost with the power; nodes repeat what was in it"
+                );
+            }
+            return;
+        }
+        Ok(Err(error)) => error.into(),
+        Err(panic) => StartError::Raft(panic_text(&*panic)),
+    };
+    let _ = events.send(Message::Failed(failed));
+}
+
+fn keep(log: &mut Log, jobs: &Receiver<Write>, events: &Sender<Message>) -> Result<(), LogError> {
+    let mut next = None;
+    loop {
+        let first = match next.take() {
+            Some(write) => write,
+            None => match jobs.recv() {
+                Ok(write) => write,
+                Err(_) => return Ok(()),
+            },
+        };
+        let mut write = first;
+        // What came while the disk was busy goes in one append.
+        if let Job::Append { records, sync } = &mut write.job {
+            for _ in 1..TOGETHER {
+                match jobs.try_recv() {
+                    Ok(Write { number, job: Job::Append { records: more, sync: also } }) => {
+                        records.extend(more);
+                        *sync |= also;
+                        write.number = number;
+                    }
+                    Ok(other) => {
+                        next = Some(other);
+                        break;
+                    }
+                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+                }
+            }
+        }
+        let space = loop {
+            match write.job.run(log) {
+                Ok(space) => break Some(space),
+                Err(error @ LogError::Full { .. }) if !log.is_poisoned() => {
+                    let told = events.send(Message::Full { number: write.number, why: error.to_string() });
+                    if told.is_err() || matches!(write.job, Job::Reserve(_)) {
+                        break None;
+                    }
+                    std::thread::sleep(AGAIN);
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        if let Some(space) = space {
+            let _ = events.send(Message::Written { number: write.number, space });
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Committed entries on their way into the state.
+
+use bytes::Bytes;
+use orch_core::{Answer, Changes, Command, MemberChange, Members, Refusal, State};
+
+use crate::replica::record::{self, Unreadable};
+
+/// A committed entry.
+#[derive(Debug, Clone)]
+pub struct Committed {
+    /// Its index.
+    pub index: u64,
+    /// Its term.
+    pub term: u64,
+    /// What it holds.
+    pub content: Content,
+    /// The number under which it was proposed here and somebody waits for it.
+    pub number: Option<u64>,
+}
+
+/// What a committed entry holds.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// Nothing: raft's own.
+    Nothing,
+    /// A command.
+    Command(Bytes),
+    /// A command that changes the members, and raft's configuration with them unless the state refuses it.
+    Members(Bytes),
+}
+
+/// How far the state is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Index of the last entry.
+    pub index: u64,
+    /// Its term.
+    pub term: u64,
+    /// Changes of raft's configuration that the state has accepted, each with its index.
+    pub changes: Vec<(u64, MemberChange)>,
+    /// The members, when they are not what they were.
+    pub members: Option<Members>,
+}
+
+/// What came of a batch.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// For the replica.
+    pub applied: Applied,
+    /// For those who wait.
+    pub answers: Vec<(u64, Result<(u64, Answer), Refusal>)>,
+    /// For those who keep something derived from the state.
+    pub changes: Changes,
+}
+
+/// Applies entries, at least one.
+///
+/// # Errors
+/// [`Unreadable`]: an entry is of a later version. The state must not go on then.
+pub fn apply(state: &mut State, entries: Vec<Committed>) -> Result<Batch, Unreadable> {
+    let mut batch = Batch::default();
+    for Committed { index, term, content, number } in entries {
+        (batch.applied.index, batch.applied.term) = (index, term);
+        let (data, configures) = match content {
+            Content::Nothing => {
+                state.skip(index);
+                continue;
+            }
+            Content::Command(data) => (data, false),
+            Content::Members(data) => (data, true),
+        };
+        let entry = record::decode_command(index, &data)?;
+        let outcome = state.apply(index, &entry);
+        batch.changes.merge(outcome.changes);
+        if let (Command::Member(change), true) = (entry.command, outcome.result.is_ok()) {
+            batch.applied.members = Some(state.members.clone());
+            if configures {
+                batch.applied.changes.push((index, change));
+            }
+        }
+        if let Some(number) = number {
+            batch.answers.push((number, outcome.result.map(|answer| (index, answer))));
+        }
+    }
+    Ok(batch)
+}

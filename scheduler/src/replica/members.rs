@@ -1,0 +1,211 @@
+//! Who takes part: changes of the configuration, one at a time, and the handing over of leadership.
+
+use orch_core::Command;
+use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
+use raft::{ProgressState, StateRole};
+
+use super::{
+    ELECTION, Failure, Frame, HANDOVER, Member, MemberChange, Members, NodeId, Proposal, Replica, STALLED, record,
+};
+
+/// A learner has caught up when it lacks fewer entries.
+const CAUGHT_UP: u64 = 100;
+/// Between two tries to tell one's address, ticks.
+const ADDRESS: u64 = 4 * ELECTION as u64;
+/// The number of proposals that nobody waits for.
+const NOBODY: u64 = 0;
+
+/// What a change of the members is to raft; `None` when it is nothing.
+pub(super) fn configuration_change(change: &MemberChange) -> Option<ConfChangeV2> {
+    let (id, kind) = match change {
+        MemberChange::Found { .. } | MemberChange::Address { .. } => return None,
+        MemberChange::Add { id, .. } => (*id, ConfChangeType::AddLearnerNode),
+        MemberChange::Promote { id } => (*id, ConfChangeType::AddNode),
+        MemberChange::Remove { id } => (*id, ConfChangeType::RemoveNode),
+    };
+    let mut single = ConfChangeSingle { node_id: id, ..ConfChangeSingle::default() };
+    single.set_change_type(kind);
+    let mut change = ConfChangeV2::default();
+    change.set_changes(vec![single].into());
+    Some(change)
+}
+
+impl Replica {
+    /// Adds a manager, which learns at first. The answer says its number.
+    pub fn add_member(&mut self, number: u64, node: NodeId, address: String) -> u64 {
+        let id = self.members.next_id();
+        self.change_members(number, MemberChange::Add { id, node, address });
+        id
+    }
+
+    /// Removes a manager. A leader does not remove itself: it hands its leadership over and says to whom, so that it can be asked there.
+    pub fn remove_member(&mut self, number: u64, node: &NodeId) {
+        if !self.is_leader() {
+            let leader = self.leader();
+            return self.fail(number, Failure::NotLeader(leader));
+        }
+        let Some(id) = self.members.id_of(node) else {
+            // The state says who is unknown.
+            return self.change_members(number, MemberChange::Remove { id: u64::MAX });
+        };
+        let others = self.members.voters().len() > 1;
+        if id == self.identity.id && others {
+            let Some(successor) = self.hand_over() else {
+                let why = "no other manager is up to date, so that this one must go on leading";
+                return self.fail(number, Failure::Busy(why.to_owned()));
+            };
+            return self.fail(number, Failure::NotLeader(Some(successor)));
+        }
+        if others && !self.survives_without(id) {
+            let why = format!("without {node} too few of the managers that vote are there to decide anything");
+            return self.fail(number, Failure::Busy(why));
+        }
+        self.change_members(number, MemberChange::Remove { id });
+    }
+
+    /// Hands the leadership to another voter, if one is up to date.
+    pub fn step_aside(&mut self) -> Option<NodeId> {
+        if self.removed || !self.is_leader() { None } else { self.hand_over() }
+    }
+
+    pub(super) fn change_members(&mut self, number: u64, change: MemberChange) {
+        let configures = configuration_change(&change).is_some();
+        // Raft makes an empty entry of a second change without a word.
+        if configures && self.raw.raft.pending_conf_index > self.raw.raft.raft_log.applied {
+            let why = "another change of the managers is under way".to_owned();
+            return self.fail(number, Failure::Busy(why));
+        }
+        let command = Command::Member(change.clone());
+        match record::encode_command(0, 0, command) {
+            Ok(data) => self.admit(Proposal { number, data, durable: true, change: Some(change) }),
+            Err(error) => self.fail(number, Failure::Busy(error.to_string())),
+        }
+    }
+
+    /// Whether those voters that are heard of now could decide without this one.
+    fn survives_without(&self, id: u64) -> bool {
+        let voters = self.members.voters();
+        if !voters.contains(&id) {
+            return true;
+        }
+        let left: Vec<u64> = voters.into_iter().filter(|voter| *voter != id).collect();
+        let there = left.iter().filter(|voter| {
+            **voter == self.identity.id || self.raw.raft.prs().get(**voter).is_some_and(|p| p.recent_active)
+        });
+        there.count() > left.len() / 2
+    }
+
+    /// The voter that has most of the log, if it has what it takes to lead at once.
+    fn successor(&self) -> Option<u64> {
+        let tracker = self.raw.raft.prs();
+        let voters = tracker.iter().filter(|(id, progress)| {
+            **id != self.identity.id
+                && tracker.conf().voters().contains(**id)
+                && progress.recent_active
+                && progress.state == ProgressState::Replicate
+        });
+        voters.max_by_key(|(id, progress)| (progress.matched, **id)).map(|(id, _)| *id)
+    }
+
+    fn hand_over(&mut self) -> Option<NodeId> {
+        let successor = self.successor()?;
+        self.handover = self.ticks;
+        self.raw.transfer_leader(successor);
+        self.node_of(successor)
+    }
+
+    /// A leader that cannot write cannot answer anybody, though its heartbeats keep it in office.
+    pub(super) fn hand_over_when_stalled(&mut self) {
+        let waits = self.unwritten.front().is_some_and(|write| write.since + STALLED <= self.ticks);
+        let stalled = waits || self.full.is_some();
+        if stalled && self.handover + HANDOVER <= self.ticks && self.hand_over().is_some() {
+            tracing::warn!("the disk of the control log does not keep up: another manager is asked to lead");
+        }
+    }
+
+    /// The first of all says who it is.
+    pub(super) fn found(&mut self) {
+        if self.is_leader() && self.members.managers.is_empty() && !self.founding {
+            self.founding = true;
+            let (node, address) = (self.settings.node.clone(), self.settings.address.clone());
+            self.change_members(NOBODY, MemberChange::Found { node, address });
+        }
+    }
+
+    /// Makes voters of learners that have caught up, as long as the number of voters becomes odd by it: an even one outlives no more losses
+    /// than the odd one below, and needs one more to decide anything.
+    pub(super) fn promote(&mut self) {
+        let (voters, learners) = (self.members.voters(), self.members.learners());
+        if learners.is_empty() || self.raw.raft.pending_conf_index > self.raw.raft.raft_log.applied {
+            return;
+        }
+        let committed = self.raw.raft.raft_log.committed;
+        let ready: Vec<u64> = learners
+            .into_iter()
+            .filter(|id| {
+                self.raw.raft.prs().get(*id).is_some_and(|progress| {
+                    progress.recent_active
+                        && progress.state == ProgressState::Replicate
+                        && progress.matched + CAUGHT_UP > committed
+                })
+            })
+            .collect();
+        let enough = if voters.len() % 2 == 0 { 1 } else { 2 };
+        if ready.len() >= enough && self.raw.raft.lead_transferee.is_none() {
+            self.change_members(NOBODY, MemberChange::Promote { id: ready[0] });
+        }
+    }
+
+    /// The members are others now.
+    pub(super) fn take_members(&mut self, members: Members) {
+        self.members = members;
+        if self.members.removed.contains_key(&self.identity.id) {
+            return self.retire();
+        }
+        self.heard.retain(|id, _| !self.members.managers.contains_key(id));
+        let mut expected = (self.members.voters(), self.members.learners());
+        expected.0.sort_unstable();
+        expected.1.sort_unstable();
+        assert_eq!(self.configuration(), expected, "raft's configuration is the state's");
+    }
+
+    /// This replica was removed: it takes part in nothing any more.
+    pub(super) fn retire(&mut self) {
+        self.removed = true;
+        let mut lost = Vec::new();
+        self.proposals.deposed(0);
+        self.proposals.expire(u64::MAX, &mut lost);
+        self.out.failed.extend(lost);
+        let parked = std::mem::take(&mut self.proposals.parked);
+        self.out.failed.extend(parked.into_iter().map(|proposal| (proposal.number, Failure::NotLeader(None))));
+    }
+
+    /// Says where this replica is, when the members say something else.
+    pub(super) fn tell_address(&mut self) {
+        if self.settings.address.is_empty() || self.ticks % ADDRESS != 0 {
+            return;
+        }
+        let Some(Member { address, .. }) = self.members.managers.get(&self.identity.id) else { return };
+        if *address == self.settings.address {
+            return;
+        }
+        let (node, address) = (self.settings.node.clone(), self.settings.address.clone());
+        match self.raw.raft.state {
+            StateRole::Leader => self.change_members(NOBODY, MemberChange::Address { node, address }),
+            _ if self.raw.raft.leader_id != 0 => {
+                let leader = self.raw.raft.leader_id;
+                self.send_frame(leader, &Frame::Address(address));
+            }
+            _ => {}
+        }
+    }
+
+    /// A manager says where it is.
+    pub(super) fn take_address(&mut self, from: u64, address: String) {
+        let Some(member) = self.members.managers.get(&from) else { return };
+        if self.is_leader() && member.address != address {
+            let node = member.node.clone();
+            self.change_members(NOBODY, MemberChange::Address { node, address });
+        }
+    }
+}
