@@ -36,12 +36,11 @@ pub(crate) enum ApplyTask {
 }
 
 /// Runs until nobody has anything to do any more.
-pub(crate) fn run(shared: Arc<Shared>, tasks: &Receiver<ApplyTask>, events: &Sender<Message>) {
+pub(crate) fn run(shared: Arc<Shared>, term: u64, tasks: &Receiver<ApplyTask>, events: &Sender<Message>) {
     let assignments = {
         let state = shared.state.read().unwrap_or_else(PoisonError::into_inner);
         Assignments::new(&state)
     };
-    let term = 0;
     let mut applier = Applier { shared, assignments, nodes: HashMap::new(), checked: None, term };
     let done = catch_unwind(AssertUnwindSafe(|| {
         while let Ok(task) = tasks.recv() {

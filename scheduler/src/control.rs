@@ -1,23 +1,27 @@
 //! The handle of the control plane: proposes commands, reads the state, attaches nodes.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use orch_api::control::NodeLink;
 use orch_core::{Answer, Command, Refusal, State};
 use orch_spec::assignment::NodeId;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::disk::{Directory, Disk};
-use crate::driver::{self, Message};
+use crate::driver::{self, INBOX, Message, Start};
 use crate::link;
 use crate::log::LogError;
+use crate::replica::encode_command;
+use crate::start::random;
 use crate::transport::{NoTransport, Transport};
 
-/// Proposals waiting for the driver: more wait in their callers.
+/// Proposals waiting for the raft thread: more wait in their callers.
 const PROPOSALS: usize = 1024;
 
 /// How to run a control plane.
@@ -156,7 +160,8 @@ fn not_leader(leader: Option<&NodeId>) -> String {
 /// What the driver publishes.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) state: RwLock<State>,
+    /// Shared so that a snapshot can be made of it aside.
+    pub(crate) state: RwLock<Arc<State>>,
     /// Index of the last applied entry.
     pub(crate) applied: watch::Sender<u64>,
     /// Why the driver takes nothing any more.
@@ -169,50 +174,77 @@ pub(crate) struct Shared {
 #[derive(Debug, Clone)]
 pub struct Control {
     shared: Arc<Shared>,
-    messages: mpsc::Sender<Message>,
+    messages: Sender<Message>,
+    admission: Arc<Semaphore>,
+    /// Bytes of other managers' messages that wait.
+    received: Arc<AtomicUsize>,
 }
 
 impl Control {
-    /// Opens the log, replays it, and becomes leader of a cluster of one.
+    /// Opens the log, replays it, and takes part: alone as the leader at once, among others when they answer.
     ///
     /// # Errors
     /// See [`StartError`].
     pub async fn start(config: ControlConfig) -> Result<Self, StartError> {
         let path = config.data_dir.clone();
-        let disk = Directory::make(config.data_dir).map_err(|source| LogError::Io { doing: "make", path, source })?;
-        Self::start_on(Box::new(disk)).await
+        let disk = Directory::make(path.clone()).map_err(|source| LogError::Io { doing: "make", path, source })?;
+        Self::start_with(Box::new(disk), config).await
     }
 
-    /// The same on a disk of the caller's.
+    /// A host alone on a disk of the caller's.
     ///
     /// # Errors
     /// See [`StartError`].
     pub async fn start_on(disk: Box<dyn Disk>) -> Result<Self, StartError> {
-        let (messages, inbox) = mpsc::channel(PROPOSALS);
-        let (ready, started) = oneshot::channel();
-        std::thread::Builder::new()
-            .name("raft".to_owned())
-            .spawn(move || driver::run(disk, inbox, ready))
-            .map_err(StartError::Thread)?;
-        let shared = started.await.map_err(|_| StartError::Raft("the thread ended".to_owned()))??;
-        Ok(Self { shared, messages })
+        let config = ControlConfig::alone(PathBuf::new(), NodeId::from("node"));
+        Self::start_with(disk, config).await
     }
 
-    /// Proposes a command and waits until it is applied, which is after it is on disk.
+    /// The same as [`Control::start`], on a disk of the caller's.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start_with(disk: Box<dyn Disk>, config: ControlConfig) -> Result<Self, StartError> {
+        let ControlConfig { data_dir: _, node, address, transport, bootstrap } = config;
+        let (messages, inbox) = channel();
+        let (ready, started) = oneshot::channel();
+        let received = Arc::new(AtomicUsize::new(0));
+        let inbox = (messages.clone(), inbox);
+        let start = Start { disk, bootstrap, node, address, transport, inbox, received: received.clone() };
+        driver::spawn("raft", move || driver::run(start, ready))?;
+        let shared = started.await.map_err(|_| StartError::Raft("the thread ended".to_owned()))??;
+        let admission = Arc::new(Semaphore::new(PROPOSALS));
+        Ok(Self { shared, messages, admission, received })
+    }
+
+    /// Proposes a command and waits until it is applied, which is after it is on disk where that counts.
     ///
     /// # Errors
     /// See [`ProposeError`].
     pub async fn propose(&self, command: Command) -> Result<(u64, Answer), ProposeError> {
+        // What a node repeats by itself needs no disk where nobody else could miss it.
+        let durable =
+            !matches!(command, Command::Report { .. } | Command::ReserveAddress(_) | Command::ReleaseAddress { .. });
+        let data = encode_command(now_ms(), random(), command)
+            .map_err(|error| ProposeError::Unavailable(error.to_string()))?;
+        let permit = self.admission.clone().acquire_owned().await.map_err(|_| self.gone())?;
+        self.ask(|reply| Message::Propose { data, durable, reply, _permit: permit }).await?
+    }
+
+    async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Result<T, ProposeError> {
         let (reply, answer) = oneshot::channel();
-        let message = Message::Propose { command: Box::new(command), reply: Some(reply) };
-        self.messages.send(message).await.map_err(|_| self.gone())?;
-        answer.await.map_err(|_| self.gone())?
+        self.messages.send(message(reply)).map_err(|_| self.gone())?;
+        answer.await.map_err(|_| self.gone())
     }
 
     /// Takes a message that another manager has sent. Never blocks: what cannot be queued is dropped.
     pub fn receive(&self, from: &NodeId, message: Bytes) {
-        // Until replicas talk to each other.
-        let _ = (from, message);
+        let waiting = self.received.fetch_add(message.len(), Ordering::Relaxed);
+        if waiting > INBOX {
+            self.received.fetch_sub(message.len(), Ordering::Relaxed);
+            return;
+        }
+        let _ = self.messages.send(Message::Receive { from: from.clone(), bytes: message });
     }
 
     /// Who leads, now and whenever that changes.
@@ -220,24 +252,31 @@ impl Control {
         self.shared.leadership.subscribe()
     }
 
-    /// Makes a node a manager: it learns first, and votes when it has caught up. The answer is what the node must be started with
-    /// ([`Bootstrap::Join`]). Must be asked of the leader.
+    /// Makes a node a manager: it learns first, and votes when it has caught up and the number of voters becomes odd by it. The answer is
+    /// what the node must be started with ([`Bootstrap::Join`]). Must be asked of the leader.
     ///
     /// # Errors
     /// See [`ProposeError`].
     pub async fn add_manager(&self, node: NodeId, address: String) -> Result<Invitation, ProposeError> {
-        let _ = (node, address);
-        Err(ProposeError::Unavailable("replicas do not talk to each other yet".to_owned()))
+        self.ask(|reply| Message::Add { node, address, reply }).await?
     }
 
     /// Makes a node no manager any more. Must be asked of the leader; a leader that shall go itself hands its leadership over and says
-    /// [`ProposeError::NotLeader`].
+    /// [`ProposeError::NotLeader`] with its successor, who must be asked then.
     ///
     /// # Errors
     /// See [`ProposeError`].
     pub async fn remove_manager(&self, node: &NodeId) -> Result<(), ProposeError> {
-        let _ = node;
-        Err(ProposeError::Unavailable("replicas do not talk to each other yet".to_owned()))
+        let node = node.clone();
+        self.ask(|reply| Message::Remove { node, reply }).await?.map(|_| ())
+    }
+
+    /// Hands the leadership to another manager that is up to date, and says to whom; `None` when there is none, or this one does not lead.
+    ///
+    /// # Errors
+    /// See [`ProposeError`].
+    pub async fn step_aside(&self) -> Result<Option<NodeId>, ProposeError> {
+        self.ask(|reply| Message::StepAside { reply }).await
     }
 
     /// Waits until the state here has everything that had been acknowledged anywhere when this was called, and says its index. A state that
@@ -246,12 +285,14 @@ impl Control {
     /// # Errors
     /// See [`ProposeError`].
     pub async fn read_index(&self) -> Result<u64, ProposeError> {
-        Ok(self.read(|state| state.index))
+        let mut applied = self.watch();
+        let index = self.ask(|reply| Message::Read { reply }).await??;
+        let reached = applied.wait_for(|applied| *applied >= index).await.map(|applied| *applied);
+        reached.map_err(|_| self.gone())
     }
 
     fn gone(&self) -> ProposeError {
-        let reason = self.shared.gone.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        ProposeError::Gone(reason.unwrap_or_else(|| "it has ended".to_owned()))
+        driver::gone(&self.shared)
     }
 
     /// Waits until the state is as wished; says whether it was before the time was over.
@@ -285,19 +326,20 @@ impl Control {
     /// Must be called within a tokio runtime.
     pub fn connect_node(&self, node: NodeId) -> NodeLink {
         let (sender, assignments) = watch::channel(Arc::default());
-        let (messages, connected) = (self.messages.clone(), node.clone());
-        tokio::spawn(async move {
-            // A driver that is gone tells nobody anything, which its node hears when it reports.
-            let _ = messages.send(Message::Connect { node: connected, assignments: sender }).await;
-        });
+        // A driver that is gone tells nobody anything, which its node hears when it reports.
+        let _ = self.messages.send(Message::Connect { node: node.clone(), assignments: sender });
         NodeLink { assignments, reports: link::spawn(self.clone(), node) }
     }
 
-    /// Ends the driver after what it has been given.
+    /// Ends the driver after what it has been given; a leader hands its leadership over first.
     pub async fn shutdown(&self) {
         let (done, finished) = oneshot::channel();
-        if self.messages.send(Message::Shutdown(done)).await.is_ok() {
+        if self.messages.send(Message::Shutdown(done)).is_ok() {
             let _ = finished.await;
         }
     }
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use orch_core::Answer;
-use orch_spec::assignment::NodeId;
+use orch_spec::assignment::{Assignment, NodeId};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use crate::applier::{self, ApplyTask};
@@ -64,6 +64,8 @@ pub(crate) enum Message {
     StepAside { reply: oneshot::Sender<Option<NodeId>> },
     /// Say when the state has everything that was acknowledged.
     Read { reply: oneshot::Sender<Result<u64, ProposeError>> },
+    /// Tell a node what it shall run, from now on.
+    Connect { node: NodeId, assignments: watch::Sender<Arc<Assignment>> },
     /// Another manager says something.
     Receive { from: NodeId, bytes: Bytes },
     /// A write is done.
@@ -87,7 +89,7 @@ pub(crate) const INBOX: usize = 64 << 20;
 
 /// What a driver starts with.
 pub(crate) struct Start {
-    pub(crate) disk: Box<dyn Fn() -> Box<dyn Disk> + Send>,
+    pub(crate) disk: Box<dyn Disk>,
     pub(crate) bootstrap: Bootstrap,
     pub(crate) node: NodeId,
     pub(crate) address: String,
@@ -97,13 +99,7 @@ pub(crate) struct Start {
     pub(crate) received: Arc<AtomicUsize>,
 }
 
-/// What a started driver gives.
-pub(crate) struct Started {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) tasks: Sender<ApplyTask>,
-}
-
-type Ready = oneshot::Sender<Result<Started, StartError>>;
+type Ready = oneshot::Sender<Result<Arc<Shared>, StartError>>;
 
 /// Runs until told to end. `ready` hears how the start went.
 pub(crate) fn run(start: Start, ready: Ready) {
@@ -202,8 +198,8 @@ impl Driver {
         let (tasks, todo) = channel();
         let (log_events, log) = (events.clone(), opened.log);
         let keeping = spawn("raft-log", move || keeper::run(log, &jobs, &log_events))?;
-        let (state, apply_events) = (shared.clone(), events);
-        let applying = spawn("raft-apply", move || applier::run(state, &todo, &apply_events))?;
+        let (state, term, apply_events) = (shared.clone(), opened.term, events);
+        let applying = spawn("raft-apply", move || applier::run(state, term, &todo, &apply_events))?;
         let driver = Self {
             replica: opened.replica,
             transport,
@@ -272,10 +268,8 @@ impl Driver {
     /// Says that the control plane can be used: at once when others take part, and when it leads when nobody does.
     fn announce(&self, ready: &mut Option<Ready>) {
         let usable = !self.replica.is_alone() || self.shared.leadership.borrow().is_leader;
-        if let Some(tasks) = self.tasks.clone().filter(|_| usable)
-            && let Some(ready) = ready.take()
-        {
-            let _ = ready.send(Ok(Started { shared: self.shared.clone(), tasks }));
+        if let Some(ready) = ready.take_if(|_| usable) {
+            let _ = ready.send(Ok(self.shared.clone()));
         }
     }
 
@@ -311,6 +305,9 @@ impl Driver {
                 let number = self.next_number();
                 self.reading.insert(number, reply);
                 self.replica.read(number);
+            }
+            Message::Connect { node, assignments } => {
+                let _ = self.tasks.as_ref().map(|to| to.send(ApplyTask::Connect { node, assignments }));
             }
             Message::Receive { from, bytes } => {
                 self.received.fetch_sub(bytes.len(), Ordering::Relaxed);

@@ -1,19 +1,22 @@
 //! The control plane: the durable log, the raft driver, and the API over both.
 //!
-//! One thread ([`driver`]) owns the raft node, the replicated [`State`](orch_core::State) and the [`log`]; everybody else has a
-//! [`Control`], which proposes commands and reads the state. [`server`] is the HTTP side of it. Absent on purpose: deciding. What a
+//! A [`replica`] is raft and everything around it that must be right at every crash, without input and output; [`driver`]'s threads carry out
+//! what it wants, over the durable [`log`]. Everybody else has a [`Control`], which proposes commands and reads the
+//! [`State`](orch_core::State). [`server`] is the HTTP side of it. Absent on purpose: deciding. What a
 //! command does is `orch-core`'s business.
 #![forbid(unsafe_code)]
 
+mod applier;
 pub mod control;
 pub mod disk;
 mod driver;
 pub mod identity;
+mod keeper;
 mod link;
 pub mod log;
+pub mod replica;
 pub mod seal;
 pub mod server;
-pub mod replica;
 mod slog_bridge;
 pub mod start;
 pub mod transport;

@@ -7,7 +7,7 @@ use orch_core::Command;
 use orch_spec::assignment::{NodeId, NodeReport, TaskId, TaskStatus};
 use tokio::sync::mpsc;
 
-use crate::control::Control;
+use crate::control::{Control, ProposeError};
 use crate::driver::chain;
 
 /// Reports that wait. An agent that is faster than the log waits in turn.
@@ -38,7 +38,10 @@ async fn deliver(control: &Control, node: &NodeId, report: NodeReport) -> bool {
         let command = Command::Report { node: node.clone(), report: report.clone() };
         match control.propose(command).await {
             Ok(_) => return true,
-            Err(error) if error.is_transient() => tokio::time::sleep(AGAIN).await,
+            // A report can be repeated, whether it was taken or not.
+            Err(error) if error.is_transient() || matches!(error, ProposeError::Unknown) => {
+                tokio::time::sleep(AGAIN).await;
+            }
             Err(error) => {
                 tracing::warn!(%node, error = chain(&error), "reports of this node are not taken any more");
                 return false;

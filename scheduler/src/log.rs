@@ -347,6 +347,11 @@ impl Log {
         self.poisoned
     }
 
+    /// Where it is.
+    pub fn disk(&self) -> &dyn Disk {
+        self.disk.as_ref()
+    }
+
     /// Bytes that can be appended for certain.
     pub fn room(&self) -> u64 {
         self.allocated.saturating_sub(self.end + HEAD as u64)
@@ -445,7 +450,7 @@ fn opened(seal: Option<&Seal>, record: Record, path: &std::path::Path) -> Result
     }
     let plain = seal.ok_or(crate::seal::Broken).and_then(|seal| seal.open(Kind::RaftEntry as u8, &record.payload));
     let payload = plain.map_err(|source| LogError::Sealed { path: path.to_owned(), source })?;
-    Ok(Record { kind: Kind::Entry, payload })
+    Ok(Record { kind: Kind::RaftEntry, payload })
 }
 
 fn read_snapshot(disk: &dyn Disk, seal: Option<&Seal>) -> Result<Option<Vec<u8>>, LogError> {

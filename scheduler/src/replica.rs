@@ -412,7 +412,9 @@ impl Replica {
         };
         if let Err(error) = proposed {
             let why = match error {
-                raft::Error::ProposalDropped => "too many changes are under way, or the leadership is changing".to_owned(),
+                raft::Error::ProposalDropped => {
+                    "too many changes are under way, or the leadership is changing".to_owned()
+                }
                 other => other.to_string(),
             };
             return self.fail(number, Failure::Busy(why));
@@ -508,6 +510,11 @@ impl Replica {
             self.raw.mut_store().compact(1);
         }
         self.found();
+    }
+
+    /// The term of the last entry that the state has.
+    pub fn applied_term(&self) -> u64 {
+        self.applied.1
     }
 
     /// Whether everything that was given is done.

@@ -21,6 +21,8 @@ pub struct Opened {
     pub replica: Replica,
     /// The state of the last snapshot.
     pub state: State,
+    /// The term of its last entry.
+    pub term: u64,
     /// Bytes of a torn tail that were dropped.
     pub dropped: u64,
 }
@@ -41,25 +43,23 @@ impl From<OpenError> for StartError {
 ///
 /// # Errors
 /// See [`StartError`].
-pub fn open(disk: impl Fn() -> Box<dyn Disk>, bootstrap: &Bootstrap, settings: Settings) -> Result<Opened, StartError> {
+pub fn open(disk: Box<dyn Disk>, bootstrap: &Bootstrap, settings: Settings) -> Result<Opened, StartError> {
     let (log, recovered, identity) = match bootstrap {
         Bootstrap::Alone => {
-            let (mut log, recovered) = Log::open(disk())?;
+            let (mut log, recovered) = Log::open(disk)?;
             let identity = match identity_of(&recovered).map_err(OpenError::from)? {
                 Some(identity) => identity,
                 None => begin(&mut log, Identity { id: FIRST, cluster: new_cluster() })?,
             };
             (log, recovered, identity)
         }
-        Bootstrap::Join(invitation) => {
-            let invited = Identity { id: invitation.id, cluster: invitation.cluster.clone() };
-            join(&disk, invited)?
-        }
+        Bootstrap::Join(invitation) => join(disk, Identity { id: invitation.id, cluster: invitation.cluster.clone() })?,
     };
     let space = Space { room: log.room(), size: log.size() };
     let dropped = recovered.dropped;
     let (replica, state) = Replica::open(identity, &recovered, space, settings)?;
-    Ok(Opened { log, replica, state, dropped })
+    let term = replica.applied_term();
+    Ok(Opened { log, replica, state, term, dropped })
 }
 
 fn begin(log: &mut Log, identity: Identity) -> Result<Identity, LogError> {
@@ -68,45 +68,51 @@ fn begin(log: &mut Log, identity: Identity) -> Result<Identity, LogError> {
     Ok(identity)
 }
 
-fn join(disk: &impl Fn() -> Box<dyn Disk>, invited: Identity) -> Result<(Log, Recovered, Identity), StartError> {
-    let names = disk();
-    let io = |doing: &'static str, name: &str, result: std::io::Result<()>| {
-        result.map_err(|source| LogError::Io { doing, path: names.path(name), source })
-    };
-    let marker = names.read(JOINED).map_err(|source| LogError::Io { doing: "read", path: names.path(JOINED), source })?;
-    let has_log = names.read("log").map_err(|source| LogError::Io { doing: "read", path: names.path("log"), source })?;
-    let text = invited.id.to_string();
-    if marker.as_deref() == Some(text.as_bytes()) {
-        if has_log.is_none() {
-            return Err(LogError::Lost { path: names.path("log") }.into());
+fn read(disk: &dyn Disk, name: &str) -> Result<Option<Vec<u8>>, LogError> {
+    disk.read(name).map_err(|source| LogError::Io { doing: "read", path: disk.path(name), source })
+}
+
+/// The log of a member that has joined. The marker is written when the log is there, and before anything is promised: with the marker and
+/// without the log, promises were lost.
+fn join(disk: Box<dyn Disk>, invited: Identity) -> Result<(Log, Recovered, Identity), StartError> {
+    let path = disk.path("log");
+    let number = invited.id.to_string();
+    if read(disk.as_ref(), JOINED)?.as_deref() == Some(number.as_bytes()) {
+        if read(disk.as_ref(), "log")?.is_none() {
+            return Err(LogError::Lost { path }.into());
         }
-        let (log, recovered) = Log::open(disk())?;
+        let (log, recovered) = Log::open(disk)?;
         return match identity_of(&recovered).map_err(OpenError::from)? {
             Some(identity) if identity == invited => Ok((log, recovered, identity)),
-            _ => Err(LogError::Foreign { path: names.path("log") }.into()),
+            _ => Err(LogError::Foreign { path }.into()),
         };
     }
-    drop(has_log);
-    for name in ["log", "snapshot"] {
-        let there = names.read(name).map_err(|source| LogError::Io { doing: "read", path: names.path(name), source })?;
-        if there.is_some() {
-            tracing::warn!(file = %names.path(name).display(), "a former control log is set aside");
-            io("set aside", name, names.rename(name, &format!("{name}.aside")))?;
-        }
-    }
-    io("sync", "log", names.sync_names())?;
-    let (mut log, _) = Log::open(disk())?;
+    set_aside(disk.as_ref())?;
+    let (mut log, _) = Log::open(disk)?;
     let identity = begin(&mut log, invited)?;
+    let disk = log.disk();
     let part = format!("{JOINED}.part");
     let write = || {
-        let mut file = names.create(&part)?;
-        file.write_at(text.as_bytes(), 0)?;
+        let mut file = disk.create(&part)?;
+        file.write_at(number.as_bytes(), 0)?;
         file.sync()?;
-        names.rename(&part, JOINED)?;
-        names.sync_names()
+        disk.rename(&part, JOINED)?;
+        disk.sync_names()
     };
-    io("write", JOINED, write())?;
+    write().map_err(|source| LogError::Io { doing: "write", path: disk.path(JOINED), source })?;
     Ok((log, Recovered::default(), identity))
+}
+
+/// Gives the files of a former membership other names. The log goes first: a snapshot without a log is never taken for anything.
+fn set_aside(disk: &dyn Disk) -> Result<(), LogError> {
+    for name in ["log", "snapshot"] {
+        if read(disk, name)?.is_some() {
+            tracing::warn!(file = %disk.path(name).display(), "a former control log is set aside");
+            let moved = disk.rename(name, &format!("{name}.aside")).and_then(|()| disk.sync_names());
+            moved.map_err(|source| LogError::Io { doing: "set aside", path: disk.path(name), source })?;
+        }
+    }
+    Ok(())
 }
 
 /// A random number: the keys of std's hasher are random, and others each time.

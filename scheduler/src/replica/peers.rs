@@ -176,7 +176,8 @@ impl Replica {
         message.mut_snapshot().mut_metadata().set_conf_state(conf);
         // Raft takes none without data for one; the bytes themselves are none of its business.
         self.received = Some((message.clone(), bytes));
-        let taken = self.raw.step(message).is_ok() && self.raw.raft.snap().is_some_and(|s| s.get_metadata().index == index);
+        let taken =
+            self.raw.step(message).is_ok() && self.raw.raft.snap().is_some_and(|s| s.get_metadata().index == index);
         if !taken {
             self.received = None;
         }
@@ -198,7 +199,8 @@ impl Replica {
     }
 
     pub(super) fn tick_transfers(&mut self) {
-        let fetching = self.download.as_mut().map(|download| (download.message.from, download.index, download.tick(self.ticks)));
+        let fetching =
+            self.download.as_mut().map(|download| (download.message.from, download.index, download.tick(self.ticks)));
         match fetching {
             Some((from, _, Ok(Some(ask)))) => self.send_frame(from, &ask),
             Some((from, index, Err(()))) => {

@@ -167,7 +167,7 @@ fn replay(records: &[Record], index: u64, term: u64) -> Result<(Vec<Entry>, Hard
     let mut hard_state = HardState { term, commit: index, ..HardState::default() };
     for record in records {
         let entry = match record.kind {
-            Kind::Mark | Kind::Cluster | Kind::Identity => continue,
+            Kind::Mark | Kind::Cluster | Kind::Identity | Kind::Sealed => continue,
             Kind::HardState => {
                 let old: OldHardState =
                     serde_json::from_slice(&record.payload).map_err(|e| unreadable("the hard state", &e))?;
@@ -232,8 +232,7 @@ mod tests {
 
     #[test]
     fn a_later_record_of_an_index_replaces_the_earlier_and_all_behind_it() {
-        let records: Vec<_> =
-            [(1, 1), (2, 1), (3, 1), (2, 2)].map(|(i, t)| record(entry_record(&entry(i, t)))).into();
+        let records: Vec<_> = [(1, 1), (2, 1), (3, 1), (2, 2)].map(|(i, t)| record(entry_record(&entry(i, t)))).into();
         assert_eq!(terms(&records, 0, 0).0, [(1, 1), (2, 2)]);
     }
 
@@ -255,8 +254,7 @@ mod tests {
 
     #[test]
     fn entries_of_another_history_than_the_snapshot_are_dropped() {
-        let records: Vec<_> =
-            [(1, 1), (2, 1), (3, 1), (4, 1)].map(|(i, t)| record(entry_record(&entry(i, t)))).into();
+        let records: Vec<_> = [(1, 1), (2, 1), (3, 1), (4, 1)].map(|(i, t)| record(entry_record(&entry(i, t)))).into();
         assert_eq!(terms(&records, 3, 1).0, [(4, 1)], "the same history goes on");
         assert_eq!(terms(&records, 3, 2).0, [], "the leader's snapshot says that entry 3 was another");
         assert_eq!(terms(&records, 7, 2).0, [], "all are older");

@@ -151,9 +151,7 @@ pub fn decode(bytes: Bytes) -> Result<(Envelope, Frame), Malformed> {
             Frame::Messages((0..count).map(|_| take_message(&mut input)).collect::<Result<_, _>>()?)
         }
         2 => Frame::Part { id: input.number()?, number: input.small()?, count: input.small()?, bytes: input.bytes()? },
-        3 => {
-            Frame::Ask { index: input.number()?, check: input.small()?, first: input.small()?, count: input.small()? }
-        }
+        3 => Frame::Ask { index: input.number()?, check: input.small()?, first: input.small()?, count: input.small()? },
         4 => Frame::Chunk {
             index: input.number()?,
             check: input.small()?,
@@ -387,7 +385,8 @@ mod tests {
     use super::*;
 
     fn message() -> Message {
-        let mut message = Message { to: 2, from: 1, term: 7, index: 300, log_term: 6, commit: 299, ..Message::default() };
+        let mut message =
+            Message { to: 2, from: 1, term: 7, index: 300, log_term: 6, commit: 299, ..Message::default() };
         message.set_msg_type(MessageType::MsgAppend);
         message.reject = true;
         message.reject_hint = u64::MAX;

@@ -34,7 +34,7 @@ async fn neither_log_nor_snapshot_holds_what_a_command_said() {
     control.shutdown().await;
 
     let (mut log, recovered) = Log::open(directory()).expect("it opens");
-    let entries = recovered.records.iter().filter(|record| record.kind == Kind::Entry).count();
+    let entries = recovered.records.iter().filter(|record| record.kind == Kind::RaftEntry).count();
     assert!(entries > 0 && recovered.records.iter().all(|record| record.kind != Kind::Sealed));
     log.compact(PLAIN.as_bytes(), std::iter::empty()).expect("a snapshot is written");
     drop(log);
