@@ -669,9 +669,9 @@ impl Replica {
             self.hard_written = (self.hard_state.term, self.hard_state.vote, self.hard_state.commit);
         }
         let alone = self.is_alone();
-        // All are asked: each is noted once.
-        let lazy = entries.iter().fold(true, |lazy, entry| self.proposals.take_lazy(entry.index) && lazy);
-        let sync = voted || !alone || !lazy;
+        // All are asked, not only up to the first: each note is taken once.
+        let needing = entries.iter().filter(|entry| !self.proposals.take_lazy(entry.index)).count();
+        let sync = voted || !alone || needing > 0;
         let mut unwritten = Unwritten { ready: number, term: self.hard_state.term, ..Unwritten::default() };
         let job = match snapshot {
             None => {

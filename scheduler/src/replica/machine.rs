@@ -42,13 +42,16 @@ pub struct Applied {
     pub members: Option<Members>,
 }
 
+/// What became of a proposal, by its number: index and answer, or why nothing was done.
+pub type Verdict = (u64, Result<(u64, Answer), Refusal>);
+
 /// What came of a batch.
 #[derive(Debug, Default)]
 pub struct Batch {
     /// For the replica.
     pub applied: Applied,
     /// For those who wait.
-    pub answers: Vec<(u64, Result<(u64, Answer), Refusal>)>,
+    pub answers: Vec<Verdict>,
     /// For those who keep something derived from the state.
     pub changes: Changes,
 }

@@ -182,7 +182,7 @@ impl Replica {
 
     /// Says where this replica is, when the members say something else.
     pub(super) fn tell_address(&mut self) {
-        if self.settings.address.is_empty() || self.ticks % ADDRESS != 0 {
+        if self.settings.address.is_empty() || !self.ticks.is_multiple_of(ADDRESS) {
             return;
         }
         let Some(Member { address, .. }) = self.members.managers.get(&self.identity.id) else { return };
