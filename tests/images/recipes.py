@@ -97,6 +97,11 @@ def finish_base(tree: Tree, applets: list[str]) -> None:
     tree.remove(("usr/share/base-passwd",))
     for name in ("hostname", "hosts", "resolv.conf"):
         tree.file(f"etc/{name}", "")
+    # As base-files' script links them; PostgreSQL's programs look for their socket below /var/run.
+    tree.remove(("var/run", "var/lock"))
+    tree.link("var/run", "/run")
+    tree.folder("run/lock", 0o1777)
+    tree.link("var/lock", "/run/lock")
     tree.file("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
     applet_links(tree, "busybox", "usr/bin", applets)
 

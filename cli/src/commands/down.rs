@@ -22,15 +22,17 @@ pub(super) async fn run(settings: &Settings, args: Down) -> Result<Exit> {
         nothing();
         return Ok(Exit::Done);
     };
-    let view: StackView = match client.get(&format!("/v1/stacks/{}", escape(&stack))).await {
-        Ok(view) => view,
-        Err(ClientError::Refused(e)) if e.code == "not_found" => {
-            nothing();
-            return Ok(Exit::Done);
-        }
+    let view: Option<StackView> = match client.get(&format!("/v1/stacks/{}", escape(&stack))).await {
+        Ok(view) => Some(view),
+        // Its volumes may have been kept by an earlier `down`.
+        Err(ClientError::Refused(e)) if e.code == "not_found" => None,
         Err(e) => return Err(e.into()),
     };
-    let images: BTreeSet<String> = view.services.iter().map(|s| s.image.clone()).collect();
+    if view.is_none() && !args.volumes {
+        nothing();
+        return Ok(Exit::Done);
+    }
+    let images: BTreeSet<String> = view.iter().flat_map(|v| &v.services).map(|s| s.image.clone()).collect();
     let request = DownRequest {
         volumes: args.volumes,
         services: args.services.clone(),
@@ -39,10 +41,18 @@ pub(super) async fn run(settings: &Settings, args: Down) -> Result<Exit> {
         remove_orphans: args.remove_orphans || args.services.is_empty(),
     };
     if settings.dry_run {
-        printer::say(&format!("would remove {} containers of stack {stack}", view.tasks.len()));
+        let containers = view.map_or(0, |view| view.tasks.len());
+        printer::say(&format!("would remove {containers} containers of stack {stack}"));
         return Ok(Exit::Done);
     }
-    let response: ApplyResponse = client.post(&format!("/v1/stacks/{}/down", escape(&stack)), &request).await?;
+    let response: ApplyResponse = match client.post(&format!("/v1/stacks/{}/down", escape(&stack)), &request).await {
+        Ok(response) => response,
+        Err(ClientError::Refused(e)) if e.code == "not_found" && view.is_none() => {
+            nothing();
+            return Ok(Exit::Done);
+        }
+        Err(e) => return Err(e.into()),
+    };
     response.warnings.iter().for_each(|w| printer::say(&format!("warning: {w}")));
     let (services, goal) = if args.services.is_empty() {
         (None, Goal::Gone)

@@ -35,6 +35,11 @@ pub(crate) fn adopt(engine: &Engine, netd: &Netd, records: &Records) -> State {
         tracing::warn!(path = %path.display(), "a record cannot be read and is ignored");
     }
     state.locals = locals;
+    // A task without a container is tried anew; but it is known, so that the record of one whose container was removed just before
+    // the agent ended goes with the first look.
+    for id in task_records.keys() {
+        state.observed.tasks.entry(id.clone()).or_default();
+    }
     for info in engine.list() {
         if let Some(id) = info.config.labels.get(label::TASK).cloned().map(TaskId) {
             let seen = state.observed.tasks.entry(id.clone()).or_default();

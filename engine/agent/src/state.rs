@@ -141,8 +141,12 @@ impl State {
         changed
     }
 
-    /// Forgets tasks that are neither desired nor have anything here. Returns them, so that their records go too.
+    /// Forgets tasks that are neither desired nor have anything here. Returns them, so that their records go too. Before the first
+    /// assignment nobody knows what is desired.
     pub fn forget_gone(&mut self) -> Vec<TaskId> {
+        if !self.assigned {
+            return Vec::new();
+        }
         let assigned: BTreeSet<&TaskId> = self.assignment.tasks.iter().map(|t| &t.id).collect();
         let empty = |seen: &ObservedTask| seen.container.is_none() && !seen.sandbox && seen.activity.is_none();
         let gone: Vec<TaskId> = self

@@ -4,12 +4,12 @@
 //! image and mounts are ready, and started when what it depends on allows it; that permission holds until it is stopped by request.
 //! It is told to go down only after those that depend on it and go down too are down.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use orch_spec::assignment::{DesiredTask, Health, TaskState};
 use orch_spec::model::{DependencyCondition, NamespaceMode, NetworkMode, ServiceSpec};
 
-use crate::state::{State, Task, Wait};
+use crate::state::{Stack, State, Task, Wait};
 
 /// What a task's node may be told.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -66,6 +66,11 @@ pub(crate) fn needs(spec: &ServiceSpec) -> impl Iterator<Item = &str> {
     spec.depends_on.keys().map(String::as_str).chain(network).chain(namespaces)
 }
 
+/// Whether the order downwards passes through a task: it has run and ended by itself.
+pub(crate) fn passes_through(task: &Task) -> bool {
+    task.told.is_some() && task.status.state == TaskState::Exited
+}
+
 /// What the task's node may be told now.
 pub(crate) fn evaluate(state: &State, task: &Task, memory: &mut Memory) -> Gate {
     match task.goal {
@@ -104,24 +109,79 @@ fn downward(state: &State, task: &Task, memory: &mut Memory) -> Gate {
     gate
 }
 
-/// Containers that go down too, depend on this task's service and may still live.
+/// How a task of a service that depends on another holds that other one up.
+#[derive(PartialEq)]
+enum Hold {
+    /// It goes down too, and may still live or has not been told yet.
+    Itself,
+    /// It has ended by itself: those that depend on it hold up what it depended on.
+    Through,
+}
+
+fn hold(state: &State, other: &Task, needed: &str) -> Option<Hold> {
+    let goes = matches!(other.goal, DesiredTask::Stopped | DesiredTask::Removed);
+    let hold = if goes && (other.may_live() || other.told.is_some_and(|told| told != other.goal)) {
+        Hold::Itself
+    } else if passes_through(other) {
+        Hold::Through
+    } else {
+        return None;
+    };
+    needs(&state.revision(other.revision).spec).any(|name| name == needed).then_some(hold)
+}
+
+/// Containers that go down too, depend on this task's service and may still live, or have not been told to go yet. The order passes
+/// through containers that have ended by themselves: what depends on a finished migration depends on its database as well.
 fn leaving_dependents(state: &State, task: &Task, memory: &mut Memory) -> Vec<String> {
     let key = (task.stack.clone(), task.service.clone());
     if let Some(known) = memory.leaving.get(&key) {
         return known.clone();
     }
-    let dependents = state.stacks.get(&task.stack).and_then(|stack| stack.dependents.get(&task.service));
+    let Some(stack) = state.stacks.get(&task.stack) else { return Vec::new() };
+    let dependents = |of: &String| stack.dependents.get(of).into_iter().flatten();
     let mut names = Vec::new();
-    for service in dependents.into_iter().flatten().filter(|service| **service != task.service) {
-        let going = state.service_tasks(&task.stack, service).filter(|other| {
-            matches!(other.goal, DesiredTask::Stopped | DesiredTask::Removed)
-                && other.may_live()
-                && needs(&state.revision(other.revision).spec).any(|needed| needed == task.service)
-        });
-        names.extend(going.map(|other| other.container_name.clone()));
+    let mut seen = BTreeSet::from([&task.service]);
+    let mut passed = vec![&task.service];
+    while let Some(needed) = passed.pop() {
+        for service in dependents(needed).filter(|service| seen.insert(service)) {
+            let mut through = false;
+            for other in state.service_tasks(&task.stack, service) {
+                match hold(state, other, needed) {
+                    Some(Hold::Itself) => names.push(other.container_name.clone()),
+                    Some(Hold::Through) => through = true,
+                    None => {}
+                }
+            }
+            if through {
+                passed.push(service);
+            }
+        }
+    }
+    if !names.is_empty() && waits_for_itself(state, stack, &task.service) {
+        names.clear();
     }
     memory.leaving.insert(key, names.clone());
     names
+}
+
+/// Whether the order downwards goes round in a circle. No file has one, but tasks that were made from several versions of a file may;
+/// they go without order rather than never.
+fn waits_for_itself(state: &State, stack: &Stack, service: &String) -> bool {
+    let mut seen = BTreeSet::new();
+    let mut reached = vec![service];
+    while let Some(needed) = reached.pop() {
+        for dependent in stack.dependents.get(needed).into_iter().flatten() {
+            let mut tasks = state.service_tasks(&stack.name, dependent);
+            if !seen.contains(dependent) && tasks.any(|other| hold(state, other, needed).is_some()) {
+                if dependent == service {
+                    return true;
+                }
+                seen.insert(dependent);
+                reached.push(dependent);
+            }
+        }
+    }
+    false
 }
 
 fn upward(state: &State, task: &Task, memory: &mut Memory) -> Gate {

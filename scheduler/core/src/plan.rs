@@ -149,6 +149,18 @@ impl Plan {
         }
     }
 
+    /// Lets go of the order among operations that wait for each other in a circle. No file has one, but tasks that were made from
+    /// several versions of a file may; the gate lets those go without order, too.
+    pub(crate) fn break_circles(&mut self) {
+        let mut circle_of = vec![usize::MAX; self.len()];
+        for (number, circle) in petgraph::algo::tarjan_scc(&self.graph).into_iter().enumerate() {
+            circle.into_iter().for_each(|node| circle_of[node.index()] = number);
+        }
+        self.graph.retain_edges(|graph, edge| {
+            graph.edge_endpoints(edge).is_none_or(|(from, to)| circle_of[from.index()] != circle_of[to.index()])
+        });
+    }
+
     /// The operations, each after all that it waits for and otherwise in the order in which they were planned, numbered from 1, with
     /// the numbers of those that they wait for.
     pub fn operations(&self) -> Vec<(u32, &Operation, Vec<u32>)> {

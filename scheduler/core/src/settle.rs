@@ -53,11 +53,21 @@ impl<'s> Settling<'s> {
     pub(crate) fn mark_task(&mut self, id: &TaskId) {
         let Some(task) = self.state.tasks.get(id) else { return };
         let (stack, service) = (task.stack.clone(), task.service.clone());
-        let needed: Vec<String> = gate::needs(&self.state.revision(task.revision).spec).map(str::to_owned).collect();
+        let mut needed: Vec<String> =
+            gate::needs(&self.state.revision(task.revision).spec).map(str::to_owned).collect();
         self.memory.forget(&stack, &service);
         self.changes.stacks.insert(stack.clone());
         self.mark_dependents(&stack, &service);
-        self.services.extend(needed.into_iter().map(|needed| (stack.clone(), needed)));
+        // Downwards the order passes through what has ended.
+        let mut passed = BTreeSet::new();
+        while let Some(service) = needed.pop() {
+            if passed.insert(service.clone()) {
+                let ended = self.state.service_tasks(&stack, &service).filter(|task| gate::passes_through(task));
+                let further = ended.flat_map(|task| gate::needs(&self.state.revision(task.revision).spec));
+                needed.extend(further.map(str::to_owned));
+            }
+        }
+        self.services.extend(passed.into_iter().map(|needed| (stack.clone(), needed)));
         self.stacks.insert(stack.clone());
         self.services.insert((stack, service));
     }

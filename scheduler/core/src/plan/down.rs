@@ -11,7 +11,10 @@ use crate::error::{Missing, Refusal};
 use crate::state::{Removing, State};
 
 pub(crate) fn plan(state: &State, request: &Down, moment: Moment) -> Result<Planned, Refusal> {
-    if !state.stacks.contains_key(&request.stack) {
+    // An earlier `down` keeps the volumes, which still bear the stack's name: `down -v` after it removes them.
+    let keeps_volumes = || state.volumes.values().any(|volume| volume.stack == request.stack);
+    let is_there = state.stacks.contains_key(&request.stack) || request.volumes && keeps_volumes();
+    if !is_there {
         return Err(Missing::Stack(request.stack.clone()).into());
     }
     let mut draft = Draft::new(state, &request.stack, moment);
@@ -108,6 +111,10 @@ fn remove_volumes(draft: &mut Draft<'_>, downs: &[(TaskId, OperationId)]) {
         if !staying.is_empty() {
             draft.warn(format!("volume {name} stays: it is still in use by {}", staying.join(", ")));
             continue;
+        }
+        // Asked again: what could not be removed then may be by now.
+        if draft.volume(&name).is_some_and(|volume| !volume.error.is_empty()) {
+            draft.volume_mut(&name).error.clear();
         }
         let operation = draft.object_operation(Verb::Remove, ResourceKind::Volume, &name, String::new());
         for (_, down) in downs.iter().filter(|(id, _)| users.contains(id)) {

@@ -82,6 +82,7 @@ impl<'s> Draft<'s> {
 
     pub(crate) fn finish(mut self) -> Planned {
         self.records.stack = Some(self.stack);
+        self.plan.break_circles();
         let answer = Answer { plan: self.plan, warnings: self.warnings, ..Answer::default() };
         Planned { answer, records: self.records }
     }

@@ -9,6 +9,7 @@ use super::draft::Draft;
 use super::task::{self, Blueprint};
 use super::{ResourceKind, Verb, diff};
 use crate::error::{Refusal, SpecFault};
+use crate::gate;
 use crate::state::{Revision, RevisionId, Task};
 
 /// More replicas of one service are taken for a slip of the keyboard.
@@ -320,10 +321,20 @@ pub(crate) fn order_downward(draft: &mut Draft<'_>, downs: &[(TaskId, super::Ope
     for (id, operation) in downs {
         let Some(task) = draft.task(id) else { continue };
         let revision = draft.revision(task.revision).clone();
-        let own = task.service.clone();
-        for service in revision.spec.depends_on.keys().filter(|service| **service != own) {
-            for later in by_service.get(service).into_iter().flatten() {
-                draft.plan.order(*operation, *later);
+        let mut passed = BTreeSet::from([task.service.clone()]);
+        let mut needed: Vec<String> = revision.spec.depends_on.keys().cloned().collect();
+        while let Some(service) = needed.pop() {
+            if !passed.insert(service.clone()) {
+                continue;
+            }
+            match by_service.get(&service) {
+                Some(laters) => laters.iter().for_each(|later| draft.plan.order(*operation, *later)),
+                // The order passes through what has ended, as in the gate.
+                None => {
+                    let tasks = draft.tasks_of(&service);
+                    let ended = tasks.iter().filter(|task| gate::passes_through(task));
+                    needed.extend(ended.flat_map(|task| draft.revision(task.revision).spec.depends_on.keys()).cloned());
+                }
             }
         }
     }

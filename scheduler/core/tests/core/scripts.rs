@@ -477,13 +477,14 @@ scripts! {
     replaces_a_network_that_has_changed
     mounts_secrets_and_configs
     waits_for_a_node
+    stops_through_a_finished_one_shot
 }
 
 #[test]
 fn every_script_is_run() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
     let count = std::fs::read_dir(dir).expect("the scripts are there").count();
-    assert_eq!(count, 16, "a script without a line in scripts! is never run");
+    assert_eq!(count, 17, "a script without a line in scripts! is never run");
 }
 
 #[test]
