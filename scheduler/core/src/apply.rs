@@ -8,12 +8,14 @@ use crate::command::{Answer, Changes, Command, Entry, Outcome};
 use crate::error::{Missing, Refusal};
 use crate::plan::{self, Moment, Planned, Records};
 use crate::settle::Settling;
-use crate::state::{Event, NetworkPhase, Stack, State, reservation_holder};
+use crate::state::{Event, NetworkPhase, Stack, State, Timer, reservation_holder, vip_holder};
+use crate::{endpoint, rollout};
 
 impl State {
     /// Applies the next entry of the log. A refused command changes nothing but the index.
     pub fn apply(&mut self, index: u64, entry: &Entry) -> Outcome {
         self.index = index;
+        self.time = self.time.max(entry.now_ms);
         let mut changes = Changes::default();
         let moment = Moment { now_ms: entry.now_ms, nonce: entry.nonce };
         let result = self.dispatch(moment, &entry.command, &mut changes);
@@ -58,17 +60,90 @@ impl State {
             }
             Command::Security(request) => {
                 self.secure(moment, request, changes)?;
+                self.follow_security(moment, request, changes);
                 return Ok(Answer::default());
             }
-            Command::Tick => return Ok(Answer::default()),
+            Command::FormCluster(settings) => {
+                self.form_cluster(moment, settings, changes);
+                return Ok(Answer::default());
+            }
+            Command::ObserveNode { node, state } => {
+                self.observe_node(moment, node, *state, changes)?;
+                return Ok(Answer::default());
+            }
+            Command::UpdateNode(request) => {
+                self.update_node(moment, request, changes)?;
+                return Ok(Answer::default());
+            }
+            Command::RemoveNode { node, force } => {
+                self.remove_node(moment, node, *force, changes)?;
+                return Ok(Answer::default());
+            }
+            Command::UpdateService(request) => plan::plan_service(self, request, moment)?,
+            Command::RollbackService { stack, service } => {
+                rollout::roll_back(self, moment, stack, service, changes)?;
+                let mut settling = Settling::new(self, moment, changes);
+                settling.mark_stack(stack);
+                settling.run();
+                return Ok(Answer::default());
+            }
+            Command::Tick => {
+                self.tick(moment, changes);
+                return Ok(Answer::default());
+            }
         };
         let Planned { answer, records } = planned;
         self.execute(moment, command, records, changes);
         Ok(answer)
     }
 
-    /// Copies a plan's records into the state. Decides nothing.
+    /// Copies a plan's records into the state, and looks at what may be affected.
     fn execute(&mut self, moment: Moment, command: &Command, records: Records, changes: &mut Changes) {
+        let action = match command {
+            Command::ApplyStack(_) => Some("apply"),
+            Command::RemoveStack(_) => Some("down"),
+            Command::Scale(_) => Some("scale"),
+            Command::UpdateService(_) => Some("update"),
+            _ => None,
+        };
+        let Some(name) = self.carry_out(moment, records, action, changes) else { return };
+        self.drop_revisions();
+        let mut settling = Settling::new(self, moment, changes);
+        settling.mark_stack(&name);
+        settling.mark_relocation(&name);
+        settling.mark_placing();
+        settling.run();
+    }
+
+    /// Looks at what is due.
+    fn tick(&mut self, moment: Moment, changes: &mut Changes) {
+        for timer in self.due_timers() {
+            match timer {
+                Timer::Node(node) => self.look_at_node(moment, &node, changes),
+                Timer::Task(id) => {
+                    let Some(task) = self.tasks.get(&id) else { continue };
+                    let (stack, service) = (task.stack.clone(), task.service.clone());
+                    let mut settling = Settling::new(self, moment, changes);
+                    settling.mark_service(&stack, &service);
+                    settling.run();
+                }
+                Timer::Rollout { stack, service } => {
+                    let mut settling = Settling::new(self, moment, changes);
+                    settling.mark_rollout(&stack, &service);
+                    settling.run();
+                }
+            }
+        }
+    }
+
+    /// Copies a plan's records into the state. Decides nothing. Says which stack it was about.
+    pub(crate) fn carry_out(
+        &mut self,
+        moment: Moment,
+        records: Records,
+        action: Option<&str>,
+        changes: &mut Changes,
+    ) -> Option<String> {
         let index = self.index;
         self.task_sequence = records.task_sequence;
         self.revision_sequence = records.revision_sequence;
@@ -100,31 +175,35 @@ impl State {
             for former in &task.after {
                 self.successors.entry(former.clone()).or_default().insert(id.clone());
             }
+            let is_new = !self.tasks.contains_key(&id);
             if self.tasks.get(&id) != Some(&task) {
                 task.changed = index;
             }
-            self.tasks.insert(id, task);
+            self.tasks.insert(id.clone(), task);
+            if is_new {
+                self.enter_books(&id);
+            }
         }
-        let Some(stack) = records.stack else { return };
+        self.number_networks();
+        let stack = records.stack?;
         let name = stack.name.clone();
-        self.put_stack(moment, command, stack);
-        self.drop_revisions();
-        let mut settling = Settling::new(self, moment, changes);
-        settling.mark_stack(&name);
-        settling.run();
+        self.put_stack(moment, action, stack);
+        Some(name)
     }
 
-    fn put_stack(&mut self, moment: Moment, command: &Command, mut stack: Stack) {
+    /// Enters a new task with its node, or with those that wait for one.
+    fn enter_books(&mut self, id: &TaskId) {
+        match self.tasks.get(id).and_then(|task| task.node.clone()) {
+            Some(_) => self.enter_node(id),
+            None => drop(self.unplaced.insert(id.clone())),
+        }
+    }
+
+    fn put_stack(&mut self, moment: Moment, action: Option<&str>, mut stack: Stack) {
         let former = self.stacks.get(&stack.name);
         let same = former.is_some_and(|former| {
             former.services == stack.services && former.files == stack.files && former.removing == stack.removing
         });
-        let action = match command {
-            Command::ApplyStack(_) => Some("apply"),
-            Command::RemoveStack(_) => Some("down"),
-            Command::Scale(_) => Some("scale"),
-            _ => None,
-        };
         if let Some(action) = action.filter(|_| !same) {
             let name = stack.name.clone();
             self.event(moment, "stack", action, &name, &name, &name, &[]);
@@ -134,8 +213,32 @@ impl State {
         }
         stack.tasks.retain(|_, ids| !ids.is_empty());
         let name = stack.name.clone();
+        let entitled = plan::entitled(&stack);
         self.stacks.insert(name.clone(), stack);
+        self.release_vips(&name, &entitled);
         self.rebuild_dependents(&name);
+    }
+
+    /// Takes back the virtual addresses of services that a stack has no more.
+    pub(crate) fn release_vips(&mut self, stack: &str, entitled: &BTreeSet<String>) {
+        let prefix = endpoint::vip_key(stack, "");
+        for network in self.networks.values_mut() {
+            let mut both = vec![network];
+            while let Some(network) = both.pop() {
+                let gone = |key: &String| key.starts_with(&prefix) && !entitled.contains(key);
+                let keys: Vec<String> = network.vips.keys().filter(|key| gone(key)).cloned().collect();
+                for key in keys {
+                    let holder = vip_holder(&key);
+                    network.vips.remove(&key);
+                    for pool in [&mut network.pool4, &mut network.pool6].into_iter().flatten() {
+                        pool.held.retain(|_, present| *present != holder);
+                    }
+                }
+                if let NetworkPhase::Replacing(successor) = &mut network.phase {
+                    both.push(successor);
+                }
+            }
+        }
     }
 
     /// Who depends on whom, by the services' present specifications and by those of all tasks that are still there.
@@ -157,7 +260,12 @@ impl State {
 
     /// Forgets specifications that nothing refers to.
     pub(crate) fn drop_revisions(&mut self) {
-        let services = self.stacks.values().flat_map(|stack| stack.services.values().map(|service| service.revision));
+        let services = self.stacks.values().flat_map(|stack| stack.services.values());
+        let services = services.flat_map(|service| {
+            let former = service.rollout.as_ref().and_then(|rollout| rollout.former.as_ref());
+            let former = service.history.iter().chain(former).map(|former| former.revision);
+            former.chain([service.revision]).collect::<Vec<_>>()
+        });
         let used: BTreeSet<_> = services.chain(self.tasks.values().map(|task| task.revision)).collect();
         self.revisions.retain(|id, _| used.contains(id));
     }

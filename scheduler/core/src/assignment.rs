@@ -8,11 +8,13 @@ use orch_spec::assignment::{
     Assignment, DesiredTask, Health, NameAssignment, NetworkAssignment, NetworkName, NodeId, TaskAssignment,
     TaskNetwork, TaskState, VolumeAssignment,
 };
+use orch_spec::model::EndpointMode;
 
 use crate::address::Pool;
 use crate::command::Changes;
+use crate::endpoint::{self, Endpoints};
 use crate::settle::is_leaving;
-use crate::state::{Network, State, Task, Volume};
+use crate::state::{Network, Serving, State, Task, Volume};
 
 /// Options of a network's driver that change what its assignment says.
 const OPTION_ICC: &str = "com.docker.network.bridge.enable_icc";
@@ -31,6 +33,7 @@ struct Part {
     /// By node, with each task's number in the order in which tasks were made.
     tasks: BTreeMap<NodeId, Vec<(u64, TaskAssignment)>>,
     names: Names,
+    endpoints: Endpoints,
 }
 
 /// Network → name → addresses.
@@ -75,13 +78,26 @@ impl Assignments {
             version: state.index,
             cluster: state.cluster.clone(),
             names: self.names(&staying),
-            networks: staying.into_iter().map(network).collect(),
+            services: endpoint::services(self.endpoints(), &staying),
+            mesh_ports: endpoint::ports(self.endpoints()),
+            mesh: endpoint::mesh(state, node),
+            endpoints_version: endpoint::version(state, &staying),
+            networks: staying
+                .into_iter()
+                .map(|one| NetworkAssignment {
+                    overlay: endpoint::overlay(state, self.endpoints(), one, node),
+                    ..network(one)
+                })
+                .collect(),
             removed_networks: leaving.into_iter().map(|network| network.name.clone()).collect(),
             volumes: kept.into_iter().map(volume).collect(),
             removed_volumes: removed.into_iter().map(|volume| volume.name.clone()).collect(),
             tasks: tasks.into_iter().map(|(_, task)| task.clone()).collect(),
-            ..Assignment::default()
         }
+    }
+
+    fn endpoints(&self) -> impl Iterator<Item = &Endpoints> {
+        self.parts.values().map(|part| &part.endpoints)
     }
 
     fn names(&self, networks: &[&Network]) -> Vec<NameAssignment> {
@@ -116,7 +132,7 @@ impl Assignments {
 }
 
 fn part(state: &State, stack: &str) -> Part {
-    let mut made = Part { names: names(state, stack), ..Part::default() };
+    let mut made = Part { names: names(state, stack), endpoints: endpoint::of_stack(state, stack), ..Part::default() };
     for task in state.stack_tasks(stack) {
         let (Some(node), Some(told)) = (&task.node, task.told) else { continue };
         made.tasks.entry(node.clone()).or_default().push((task.sequence, task_assignment(state, task, told)));
@@ -189,43 +205,105 @@ fn volume(volume: &Volume) -> VolumeAssignment {
 struct Candidates {
     well: BTreeSet<IpAddr>,
     all: BTreeSet<IpAddr>,
+    /// The addresses that stand for them all.
+    vips: BTreeSet<IpAddr>,
+}
+
+impl Candidates {
+    fn add(&mut self, standing: Standing, addresses: &[Option<IpAddr>]) {
+        if standing != Standing::Away {
+            self.all.extend(addresses.iter().flatten());
+        }
+        if standing == Standing::Well {
+            self.well.extend(addresses.iter().flatten());
+        }
+    }
+
+    fn chosen(self) -> BTreeSet<IpAddr> {
+        match (self.vips.is_empty(), self.well.is_empty()) {
+            (false, _) => self.vips,
+            (true, true) => self.all,
+            (true, false) => self.well,
+        }
+    }
+}
+
+/// How a task stands to its names.
+#[derive(Clone, Copy, PartialEq)]
+enum Standing {
+    Away,
+    Runs,
+    Well,
+}
+
+fn standing(state: &State, task: &Task) -> Standing {
+    if state.is_cluster() {
+        return match task.serving {
+            Serving::No => Standing::Away,
+            Serving::Unready => Standing::Runs,
+            Serving::Ready => Standing::Well,
+        };
+    }
+    let runs = matches!(task.status.state, TaskState::Running | TaskState::Paused)
+        && matches!(task.told, Some(DesiredTask::Running | DesiredTask::Paused));
+    match (runs, task.status.health) {
+        (false, _) => Standing::Away,
+        (true, Health::Unhealthy) => Standing::Runs,
+        (true, _) => Standing::Well,
+    }
 }
 
 fn names(state: &State, stack: &str) -> Names {
     let mut shared: BTreeMap<NetworkName, BTreeMap<String, Candidates>> = BTreeMap::new();
     for task in state.stack_tasks(stack) {
         let spec = &state.revision(task.revision).spec;
-        let runs = matches!(task.status.state, TaskState::Running | TaskState::Paused)
-            && matches!(task.told, Some(DesiredTask::Running | DesiredTask::Paused));
+        let standing = standing(state, task);
         for endpoint in task.endpoints() {
             let mut own = vec![task.container_name.clone()];
+            let mut common = Vec::new();
             if !task.one_off || task.use_aliases {
-                own.push(task.service.clone());
-                own.push(format!("{}.{stack}", task.service));
+                common.push(task.service.clone());
+                common.push(format!("{}.{stack}", task.service));
                 let revision = state.revision(task.revision);
                 let key = revision.networks.iter().find(|(_, name)| **name == endpoint.network).map(|(key, _)| key);
                 let attachment = key.and_then(|key| spec.networks.get(key));
-                own.extend(attachment.into_iter().flat_map(|attachment| attachment.aliases.iter().cloned()));
+                common.extend(attachment.into_iter().flat_map(|attachment| attachment.aliases.iter().cloned()));
             }
             if !task.one_off {
                 own.push(format!("{}.{}", task.slot, task.service));
+                if state.is_cluster() {
+                    own.push(format!("{stack}-{}-{}", task.service, task.slot));
+                    own.push(format!("tasks.{}", task.service));
+                    own.push(format!("tasks.{}.{stack}", task.service));
+                }
             }
             let addresses = [endpoint.ipv4.map(IpAddr::V4), endpoint.ipv6.map(IpAddr::V6)];
             let names = shared.entry(endpoint.network.clone()).or_default();
-            for name in own {
+            for name in &own {
+                names.entry(name.to_ascii_lowercase()).or_default().add(standing, &addresses);
+            }
+            let vips = vips(state, task, &endpoint.network);
+            for name in common {
                 let candidates = names.entry(name.to_ascii_lowercase()).or_default();
-                if runs {
-                    candidates.all.extend(addresses.iter().flatten());
-                    if task.status.health != Health::Unhealthy {
-                        candidates.well.extend(addresses.iter().flatten());
-                    }
-                }
+                candidates.add(standing, &addresses);
+                candidates.vips.extend(&vips);
             }
         }
     }
-    let choose = |found: Candidates| if found.well.is_empty() { found.all } else { found.well };
     shared
         .into_iter()
-        .map(|(network, names)| (network, names.into_iter().map(|(name, found)| (name, choose(found))).collect()))
+        .map(|(network, names)| (network, names.into_iter().map(|(name, found)| (name, found.chosen())).collect()))
         .collect()
+}
+
+/// The addresses that stand for the task's service on a network, where its file wants such.
+fn vips(state: &State, task: &Task, network: &NetworkName) -> Vec<IpAddr> {
+    let service = state.stacks.get(&task.stack).and_then(|stack| stack.services.get(&task.service));
+    let mode = service.and_then(|service| state.revision(service.revision).spec.deploy.endpoint_mode);
+    let vip = state
+        .networks
+        .get(network)
+        .and_then(|network| network.vips.get(&endpoint::vip_key(&task.stack, &task.service)));
+    let vip = vip.filter(|_| mode != Some(EndpointMode::Dnsrr));
+    vip.into_iter().flat_map(|vip| [vip.ipv4.map(IpAddr::V4), vip.ipv6.map(IpAddr::V6)]).flatten().collect()
 }

@@ -12,6 +12,7 @@ use crate::error::Refusal;
 use crate::member::MemberChange;
 use crate::plan::Plan;
 use crate::security::SecurityCommand;
+use crate::state::{Availability, ClusterSettings, NodeState};
 
 /// One entry of the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -74,8 +75,66 @@ pub enum Command {
     Member(MemberChange),
     /// Who belongs to the cluster.
     Security(SecurityCommand),
-    /// Time has passed. For timers, of which there are none yet.
+    /// The host becomes one of several, or what these have in common is set anew.
+    FormCluster(ClusterSettings),
+    /// The leader sees how well a node is.
+    ObserveNode {
+        /// The node.
+        node: NodeId,
+        /// How well it is.
+        state: NodeState,
+    },
+    /// People set something about a node.
+    UpdateNode(UpdateNode),
+    /// A node is no part of the cluster any more. Its tasks go in the same entry.
+    RemoveNode {
+        /// The node.
+        node: NodeId,
+        /// Also when it still answers.
+        force: bool,
+    },
+    /// Change one service as it was applied.
+    UpdateService(UpdateService),
+    /// Make a service what it was before its last change.
+    RollbackService {
+        /// The stack.
+        stack: String,
+        /// The service.
+        service: String,
+    },
+    /// Time has passed: what [`State::next_timer`](crate::State::next_timer) says is due.
     Tick,
+}
+
+/// See [`Command::UpdateNode`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpdateNode {
+    /// The node.
+    pub node: NodeId,
+    /// Whether it takes tasks; `None` = as it is.
+    pub availability: Option<Availability>,
+    /// Labels to set.
+    pub labels: BTreeMap<String, String>,
+    /// Labels to take away.
+    pub remove_labels: BTreeSet<String>,
+}
+
+/// See [`Command::UpdateService`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UpdateService {
+    /// The stack.
+    pub stack: String,
+    /// The service.
+    pub service: String,
+    /// What it shall be; its networks, volumes, secrets and configs stay those of the stack as it was applied.
+    pub spec: Arc<ServiceSpec>,
+    /// Id of its image; empty = not known.
+    pub image_id: String,
+    /// How many replicas; `None` = as it is.
+    pub replicas: Option<u32>,
+    /// New containers although nothing changed.
+    pub force: bool,
 }
 
 /// See [`Command::ApplyStack`].

@@ -39,6 +39,12 @@ pub enum Refusal {
         /// The stack.
         stack: String,
     },
+    /// A node that answers is not removed.
+    #[error("node {node} still answers")]
+    Alive {
+        /// The node's host name.
+        node: String,
+    },
     /// Something that is used cannot be removed.
     #[error("{kind} {name} is in use by {}", list(users))]
     InUse {
@@ -132,6 +138,14 @@ pub enum SpecFault {
         /// What is wrong with it.
         problem: String,
     },
+    /// A constraint or preference on what no node has.
+    #[error("service {service} is to be placed by `{key}`, which no node can have")]
+    Property {
+        /// The service.
+        service: String,
+        /// What it asks for.
+        key: String,
+    },
     /// Options that exclude each other.
     #[error("{0}")]
     Options(String),
@@ -162,6 +176,17 @@ pub enum Missing {
     /// No such volume.
     #[error("no such volume: {0}")]
     Volume(String),
+    /// No such node.
+    #[error("no such node: {0}")]
+    Node(String),
+    /// Nothing to go back to.
+    #[error("service {service} of stack {stack} has no earlier version to go back to")]
+    Version {
+        /// The stack.
+        stack: String,
+        /// The service.
+        service: String,
+    },
     /// An external network or volume that must be made first.
     #[error("external {kind} {name} (key {key} of stack {stack}) does not exist")]
     External {
@@ -313,9 +338,9 @@ impl Hint for Refusal {
             Self::Clash(_) => "conflict",
             Self::Security(fault) => fault.code(),
             Self::Busy { .. } => "unavailable",
-            Self::InUse { .. } => "in_use",
             Self::Member(MemberRefusal::Unknown(_)) => "not_found",
             Self::Member(_) => "conflict",
+            Self::InUse { .. } | Self::Alive { .. } => "in_use",
         }
     }
 
@@ -327,6 +352,9 @@ impl Hint for Refusal {
             Self::Security(fault) => fault.hint(),
             Self::Busy { stack } => {
                 Some(format!("wait until `orch ls` does not show {stack} any more, then try again"))
+            }
+            Self::Alive { node } => {
+                Some(format!("`orch cluster leave` on {node}, or drain and stop it first; --force removes it as it is"))
             }
             Self::InUse { kind, .. } => Some(format!("remove what uses the {kind} first")),
             Self::Member(MemberRefusal::Last { .. }) => Some(
@@ -351,6 +379,11 @@ impl SpecFault {
             Self::Undefined { kind, key, .. } => {
                 format!("add `{key}` to the stack's {kind}s, or correct the reference")
             }
+            Self::Property { .. } => {
+                "there are node.id, node.hostname, node.ip, node.role, node.platform.os, node.platform.arch, \
+                                      node.labels.NAME and engine.labels.NAME"
+                    .to_owned()
+            }
             Self::TooMany { .. } | Self::Network { .. } | Self::Options(_) => return None,
         })
     }
@@ -367,7 +400,8 @@ impl Missing {
             Self::Volume(_) => "`orch volume ls` lists the volumes that exist".to_owned(),
             Self::Namespace { with, .. } => format!("bring up {with} first"),
             Self::Task(_) => "`orch ps -a` lists the containers that exist".to_owned(),
-            Self::Service { .. } => return None,
+            Self::Node(_) => "`orch node ls` lists the nodes".to_owned(),
+            Self::Service { .. } | Self::Version { .. } => return None,
         })
     }
 }

@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use orch_spec::assignment::{DesiredTask, Health, TaskState};
 use orch_spec::model::{DependencyCondition, NamespaceMode, NetworkMode, ServiceSpec};
 
-use crate::state::{Stack, State, Task, Wait};
+use crate::state::{HandOver, NodeState, Stack, State, Task, Wait};
+use crate::{endpoint, place};
 
 /// What a task's node may be told.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -19,8 +20,10 @@ pub(crate) struct Gate {
     pub(crate) released: bool,
     pub(crate) waiting: Vec<Wait>,
     pub(crate) blocked: String,
-    /// No node has ever been told of it and it is on its way out: it is gone.
+    /// No node has ever been told of it and it is on its way out, or its node is lost: it is gone.
     pub(crate) gone: bool,
+    /// It is to be taken out of load balancing now.
+    pub(crate) withdraw: bool,
 }
 
 /// How far a service is, as one that depends on it sees it.
@@ -89,13 +92,31 @@ fn downward(state: &State, task: &Task, memory: &mut Memory) -> Gate {
         gate.gone = task.goal == DesiredTask::Removed;
         return gate;
     }
+    let lost = task.goal == DesiredTask::Removed
+        && task.node.as_ref().is_none_or(|node| state.node_state(node) == NodeState::Down);
     if task.told == Some(task.goal) {
+        gate.gone = lost;
+        return gate;
+    }
+    if let Some(wait) = before_hand_over(state, task) {
+        gate.waiting.push(wait);
+        return gate;
+    }
+    if lost {
+        // Its node removes by itself what it is not told of any more.
+        gate.gone = true;
         return gate;
     }
     // A step from stopped to removed needs no more waiting than the stop did.
-    let leaving = if task.unordered { Vec::new() } else { leaving_dependents(state, task, memory) };
+    let leaving = if task.unordered || task.hand_over.is_some() { Vec::new() } else { leaving_dependents(state, task, memory) };
     if leaving.is_empty() {
-        gate.told = Some(task.goal);
+        if endpoint::must_withdraw(state, task) && !endpoint::is_withdrawn(state, task) {
+            gate.withdraw = true;
+            let text = "load balancers to let go of it".to_owned();
+            gate.waiting.push(Wait { kind: "endpoint".to_owned(), on: task.container_name.clone(), text });
+        } else {
+            gate.told = Some(task.goal);
+        }
     } else {
         gate.waiting = leaving
             .into_iter()
@@ -119,7 +140,8 @@ enum Hold {
 }
 
 fn hold(state: &State, other: &Task, needed: &str) -> Option<Hold> {
-    let goes = matches!(other.goal, DesiredTask::Stopped | DesiredTask::Removed);
+    // One that is replaced leaves its service as it is.
+    let goes = matches!(other.goal, DesiredTask::Stopped | DesiredTask::Removed) && other.hand_over.is_none();
     let hold = if goes && (other.may_live() || other.told.is_some_and(|told| told != other.goal)) {
         Hold::Itself
     } else if passes_through(other) {
@@ -184,6 +206,33 @@ fn waits_for_itself(state: &State, stack: &Stack, service: &String) -> bool {
     false
 }
 
+/// What a task that is to go waits for in its slot: the only copy is never taken away.
+fn before_hand_over(state: &State, task: &Task) -> Option<Wait> {
+    let hand_over = task.hand_over?;
+    if !task.may_live() || task.hand_over_by.is_some_and(|deadline| deadline <= state.time) {
+        return None;
+    }
+    let replicas = state.service_tasks(&task.stack, &task.service).filter(|other| other.is_replica());
+    // Without one, the slot is not wanted any more.
+    let next = replicas.filter(|other| other.slot == task.slot).max_by_key(|other| other.sequence)?;
+    let (there, text) = match hand_over {
+        HandOver::Prepared => (is_prepared(next), "to be prepared"),
+        HandOver::Ready => (next.is_ready(), "to be ready"),
+    };
+    let on = next.container_name.clone();
+    let text = format!("its replacement {on} {text}");
+    (!there).then(|| Wait { kind: "successor".to_owned(), on, text })
+}
+
+/// Whether a task's container is made and can be started at once.
+fn is_prepared(task: &Task) -> bool {
+    task.told.is_some()
+        && !matches!(
+            task.status.state,
+            TaskState::Pending | TaskState::Assigned | TaskState::Preparing | TaskState::Failed | TaskState::Removed
+        )
+}
+
 fn upward(state: &State, task: &Task, memory: &mut Memory) -> Gate {
     let mut gate = unchanged(task);
     if task.told.is_none() {
@@ -218,7 +267,8 @@ fn before_creation(state: &State, task: &Task) -> Vec<Wait> {
     let mut waits = Vec::new();
     let mut wait =
         |kind: &str, on: &str, text: String| waits.push(Wait { kind: kind.to_owned(), on: on.to_owned(), text });
-    for former in task.after.iter().filter_map(|id| state.tasks.get(id)) {
+    // One that hands over goes after its successor is there, not before.
+    for former in task.after.iter().filter_map(|id| state.tasks.get(id)).filter(|former| former.hand_over.is_none()) {
         let name = &former.container_name;
         wait("former", name, format!("the former container {name} to be removed"));
     }
@@ -240,13 +290,23 @@ fn before_creation(state: &State, task: &Task) -> Vec<Wait> {
         }
     }
     if task.node.is_none() {
-        wait("node", "", "a node to run on".to_owned());
+        let text = if task.unplaced.is_empty() {
+            "a node to run on".to_owned()
+        } else {
+            format!("a node to run on ({})", task.unplaced)
+        };
+        wait("node", "", text);
     }
     waits
 }
 
 /// What must be true before the container may start.
 fn dependencies(state: &State, task: &Task, memory: &mut Memory, gate: &mut Gate) {
+    if let Some(former) = place::former(state, task) {
+        let name = &former.container_name;
+        let text = format!("the former container {name} to be removed");
+        gate.waiting.push(Wait { kind: "former".to_owned(), on: name.clone(), text });
+    }
     for parent in task.namespace_parents() {
         let alive = state.tasks.get(parent).is_some_and(Task::has_process);
         if !alive {

@@ -19,12 +19,17 @@ mod address;
 mod apply;
 mod assignment;
 mod command;
+mod endpoint;
 mod error;
 mod gate;
 mod identity;
 mod member;
+mod node;
+mod place;
 pub mod plan;
+mod relocate;
 mod report;
+mod rollout;
 pub mod security;
 mod settle;
 mod state;
@@ -33,13 +38,15 @@ pub use address::Pool;
 pub use assignment::Assignments;
 pub use command::{
     Act, Action, Answer, ApplyStack, Changes, Command, Down, Entry, NewNetwork, NewVolume, Outcome, ReserveAddress,
-    RunOneOff, Scale, SetTaskDesired, UpOptions,
+    RunOneOff, Scale, SetTaskDesired, UpOptions, UpdateNode, UpdateService,
 };
 pub use error::{Clash, Hint, Missing, Refusal, SpecFault};
 pub use member::{Member, MemberChange, MemberRefusal, MemberRole, Members};
+pub use place::{Explanation, Obstacle};
 pub use plan::Plan;
 pub use security::{Security, SecurityCommand, SecurityFault};
 pub use state::{
-    Availability, Event, EventRing, Network, NetworkDefinition, NetworkPhase, Node, Removing, Reservation, Revision,
-    RevisionId, Service, Stack, State, Task, Volume, Wait,
+    Availability, ClusterSettings, Event, EventRing, Former, HandOver, Lane, MeshPort, Network, NetworkDefinition,
+    NetworkPhase, Node, NodeRole, NodeState, Removing, Reservation, Revision, RevisionId, Rollout, RolloutRules,
+    RolloutState, Service, Serving, Stack, State, Task, Timer, Usage, Vip, Volume, Wait, Withdrawal,
 };

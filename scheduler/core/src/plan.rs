@@ -9,9 +9,12 @@ mod allocate;
 mod diff;
 mod down;
 mod draft;
+mod everywhere;
 mod objects;
+mod publish;
 mod replicas;
 mod revision;
+mod roll;
 mod run;
 mod scale;
 mod task;
@@ -27,6 +30,9 @@ use petgraph::visit::EdgeRef;
 
 pub use diff::explain_changes;
 pub(crate) use draft::Records;
+pub(crate) use publish::entitled;
+pub(crate) use replicas::ends_by_itself;
+pub(crate) use roll::{Move, plan_moves, plan_slots};
 
 use crate::command::{Act, Answer, ApplyStack, Down, RunOneOff, Scale};
 use crate::error::Refusal;
@@ -287,3 +293,4 @@ pub(crate) use objects::{plan_network, plan_reservation, plan_volume};
 pub(crate) use run::plan as plan_run;
 pub(crate) use scale::plan as plan_scale;
 pub(crate) use up::plan as plan_up;
+pub(crate) use up::plan_service;

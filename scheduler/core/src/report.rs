@@ -1,13 +1,11 @@
 //! What nodes say, taken into the state. A report repeats what is, so taking it in twice changes nothing.
 
-use std::collections::BTreeMap;
-
-use orch_spec::assignment::{Health, NetworkName, NodeFacts, NodeId, NodeReport, TaskId, TaskState, TaskStatus};
+use orch_spec::assignment::{Health, NetworkName, NodeId, NodeReport, TaskState, TaskStatus};
 
 use crate::command::Changes;
 use crate::plan::Moment;
 use crate::settle::{Settling, is_leaving};
-use crate::state::{Availability, State};
+use crate::state::State;
 
 impl State {
     pub(crate) fn report(&mut self, moment: Moment, node: &NodeId, report: &NodeReport, changes: &mut Changes) {
@@ -16,67 +14,8 @@ impl State {
             NodeReport::Tasks(statuses) => self.take_statuses(moment, node, statuses, changes),
             NodeReport::NetworksRemoved(names) => self.take_networks_removed(moment, node, names, changes),
             NodeReport::VolumesRemoved(names) => self.take_volumes_removed(moment, node, names, changes),
-            // On a host that is alone nobody waits for it.
-            NodeReport::Applied { .. } => {}
+            NodeReport::Applied { version } => self.take_applied(moment, node, *version, changes),
         }
-    }
-
-    fn take_facts(&mut self, moment: Moment, id: &NodeId, facts: &NodeFacts, changes: &mut Changes) {
-        let is_new = !self.nodes.contains_key(id);
-        let node = self.nodes.entry(id.clone()).or_default();
-        if node.facts == *facts && !is_new {
-            return;
-        }
-        node.facts = facts.clone();
-        changes.objects = true;
-        if !is_new {
-            return;
-        }
-        self.event(moment, "node", "join", &id.0, &facts.hostname, "", &[]);
-        for network in self.networks.values_mut().filter(|network| network.stack.is_empty() && network.is_active()) {
-            network.nodes.insert(id.clone());
-        }
-        for volume in self.volumes.values_mut().filter(|volume| volume.stack.is_empty() && !volume.removing) {
-            volume.nodes.insert(id.clone());
-        }
-        let placed = self.place_waiting();
-        let mut settling = Settling::new(self, moment, changes);
-        for task in placed {
-            settling.mark_task(&task);
-        }
-        settling.run();
-    }
-
-    /// Gives every task that has no node yet the active node with the fewest tasks.
-    fn place_waiting(&mut self) -> Vec<TaskId> {
-        let active = self.nodes.iter().filter(|(_, node)| node.availability == Availability::Active);
-        let mut counts: BTreeMap<NodeId, usize> = active.map(|(id, _)| (id.clone(), 0)).collect();
-        for node in self.tasks.values().filter_map(|task| task.node.as_ref()) {
-            if let Some(count) = counts.get_mut(node) {
-                *count += 1;
-            }
-        }
-        let mut waiting: Vec<(u64, TaskId)> = self
-            .tasks
-            .values()
-            .filter(|task| task.node.is_none() && !task.is_retiring())
-            .map(|task| (task.sequence, task.id.clone()))
-            .collect();
-        waiting.sort();
-        for (_, id) in &waiting {
-            let with = self.tasks.get(id).and_then(|task| task.namespace_parents().next().cloned());
-            let parent = with.and_then(|parent| self.tasks.get(&parent)).and_then(|parent| parent.node.clone());
-            let fewest =
-                counts.iter().min_by_key(|(node, count)| (**count, (*node).clone())).map(|(node, _)| node.clone());
-            let Some(node) = parent.or(fewest) else { break };
-            *counts.entry(node.clone()).or_default() += 1;
-            let index = self.index;
-            if let Some(task) = self.tasks.get_mut(id) {
-                task.node = Some(node);
-                task.changed = index;
-            }
-        }
-        waiting.into_iter().map(|(_, id)| id).collect()
     }
 
     fn take_statuses(&mut self, moment: Moment, node: &NodeId, statuses: &[TaskStatus], changes: &mut Changes) {
@@ -142,6 +81,14 @@ impl State {
             TaskState::Removed => emit("destroy", &[]),
             _ => {}
         }
+    }
+
+    fn take_applied(&mut self, moment: Moment, node: &NodeId, version: u64, changes: &mut Changes) {
+        let Some(node) = self.nodes.get_mut(node).filter(|node| node.applied < version) else { return };
+        node.applied = version;
+        let mut settling = Settling::new(self, moment, changes);
+        settling.mark_withdrawing();
+        settling.run();
     }
 
     fn take_networks_removed(&mut self, moment: Moment, node: &NodeId, names: &[NetworkName], changes: &mut Changes) {

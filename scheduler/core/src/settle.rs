@@ -4,12 +4,14 @@
 
 use std::collections::BTreeSet;
 
-use orch_spec::assignment::{NetworkName, TaskId};
+use orch_spec::assignment::{DesiredTask, NetworkName, TaskId};
 
 use crate::command::Changes;
+use crate::endpoint::WITHDRAWAL_MS;
 use crate::gate::{self, Gate, Memory};
 use crate::plan::Moment;
-use crate::state::{Network, NetworkPhase, State, holder_of};
+use crate::state::{Network, NetworkPhase, Service, State, Timer, Withdrawal, holder_of};
+use crate::{place, relocate, rollout};
 
 /// One pass.
 pub(crate) struct Settling<'s> {
@@ -20,6 +22,9 @@ pub(crate) struct Settling<'s> {
     networks: BTreeSet<NetworkName>,
     volumes: BTreeSet<String>,
     stacks: BTreeSet<String>,
+    rollouts: BTreeSet<(String, String)>,
+    relocations: BTreeSet<String>,
+    placing: bool,
     memory: Memory,
 }
 
@@ -27,7 +32,8 @@ impl<'s> Settling<'s> {
     pub(crate) fn new(state: &'s mut State, moment: Moment, changes: &'s mut Changes) -> Self {
         let (services, networks) = (BTreeSet::new(), BTreeSet::new());
         let (volumes, stacks, memory) = (BTreeSet::new(), BTreeSet::new(), Memory::default());
-        Self { state, moment, changes, services, networks, volumes, stacks, memory }
+        let (rollouts, relocations, placing) = (BTreeSet::new(), BTreeSet::new(), false);
+        Self { state, moment, changes, services, networks, volumes, stacks, rollouts, relocations, placing, memory }
     }
 
     /// Everything of a stack.
@@ -39,6 +45,37 @@ impl<'s> Settling<'s> {
         }
         let own = self.state.networks.values().filter(|network| !network.is_active());
         self.networks.extend(own.map(|network| network.name.clone()));
+    }
+
+    /// Something of a stack is not what it was, though none of its tasks need to pass the gate again.
+    pub(crate) fn mark_changed(&mut self, stack: &str) {
+        self.changes.stacks.insert(stack.to_owned());
+    }
+
+    /// Tasks that wait for nodes to let go of them.
+    pub(crate) fn mark_withdrawing(&mut self) {
+        let waiting = self.state.withdrawing.iter().filter_map(|id| self.state.tasks.get(id));
+        self.services.extend(waiting.map(|task| (task.stack.clone(), task.service.clone())));
+    }
+
+    /// What nodes can take is not what it was.
+    pub(crate) fn mark_placing(&mut self) {
+        self.placing = true;
+    }
+
+    /// Tasks of a stack may be where they should not be.
+    pub(crate) fn mark_relocation(&mut self, stack: &str) {
+        self.relocations.insert(stack.to_owned());
+    }
+
+    /// A service's update is to be looked at.
+    pub(crate) fn mark_rollout(&mut self, stack: &str, service: &str) {
+        self.rollouts.insert((stack.to_owned(), service.to_owned()));
+    }
+
+    /// A service's tasks are to pass the gate again.
+    pub(crate) fn mark_service(&mut self, stack: &str, service: &str) {
+        self.services.insert((stack.to_owned(), service.to_owned()));
     }
 
     pub(crate) fn mark_network(&mut self, name: &NetworkName) {
@@ -88,6 +125,22 @@ impl<'s> Settling<'s> {
                 self.settle_volume(&volume);
             } else if let Some(stack) = self.stacks.pop_first() {
                 self.settle_stack(&stack);
+            } else if let Some((stack, service)) = self.rollouts.pop_first() {
+                if rollout::step(self.state, self.moment, &stack, &service, self.changes) {
+                    self.memory = Memory::default();
+                    self.mark_stack(&stack);
+                    self.placing = true;
+                }
+            } else if let Some(stack) = self.relocations.pop_first() {
+                if relocate::step(self.state, self.moment, &stack, self.changes) {
+                    self.memory = Memory::default();
+                    self.mark_stack(&stack);
+                    self.placing = true;
+                }
+            } else if std::mem::take(&mut self.placing) {
+                for id in place::place(self.state, self.moment.nonce) {
+                    self.mark_task(&id);
+                }
             } else {
                 return;
             }
@@ -104,7 +157,15 @@ impl<'s> Settling<'s> {
                 self.remove_task(&id);
             } else {
                 self.enter(&id, gate);
+                if self.state.refresh_serving(&id) {
+                    self.changes.stacks.insert(stack.to_owned());
+                    self.changes.objects = true;
+                }
             }
+        }
+        let record = self.state.stacks.get(stack).and_then(|stack| stack.services.get(service));
+        if record.is_some_and(Service::is_rolling) {
+            self.mark_rollout(stack, service);
         }
     }
 
@@ -118,6 +179,7 @@ impl<'s> Settling<'s> {
             waiting: std::mem::take(&mut task.waiting),
             blocked: std::mem::take(&mut task.blocked),
             gone: false,
+            withdraw: gate.withdraw,
         };
         let is_new = present.told.is_none() && gate.told.is_some();
         let matters = present.blocked != gate.blocked || present.told != gate.told || present.released != gate.released;
@@ -129,11 +191,31 @@ impl<'s> Settling<'s> {
         task.released = gate.released;
         task.waiting = gate.waiting;
         task.blocked = gate.blocked;
+        self.withdraw(id, gate.withdraw);
         if is_new {
             self.give(id);
         }
         if matters {
             self.mark_task(id);
+        }
+    }
+
+    /// Takes a task out of load balancing, or back in when it is to run after all.
+    fn withdraw(&mut self, id: &TaskId, wanted: bool) {
+        let (index, time) = (self.state.index, self.state.time);
+        let Some(task) = self.state.tasks.get_mut(id) else { return };
+        if wanted && task.withdrawn.is_none() {
+            let deadline = time.saturating_add(WITHDRAWAL_MS);
+            task.withdrawn = Some(Withdrawal { index, deadline });
+            let service = (task.stack.clone(), task.service.clone());
+            self.state.withdrawing.insert(id.clone());
+            self.state.set_timer(deadline, Timer::Task(id.clone()));
+            self.services.insert(service);
+        } else if !wanted && task.withdrawn.is_some() {
+            if matches!(task.goal, DesiredTask::Running | DesiredTask::Paused | DesiredTask::Created) {
+                task.withdrawn = None;
+            }
+            self.state.withdrawing.remove(id);
         }
     }
 
@@ -143,6 +225,7 @@ impl<'s> Settling<'s> {
         let Some(node) = task.node.clone() else { return };
         let networks: Vec<NetworkName> = task.networks().cloned().collect();
         let volumes: Vec<String> = self.state.revision(task.revision).volumes.values().cloned().collect();
+        self.state.touch_endpoints(id);
         for network in networks {
             if let Some(network) = self.state.networks.get_mut(&network) {
                 self.changes.objects |= network.nodes.insert(node.clone());
@@ -155,11 +238,15 @@ impl<'s> Settling<'s> {
         }
     }
 
-    /// Takes a task out of every list that it is in.
+    /// Takes a task out of every list that it is in, and out of its node's books.
     pub(crate) fn remove_task(&mut self, id: &TaskId) {
         self.mark_task(id);
         let index = self.state.index;
+        self.state.touch_endpoints(id);
         let Some(task) = self.state.tasks.remove(id) else { return };
+        self.state.withdrawing.remove(id);
+        self.state.leave_node(&task);
+        self.placing |= !self.state.unplaced.is_empty();
         for name in task.networks() {
             if let Some(network) = self.state.networks.get_mut(name) {
                 leave_network(network, id, &task);
@@ -208,8 +295,11 @@ impl<'s> Settling<'s> {
         let stack = self.state.stacks.get(&task.stack);
         let of_service =
             stack.and_then(|stack| stack.services.get(&task.service)).is_some_and(|s| s.revision == task.revision);
+        let of_history = stack
+            .and_then(|stack| stack.services.get(&task.service))
+            .is_some_and(|service| service.remembers(task.revision));
         let of_task = self.state.service_tasks(&task.stack, &task.service).any(|other| other.revision == task.revision);
-        if !of_service && !of_task {
+        if !of_service && !of_task && !of_history {
             self.state.revisions.remove(&task.revision);
         }
     }
@@ -298,6 +388,9 @@ impl<'s> Settling<'s> {
         let index = self.state.index;
         let Some(stack) = self.state.stacks.get_mut(name) else { return };
         stack.services.retain(|_, service| service.orphan);
+        let entitled = crate::plan::entitled(stack);
+        self.state.release_vips(name, &entitled);
+        let Some(stack) = self.state.stacks.get_mut(name) else { return };
         if stack.tasks.is_empty() {
             self.state.stacks.remove(name);
             self.state.event(self.moment, "stack", "remove", name, name, name, &[]);

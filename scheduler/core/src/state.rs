@@ -2,23 +2,30 @@
 
 mod event;
 mod network;
+mod node;
+mod rollout;
 mod stack;
 mod task;
+mod timer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use orch_spec::assignment::{NetworkName, NodeFacts, NodeId, TaskId};
+use orch_spec::assignment::{NetworkName, NodeId, TaskId};
 use serde::{Deserialize, Serialize};
 
 use crate::member::Members;
 use crate::security::Security;
 pub use event::{Event, EventRing};
 pub(crate) use network::volume_driver;
-pub use network::{Network, NetworkDefinition, NetworkPhase, Reservation, Volume};
-pub use stack::{Removing, Revision, RevisionId, Service, Stack};
-pub use task::{Task, Wait};
-pub(crate) use task::{holder_of, reservation_holder};
+pub use network::{Network, NetworkDefinition, NetworkPhase, Reservation, Vip, Volume};
+pub use node::{Availability, Node, NodeRole, NodeState, Usage};
+pub(crate) use rollout::HISTORY;
+pub use rollout::{Former, Lane, Rollout, RolloutRules, RolloutState};
+pub use stack::{MeshPort, Removing, Revision, RevisionId, Service, Stack};
+pub use task::{HandOver, Serving, Task, Wait, Withdrawal};
+pub(crate) use task::{holder_of, reservation_holder, vip_holder};
+pub use timer::Timer;
 
 /// The state of the cluster after a number of log entries.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -51,32 +58,47 @@ pub struct State {
     /// Who belongs to it.
     #[serde(default)]
     pub security: Security,
+    /// Nodes that were removed: what they say is not heard any more.
+    #[serde(default)]
+    pub removed_nodes: BTreeSet<NodeId>,
+    /// What several nodes have in common; `None` = this host is alone, and everything is as on one host.
+    #[serde(default)]
+    pub cluster_settings: Option<ClusterSettings>,
+    /// Tasks that have no node, but those that are on their way out.
+    #[serde(default)]
+    pub unplaced: BTreeSet<TaskId>,
+    /// Tasks that are taken out of load balancing and wait until every node knows.
+    #[serde(default)]
+    pub withdrawing: BTreeSet<TaskId>,
+    /// The number of the network that got one last; it goes round, so that a number rests before another network gets it.
+    #[serde(default)]
+    pub vni_cursor: u32,
+    /// Index of the last change of what stands behind published ports.
+    #[serde(default)]
+    pub mesh_changed: u64,
+    /// The highest time that an entry has carried, milliseconds since the epoch: clocks of two leaders differ, time does not go back.
+    #[serde(default)]
+    pub time: u64,
+    /// What is to be looked at again, and when. One too many does no harm.
+    #[serde(default)]
+    pub timers: BTreeSet<(u64, Timer)>,
     /// What happened lately.
     pub events: EventRing,
 }
 
-/// A node.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Node {
-    /// What it says of itself.
-    pub facts: NodeFacts,
-    /// Whether it takes tasks.
-    pub availability: Availability,
-    /// Labels that people gave it.
-    pub labels: BTreeMap<String, String>,
+/// What several nodes have in common; there is none as long as a host is alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClusterSettings {
+    /// UDP port of the VXLANs between nodes.
+    pub overlay_port: u16,
 }
 
-/// Whether a node takes tasks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Availability {
-    /// It does.
-    #[default]
-    Active,
-    /// No new ones.
-    Pause,
-    /// None; those that it has go elsewhere.
-    Drain,
+impl Default for ClusterSettings {
+    /// 4789 and 8472 are what others use, and what firewalls of virtual networks filter.
+    fn default() -> Self {
+        Self { overlay_port: 14_789 }
+    }
 }
 
 impl State {

@@ -14,9 +14,9 @@ mod service;
 mod value;
 
 pub use deploy::{
-    BlkioConfig, Constraint, DeployMode, DeployResources, DeployRestartPolicy, DeploySpec, DeviceRequest, EndpointMode,
-    FailureAction, PlacementSpec, ResourceLimits, ResourceReservations, RestartCondition, RestartPolicy, UpdateConfig,
-    UpdateOrder,
+    BlkioConfig, Constraint, ConstraintOperator, DeployMode, DeployResources, DeployRestartPolicy, DeploySpec,
+    DeviceRequest, EndpointMode, FailureAction, PlacementSpec, ResourceLimits, ResourceReservations, RestartCondition,
+    RestartPolicy, UpdateConfig, UpdateOrder,
 };
 pub use derived::{DEFAULT_STOP_TIMEOUT, EffectiveRestart, Resources};
 pub use digest::ServiceDigest;

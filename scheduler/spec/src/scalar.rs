@@ -1,7 +1,7 @@
 //! Scalars with a form of their own: each function checks a text and gives its canonical form, or says what is wrong in
 //! words that follow "`key`:".
 
-use crate::model::{ByteSize, Duration, NanoCpus, Ratio};
+use crate::model::{ByteSize, Constraint, Duration, NanoCpus, Ratio};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 type Canonical = Result<String, String>;
@@ -183,12 +183,10 @@ pub(crate) fn cgroup_mode(text: &str) -> Canonical {
 }
 
 pub(crate) fn constraint(text: &str) -> Canonical {
-    // A single `=` is no operator, but leaves no doubt about what is meant.
-    let split = text.split_once("!=").or_else(|| text.split_once("==")).or_else(|| text.split_once('='));
-    match split {
-        Some((key, value)) if !key.trim().is_empty() && !value.trim().is_empty() => Ok(text.to_owned()),
-        _ => Err(format!(
-            "`{text}` is no constraint; write for example `node.role == manager` or `node.labels.disk != hdd`"
+    match text.parse::<Constraint>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(()) => Err(format!(
+            "`{text}` is no constraint; write for example `node.role == manager`, `node.labels.zone in (a, b)` or `node.labels.ssd exists`"
         )),
     }
 }

@@ -20,6 +20,8 @@ const POOLS4: [(Ipv4Addr, u8); 3] =
 const LONGEST_PREFIX4: u8 = 24;
 /// Largest network: 4093 containers. A Linux bridge has 1023 ports, so more would serve nobody.
 const SHORTEST_PREFIX4: u8 = 20;
+/// The same of a cluster, where each node has a bridge of its own: 65 533 containers.
+const SHORTEST_CLUSTER_PREFIX4: u8 = 16;
 /// A network gets room for this many times the containers it is planned with, so that scaling up and replacing need no new subnet.
 const HEADROOM: usize = 2;
 /// A route shorter than this is a default route in disguise (`0.0.0.0/1` of VPNs): everything would overlap with it.
@@ -35,7 +37,7 @@ pub(crate) fn pools(
     let taken = Taken::of(draft, network);
     let pool4 = match declared(network, definition, true)? {
         Some(pool) => Some(taken.check(network, pool)?),
-        None if definition.enable_ipv4 => Some(taken.free4(network, endpoints)?),
+        None if definition.enable_ipv4 => Some(taken.free4(network, endpoints, draft.state.is_cluster())?),
         None => None,
     };
     let pool6 = match declared(network, definition, false)? {
@@ -132,10 +134,11 @@ impl Taken {
         }
     }
 
-    fn free4(&self, network: &NetworkName, endpoints: usize) -> Result<Pool, Refusal> {
+    fn free4(&self, network: &NetworkName, endpoints: usize, cluster: bool) -> Result<Pool, Refusal> {
+        let shortest = if cluster { SHORTEST_CLUSTER_PREFIX4 } else { SHORTEST_PREFIX4 };
         let wanted = endpoints.saturating_mul(HEADROOM);
         let fits = |prefix: &u8| (1_usize << (32 - prefix)).saturating_sub(3) >= wanted;
-        let prefix = (SHORTEST_PREFIX4..=LONGEST_PREFIX4).rev().find(fits).unwrap_or(SHORTEST_PREFIX4);
+        let prefix = (shortest..=LONGEST_PREFIX4).rev().find(fits).unwrap_or(shortest);
         for (base, length) in POOLS4 {
             let pool = Ipv4Net::new(base, length).expect("the pools' prefixes are valid");
             let free =

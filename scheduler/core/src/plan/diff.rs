@@ -40,6 +40,7 @@ fn reduced(spec: &ServiceSpec) -> Value {
     spec.pull_policy = None;
     spec.scale = None;
     spec.deploy.replicas = None;
+    spec.deploy.placement = orch_spec::model::PlacementSpec::default();
     spec.deploy.update_config = None;
     spec.deploy.rollback_config = None;
     spec.depends_on.clear();

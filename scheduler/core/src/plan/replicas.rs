@@ -6,11 +6,11 @@ use orch_spec::assignment::{DesiredTask, TaskId, TaskState};
 use orch_spec::model::{NamespaceMode, NetworkMode, RestartCondition, ServiceSpec};
 
 use super::draft::Draft;
-use super::task::{self, Blueprint};
-use super::{ResourceKind, Verb, diff};
+use super::task::{self, Blueprint, Succession};
+use super::{ResourceKind, Verb, diff, everywhere, roll};
 use crate::error::{Refusal, SpecFault};
 use crate::gate;
-use crate::state::{Revision, RevisionId, Task};
+use crate::state::{Former, HISTORY, Revision, RevisionId, Rollout, RolloutRules, RolloutState, Service, Task};
 
 /// More replicas of one service are taken for a slip of the keyboard.
 const MOST_REPLICAS: u64 = 10_000;
@@ -43,23 +43,126 @@ pub(crate) struct Cascade {
 pub(crate) fn plan(draft: &mut Draft<'_>, want: &Want<'_>, cascade: &mut Cascade) -> Result<(), Refusal> {
     check(draft, want)?;
     let revision = draft.revision(want.revision).clone();
-    let mut present: Vec<(TaskId, Option<String>)> = Vec::new();
+    let mut present: Vec<(TaskId, Option<Reason>)> = Vec::new();
     for id in draft.replicas_of(want.service) {
         let reason = recreate_reason(draft, &id, want, &revision, cascade);
         present.push((id, reason));
     }
-    scale_down(draft, want, &mut present);
+    let everywhere = draft.state.is_cluster() && revision.spec.deploy.mode.is_global();
+    if everywhere {
+        everywhere::remove_strays(draft, &revision.spec, &mut present);
+    } else {
+        scale_down(draft, want, &mut present);
+    }
     let follows = follows_restart(&revision.spec, cascade);
+    let mut rolled = Vec::new();
+    let rolls = rolls(draft, want, &revision.spec);
+    let goes_on = goes_on(draft, want);
+    if !rolls && present.iter().any(|(_, reason)| reason.is_some()) {
+        remember_former(draft, want);
+    }
     for (id, reason) in &present {
         match reason {
+            // The update that goes on will come to it.
+            Some(reason) if !reason.at_once && goes_on && is_out_of_date(draft, id, want) => {}
+            Some(reason) if !reason.at_once && rolls => rolled.push((id.clone(), reason.text.clone())),
             Some(reason) => {
-                recreate(draft, want, id, reason)?;
+                recreate(draft, want, id, &reason.text)?;
                 cascade.recreated.insert(want.service.to_owned());
             }
+            None if goes_on && is_out_of_date(draft, id, want) => {}
             None => keep(draft, want, id, follows.as_deref(), cascade),
         }
     }
-    scale_up(draft, want, present.len())
+    if !rolled.is_empty() {
+        begin_rollout(draft, want, &present, &rolled);
+    }
+    if everywhere { everywhere::add_missing(draft, want) } else { scale_up(draft, want, present.len()) }
+}
+
+/// Why a container must be made anew.
+pub(crate) struct Reason {
+    text: String,
+    /// It cannot wait for its turn in a rolling update: what it hangs on goes.
+    at_once: bool,
+}
+
+impl Reason {
+    fn at_once(text: String) -> Option<Self> {
+        Some(Self { text, at_once: true })
+    }
+}
+
+/// Whether changes of a service are rolled over its tasks some at a time: always on a cluster, and where its file says how. Everything at
+/// once, Compose's way, is for the rest, and for what cannot be told apart: tasks with guests in their namespaces.
+fn rolls(draft: &Draft<'_>, want: &Want<'_>, spec: &ServiceSpec) -> bool {
+    (draft.state.is_cluster() || spec.deploy.update_config.is_some())
+        && want.start
+        && !spec.deploy.mode.is_job()
+        && !roll::has_guests(draft, want.service)
+}
+
+/// The service as it was before this plan.
+fn before<'d>(draft: &'d Draft<'_>, service: &str) -> Option<&'d Service> {
+    draft.state.stacks.get(&draft.stack.name).and_then(|stack| stack.services.get(service))
+}
+
+/// Whether an update to the very same goes on already.
+fn goes_on(draft: &Draft<'_>, want: &Want<'_>) -> bool {
+    before(draft, want.service).is_some_and(|service| {
+        let same_image = want.image_id.is_empty() || service.image_id == want.image_id;
+        service.is_rolling() && service.revision == want.revision && same_image && !want.force
+    })
+}
+
+fn is_out_of_date(draft: &Draft<'_>, id: &TaskId, want: &Want<'_>) -> bool {
+    let generation = draft.stack.services.get(want.service).map_or(0, |service| service.generation);
+    draft.task(id).is_some_and(|task| task.generation < generation)
+}
+
+/// Remembers what the service was, so that it can be that again; gives what to go back to. An update that did not end well is nothing to
+/// go back to: what was before it is.
+fn remember_former(draft: &mut Draft<'_>, want: &Want<'_>) -> Option<Former> {
+    let was = before(draft, want.service)?;
+    let former = Former { revision: was.revision, image_id: was.image_id.clone() };
+    let stands = was
+        .rollout
+        .as_ref()
+        .is_none_or(|rollout| matches!(rollout.state, RolloutState::Completed | RolloutState::RolledBack));
+    let record = draft.stack.services.get_mut(want.service)?;
+    let differs = former.revision != record.revision || former.image_id != record.image_id;
+    if stands && differs && record.history.last() != Some(&former) {
+        record.history.push(former.clone());
+        let surplus = record.history.len().saturating_sub(HISTORY);
+        record.history.drain(..surplus);
+    }
+    if stands && differs { Some(former) } else { record.history.last().cloned() }
+}
+
+/// Begins to roll a change over the tasks that need it.
+fn begin_rollout(
+    draft: &mut Draft<'_>,
+    want: &Want<'_>,
+    present: &[(TaskId, Option<Reason>)],
+    rolled: &[(TaskId, String)],
+) {
+    let former = remember_former(draft, want);
+    let rules = RolloutRules::new(draft.revision(want.revision).spec.deploy.update_config.as_ref());
+    let started_at = draft.moment.now_ms;
+    let Some(record) = draft.stack.services.get_mut(want.service) else { return };
+    record.generation += 1;
+    let generation = record.generation;
+    let total = u32::try_from(rolled.len()).unwrap_or(u32::MAX);
+    record.rollout = Some(Rollout { started_at, rules, total, former, ..Rollout::default() });
+    for (id, _) in present.iter().filter(|(id, _)| !rolled.iter().any(|(other, _)| other == id)) {
+        if draft.task(id).is_some_and(Task::is_replica) {
+            draft.task_mut(id).generation = generation;
+        }
+    }
+    for (id, reason) in rolled {
+        let operation = draft.task_operation(Verb::Recreate, id, reason);
+        order_task(draft, id, operation);
+    }
 }
 
 fn check(draft: &Draft<'_>, want: &Want<'_>) -> Result<(), Refusal> {
@@ -89,27 +192,27 @@ fn recreate_reason(
     want: &Want<'_>,
     new: &Revision,
     cascade: &Cascade,
-) -> Option<String> {
+) -> Option<Reason> {
     let task = draft.task(id)?;
     // A namespace that goes away takes its guests with it, whatever was asked for.
     if let Some(parent) = task.namespace_parents().find(|parent| draft.task(parent).is_none_or(Task::is_retiring)) {
         let name = draft.task(parent).map_or("a container", |parent| parent.container_name.as_str());
-        return Some(format!("it shares a namespace of {name}, which is recreated"));
+        return Reason::at_once(format!("it shares a namespace of {name}, which is recreated"));
     }
     if let Some(parent) = namespace_services(&new.spec).find(|parent| cascade.recreated.contains(*parent)) {
-        return Some(format!("it shares a namespace of service {parent}, which is recreated"));
+        return Reason::at_once(format!("it shares a namespace of service {parent}, which is recreated"));
     }
     let replaced = |name: &&orch_spec::assignment::NetworkName| {
         draft.network(name).is_none_or(|network| network.displaces(&task.id))
     };
     if let Some(network) = task.networks().find(replaced) {
-        return Some(format!("network {network} is made anew"));
+        return Reason::at_once(format!("network {network} is made anew"));
     }
     if want.keep {
         return None;
     }
     if want.force {
-        return Some("recreation was asked for".to_owned());
+        return Some(Reason { text: "recreation was asked for".to_owned(), at_once: false });
     }
     let mut reasons = diff::explain_changes(draft.revision(task.revision), new);
     if !task.image_id.is_empty() && !want.image_id.is_empty() && task.image_id != want.image_id {
@@ -120,7 +223,15 @@ fn recreate_reason(
             short(want.image_id)
         ));
     }
-    if reasons.is_empty() { None } else { Some(diff::join(&reasons)) }
+    let cluster = draft.state.is_cluster();
+    if reasons.is_empty()
+        && cluster
+        && task.ports() != task::own_ports(cluster, &new.spec)
+        && !task.endpoints().is_empty()
+    {
+        reasons.push("its ports are published on every node now".to_owned());
+    }
+    if reasons.is_empty() { None } else { Some(Reason { text: diff::join(&reasons), at_once: false }) }
 }
 
 /// Twelve digits are enough to tell two images apart.
@@ -157,7 +268,7 @@ pub(crate) fn follows_restart(spec: &ServiceSpec, cascade: &Cascade) -> Option<S
 }
 
 /// Takes the surplus out of `present`: first what is outdated, then the highest numbers.
-fn scale_down(draft: &mut Draft<'_>, want: &Want<'_>, present: &mut Vec<(TaskId, Option<String>)>) {
+fn scale_down(draft: &mut Draft<'_>, want: &Want<'_>, present: &mut Vec<(TaskId, Option<Reason>)>) {
     let surplus = present.len().saturating_sub(want.replicas as usize);
     if surplus == 0 {
         return;
@@ -174,22 +285,26 @@ fn scale_down(draft: &mut Draft<'_>, want: &Want<'_>, present: &mut Vec<(TaskId,
 }
 
 fn recreate(draft: &mut Draft<'_>, want: &Want<'_>, former: &TaskId, reason: &str) -> Result<(), Refusal> {
-    let slot = draft.task(former).map_or(1, |task| task.slot);
+    let (slot, bound) = draft.task(former).map_or((1, None), |task| (task.slot, task.bound.clone()));
     draft.retire(former);
-    let id = task::add(draft, blueprint(want, slot, Some(former.clone())))?;
+    let blueprint = Blueprint { bound, ..blueprint(draft, want, slot, Some(former.clone())) };
+    let id = task::add(draft, blueprint)?;
     let operation = draft.task_operation(Verb::Recreate, &id, reason);
     order_task(draft, &id, operation);
     Ok(())
 }
 
-fn blueprint<'a>(want: &Want<'a>, slot: u32, former: Option<TaskId>) -> Blueprint<'a> {
+pub(crate) fn blueprint<'a>(draft: &Draft<'_>, want: &Want<'a>, slot: u32, former: Option<TaskId>) -> Blueprint<'a> {
     Blueprint {
         service: want.service,
         slot,
         one_off: false,
         revision: want.revision,
         image_id: want.image_id,
+        generation: draft.stack.services.get(want.service).map_or(0, |service| service.generation),
         former,
+        succession: Succession::After,
+        bound: None,
         container_name: None,
         goal: if want.start { DesiredTask::Running } else { DesiredTask::Created },
         ungated: want.ungated,
@@ -285,7 +400,8 @@ fn scale_up(draft: &mut Draft<'_>, want: &Want<'_>, present: usize) -> Result<()
         draft.replicas_of(want.service).iter().filter_map(|id| draft.task(id)).map(|task| task.slot).collect();
     let free: Vec<u32> = (1..).filter(|slot| !used.contains(slot)).take(missing).collect();
     for slot in free {
-        let id = task::add(draft, blueprint(want, slot, None))?;
+        let blueprint = blueprint(draft, want, slot, None);
+        let id = task::add(draft, blueprint)?;
         let cause = if want.start { "" } else { "not started" };
         let operation = draft.task_operation(Verb::Create, &id, cause);
         order_task(draft, &id, operation);
@@ -353,7 +469,7 @@ pub(crate) fn plan_followers(draft: &mut Draft<'_>, want: &Want<'_>, cascade: &m
                 let start = goal != DesiredTask::Created && goal != DesiredTask::Stopped;
                 let image_id = draft.task(&id).map(|task| task.image_id.clone()).unwrap_or_default();
                 let own = Want { revision: own, image_id: &image_id, start, ..*want };
-                recreate(draft, &own, &id, &reason)?;
+                recreate(draft, &own, &id, &reason.text)?;
                 cascade.recreated.insert(want.service.to_owned());
             }
             None => keep(draft, want, &id, follows.as_deref(), cascade),

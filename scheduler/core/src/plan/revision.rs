@@ -28,6 +28,15 @@ pub(crate) fn resolve(stack: &StackSpec, service: &str, spec: &ServiceSpec) -> R
     })
 }
 
+/// A specification with another service in it; what it was resolved with stays.
+pub(crate) fn changed(applied: &Revision, spec: &Arc<ServiceSpec>) -> Revision {
+    // Without the stack's objects: they are the same before and after.
+    let digest = |spec: &ServiceSpec| spec.digest(&StackSpec::default()).0;
+    let (former, now) = (digest(&applied.spec), digest(spec));
+    let hash = if former == now { applied.hash.clone() } else { now };
+    Revision { spec: Arc::clone(spec), hash, ..applied.clone() }
+}
+
 /// The definition of one of the stack's networks; the default network needs none.
 pub(crate) fn network_spec(stack: &StackSpec, key: &str) -> Option<NetworkSpec> {
     match stack.networks.get(key) {

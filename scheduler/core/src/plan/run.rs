@@ -8,7 +8,7 @@ use orch_spec::model::StackSpec;
 
 use super::draft::Draft;
 use super::replicas::order_task;
-use super::task::{self, Blueprint};
+use super::task::{self, Blueprint, Succession};
 use super::up::{self, Selection};
 use super::{Moment, Planned, Verb, objects, revision};
 use crate::command::{RunOneOff, UpOptions};
@@ -86,7 +86,10 @@ fn add(draft: &mut Draft<'_>, spec: &StackSpec, request: &RunOneOff) -> Result<o
         one_off: true,
         revision,
         image_id: &image_id,
+        generation: 0,
         former: None,
+        succession: Succession::After,
+        bound: None,
         container_name,
         goal: if request.start { DesiredTask::Running } else { DesiredTask::Created },
         ungated: request.no_deps,

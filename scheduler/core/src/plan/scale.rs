@@ -6,7 +6,7 @@ use super::draft::Draft;
 use super::replicas::{self, Cascade, Want, namespace_services};
 use super::{Moment, Planned, task, up};
 use crate::command::Scale;
-use crate::error::{Missing, Refusal};
+use crate::error::{Missing, Refusal, SpecFault};
 use crate::state::State;
 
 pub(crate) fn plan(state: &State, request: &Scale, moment: Moment) -> Result<Planned, Refusal> {
@@ -22,6 +22,16 @@ pub(crate) fn plan(state: &State, request: &Scale, moment: Moment) -> Result<Pla
         if !stack.services.contains_key(service) {
             let (stack_name, has) = (request.stack.clone(), stack.services.keys().cloned().collect());
             return Err(Missing::Service { stack: stack_name, service: service.clone(), has }.into());
+        }
+    }
+    if state.is_cluster() {
+        let everywhere = |name: &&String| {
+            let spec = stack.services.get(*name).map(|service| &state.revision(service.revision).spec);
+            spec.is_some_and(|spec| spec.deploy.mode.is_global())
+        };
+        if let Some(name) = request.services.keys().find(everywhere) {
+            let text = format!("service {name} runs once on every node (mode: global); it has no number of replicas");
+            return Err(SpecFault::Options(text).into());
         }
     }
     let needs = |name: &str| -> BTreeSet<&str> {

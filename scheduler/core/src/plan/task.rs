@@ -6,13 +6,16 @@ use std::net::{IpAddr, Ipv4Addr};
 use orch_spec::assignment::{
     DesiredTask, EndpointAssignment, NetworkName, NodeId, PortAssignment, TaskId, TaskNetwork, TaskState,
 };
-use orch_spec::model::{NamespaceMode, NetworkAttachment, NetworkMode, PortSpec};
+use orch_spec::model::{NamespaceMode, NetworkAttachment, NetworkMode, PortSpec, PublishMode};
 
 use super::allocate::{self, Claim};
 use super::draft::Draft;
 use super::objects::is_name;
 use crate::error::{Clash, Missing, Refusal, SpecFault};
 use crate::state::{Availability, Revision, RevisionId, Task, holder_of};
+
+/// Digits of a task's id in a container's name that another one has.
+const NAME_DIGITS: usize = 5;
 
 /// What a new task is made from.
 pub(crate) struct Blueprint<'a> {
@@ -21,40 +24,51 @@ pub(crate) struct Blueprint<'a> {
     pub(crate) one_off: bool,
     pub(crate) revision: RevisionId,
     pub(crate) image_id: &'a str,
-    /// The task of the same slot that it replaces.
+    /// The service's generation that it is made for.
+    pub(crate) generation: u64,
+    /// The task of the same slot that it replaces, and how.
     pub(crate) former: Option<TaskId>,
+    pub(crate) succession: Succession,
+    /// The only node that it may have.
+    pub(crate) bound: Option<NodeId>,
     pub(crate) container_name: Option<String>,
     pub(crate) goal: DesiredTask,
     pub(crate) ungated: bool,
     pub(crate) renew_anonymous_volumes: bool,
 }
 
+/// How a new task comes into the place of a former one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Succession {
+    /// It is made when that one is gone.
+    After,
+    /// It is made beside that one, which goes then, and starts when that one is gone.
+    TakesOver,
+    /// It is made and started beside that one, which goes then.
+    Beside,
+}
+
 /// Adds a task to the draft.
 pub(crate) fn add(draft: &mut Draft<'_>, blueprint: Blueprint<'_>) -> Result<TaskId, Refusal> {
     let revision = draft.revision(blueprint.revision).clone();
     let spec = &revision.spec;
-    let container_name = blueprint.container_name.unwrap_or_else(|| {
-        let default = || format!("{}-{}-{}", draft.stack.name, blueprint.service, blueprint.slot);
-        spec.container_name.clone().unwrap_or_else(default)
-    });
+    let (id, sequence) = draft.next_task();
+    let overlapping = blueprint.succession != Succession::After;
+    let container_name = match (&blueprint.container_name, &spec.container_name) {
+        (Some(name), _) | (None, Some(name)) => name.clone(),
+        (None, None) => default_name(draft, blueprint.service, blueprint.slot, overlapping.then_some(&id)),
+    };
     if !is_name(&container_name) {
         return Err(SpecFault::Name { kind: "container", name: container_name }.into());
     }
-    let mut after: BTreeSet<TaskId> = blueprint.former.iter().cloned().collect();
+    let beside = blueprint.succession == Succession::Beside;
+    let former = blueprint.former.clone().filter(|_| !beside);
+    let mut after: BTreeSet<TaskId> = former.iter().cloned().collect();
     after.extend(slot_leftovers(draft, blueprint.service, blueprint.slot, blueprint.one_off));
     after.extend(name_holder(draft, &container_name, blueprint.service)?);
 
-    let (id, sequence) = draft.next_task();
-    let network = network(
-        draft,
-        &id,
-        &container_name,
-        &blueprint.former,
-        blueprint.slot,
-        blueprint.service,
-        &revision,
-        &mut after,
-    )?;
+    let network =
+        network(draft, &id, &container_name, &former, blueprint.slot, blueprint.service, &revision, &mut after)?;
     let (pid_of, ipc_of) = (
         namespace(draft, blueprint.service, "pid", &spec.pid, blueprint.slot)?,
         namespace(draft, blueprint.service, "ipc", &spec.ipc, blueprint.slot)?,
@@ -85,7 +99,11 @@ pub(crate) fn add(draft: &mut Draft<'_>, blueprint: Blueprint<'_>) -> Result<Tas
         container_name,
         revision: blueprint.revision,
         image_id: blueprint.image_id.to_owned(),
-        node: parent.or(former_node).or_else(|| choose_node(draft)),
+        // On a cluster placement decides, when the plan is carried out.
+        node: if draft.state.is_cluster() { None } else { parent.or(former_node).or_else(|| choose_node(draft)) },
+        bound: blueprint.bound,
+        generation: blueprint.generation,
+        takes_over: former.filter(|_| blueprint.succession == Succession::TakesOver),
         goal: blueprint.goal,
         ungated: blueprint.ungated,
         after,
@@ -98,6 +116,17 @@ pub(crate) fn add(draft: &mut Draft<'_>, blueprint: Blueprint<'_>) -> Result<Tas
     };
     register(draft, task, &revision.volumes);
     Ok(id)
+}
+
+/// The name of a slot's container. Beside another one of that name it gets a few digits of its task's id as well.
+fn default_name(draft: &mut Draft<'_>, service: &str, slot: u32, beside: Option<&TaskId>) -> String {
+    let name = format!("{}-{service}-{slot}", draft.stack.name);
+    let Some(id) = beside else { return name };
+    draft.load_names();
+    if !draft.names.contains_key(&name) {
+        return name;
+    }
+    format!("{name}.{}", id.0.get(..NAME_DIGITS).unwrap_or_default())
 }
 
 /// Enters the task wherever it is listed.
@@ -270,7 +299,13 @@ fn network(
             links: links.clone(),
         });
     }
-    Ok(TaskNetwork::Endpoints { endpoints, ports: spec.ports.iter().map(port).collect() })
+    Ok(TaskNetwork::Endpoints { endpoints, ports: own_ports(draft.state.is_cluster(), spec) })
+}
+
+/// The ports that a task publishes itself on its node: on a cluster only those that the file wants there and nowhere else.
+pub(crate) fn own_ports(cluster: bool, spec: &orch_spec::model::ServiceSpec) -> Vec<PortAssignment> {
+    let own = spec.ports.iter().filter(|port| !cluster || port.mode == PublishMode::Host);
+    own.map(port).collect()
 }
 
 fn port(spec: &PortSpec) -> PortAssignment {
@@ -287,6 +322,10 @@ type Claims<'t> = Vec<(&'t PortAssignment, &'t Task)>;
 
 /// Refuses ports of one node that two tasks want, and makes new tasks wait for retiring ones that still have them.
 pub(crate) fn check_ports(draft: &mut Draft<'_>) -> Result<(), Refusal> {
+    // On a cluster placement sees to ports: who finds no node where his is free waits.
+    if draft.state.is_cluster() {
+        return Ok(());
+    }
     let wanting =
         |task: &&Task| matches!(task.goal, DesiredTask::Running | DesiredTask::Paused) && !task.ports().is_empty();
     if !draft.records.tasks.values().any(|task| wanting(&task)) {
@@ -354,7 +393,7 @@ fn settle_claims(claims: &mut Claims<'_>) -> Result<(), Refusal> {
 }
 
 /// Whether two addresses of the host cannot publish the same port; none = all.
-fn overlaps(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
+pub(crate) fn overlaps(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
     match (a, b) {
         (Some(a), Some(b)) => canonical(a) == canonical(b),
         _ => true,

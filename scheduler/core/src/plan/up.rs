@@ -7,10 +7,10 @@ use orch_spec::model::{DependencyCondition, NetworkMode, ServiceSpec, StackSpec}
 
 use super::draft::Draft;
 use super::replicas::{self, Cascade, Want, namespace_services};
-use super::{Moment, Planned, Verb, objects, revision, task};
-use crate::command::{ApplyStack, UpOptions};
+use super::{Moment, Planned, Verb, objects, publish, revision, task};
+use crate::command::{ApplyStack, UpOptions, UpdateService};
 use crate::error::{Missing, Refusal, SpecFault};
-use crate::state::{Revision, RevisionId, Service, State};
+use crate::state::{Revision, RevisionId, State};
 
 /// More containers of one stack than this would not fit the largest network either.
 const MOST_TASKS: u64 = 50_000;
@@ -163,6 +163,7 @@ pub(crate) fn bring_up(
         if service.image.is_empty() {
             return Err(SpecFault::Options(format!("service {name} has neither image nor build")).into());
         }
+        check_placement(draft, name, service)?;
         let revision = revision::resolve(spec, name, service)?;
         objects::ensure_networks(draft, spec, &revision, &endpoints)?;
         objects::ensure_volumes(draft, spec, &revision)?;
@@ -176,9 +177,12 @@ pub(crate) fn bring_up(
         };
         let is_chosen = selection.chosen.contains(name);
         let image_id = images.get(&service.image).cloned().unwrap_or_default();
+        let entered = enter(draft, name, revision, replica_count(options, name, service), &image_id);
+        let revision = draft.revision(entered).clone();
+        publish::ensure(draft, name, &revision)?;
         let want = Want {
             service: name,
-            revision: enter(draft, name, revision, replica_count(options, name, service), &image_id),
+            revision: entered,
             image_id: &image_id,
             replicas: replica_count(options, name, service),
             force: if is_chosen { options.force_recreate } else { options.always_recreate_deps },
@@ -199,8 +203,58 @@ fn enter(draft: &mut Draft<'_>, name: &str, resolved: Revision, replicas: u32, i
     let present_image = present.map(|service| service.image_id.clone()).unwrap_or_default();
     let revision = draft.intern(resolved, present.map(|service| service.revision));
     let image_id = if image_id.is_empty() { present_image } else { image_id.to_owned() };
-    draft.stack.services.insert(name.to_owned(), Service { revision, replicas, image_id, orphan: false });
+    let record = draft.stack.services.entry(name.to_owned()).or_default();
+    // What else it has (its history, its ports) stays.
+    (record.revision, record.replicas, record.image_id, record.orphan) = (revision, replicas, image_id, false);
     revision
+}
+
+/// One service of a stack as it was applied, changed.
+pub(crate) fn plan_service(state: &State, request: &UpdateService, moment: Moment) -> Result<Planned, Refusal> {
+    let Some(stack) = state.stacks.get(&request.stack) else {
+        return Err(Missing::Stack(request.stack.clone()).into());
+    };
+    if stack.removing.is_some() {
+        return Err(Refusal::Busy { stack: request.stack.clone() });
+    }
+    let name = request.service.as_str();
+    let Some(present) = stack.services.get(name) else {
+        let (stack, has) = (request.stack.clone(), stack.services.keys().cloned().collect());
+        return Err(Missing::Service { stack, service: request.service.clone(), has }.into());
+    };
+    let mut draft = Draft::new(state, &request.stack, moment);
+    let applied = state.revision(present.revision);
+    let replicas = request.replicas.unwrap_or(present.replicas);
+    let revision = revision::changed(applied, &request.spec);
+    check_placement(&draft, name, &revision.spec)?;
+    let image_id = if request.image_id.is_empty() && request.spec.image == applied.spec.image {
+        present.image_id.clone()
+    } else {
+        request.image_id.clone()
+    };
+    let revision = enter(&mut draft, name, revision, replicas, &image_id);
+    let resolved = draft.revision(revision).clone();
+    publish::ensure(&mut draft, name, &resolved)?;
+    let want = Want {
+        service: name,
+        revision,
+        image_id: &image_id,
+        replicas,
+        force: request.force,
+        keep: false,
+        start: true,
+        ungated: false,
+        renew_anonymous_volumes: false,
+        awaited: false,
+    };
+    replicas::plan(&mut draft, &want, &mut Cascade::default())?;
+    task::check_ports(&mut draft)?;
+    Ok(draft.finish())
+}
+
+/// On a cluster the file's wishes for placement must be about something that nodes have.
+fn check_placement(draft: &Draft<'_>, service: &str, spec: &ServiceSpec) -> Result<(), Refusal> {
+    if draft.state.is_cluster() { crate::place::check_constraints(service, spec) } else { Ok(()) }
 }
 
 /// A service that was not asked for, but may have to follow one that was: guests of a namespace, `restart: true`.

@@ -87,6 +87,15 @@ pub struct Network {
     pub pool6: Option<Pool>,
     /// Addresses that containers outside of stacks hold, by holder.
     pub reservations: BTreeMap<String, Reservation>,
+    /// The addresses that stand for services on it, by `<stack>/<service>`.
+    #[serde(default)]
+    pub vips: BTreeMap<String, Vip>,
+    /// The number of its VXLAN; `None` = it ends at each host.
+    #[serde(default)]
+    pub vni: Option<u32>,
+    /// Index of the last change of who can be reached on it.
+    #[serde(default)]
+    pub endpoints_changed: u64,
     /// Tasks with an endpoint on it.
     pub users: BTreeSet<TaskId>,
     /// Nodes that have been told to have it and have not yet said that it is gone.
@@ -132,10 +141,28 @@ impl Network {
         matches!(&self.phase, NetworkPhase::Replacing(successor) if !successor.users.contains(task))
     }
 
+    /// Whether it reaches over to other nodes, or will: networks of stacks do, and those made by hand that were asked to.
+    pub fn reaches_over(&self) -> bool {
+        match self.definition.driver.as_str() {
+            "overlay" => true,
+            "bridge" => !self.stack.is_empty(),
+            _ => false,
+        }
+    }
+
     /// Whether tasks may use it now.
     pub fn is_active(&self) -> bool {
         self.phase == NetworkPhase::Active
     }
+}
+
+/// The addresses that stand for a service.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vip {
+    /// In the network's IPv4 subnet.
+    pub ipv4: Option<Ipv4Addr>,
+    /// In the network's IPv6 subnet.
+    pub ipv6: Option<Ipv6Addr>,
 }
 
 /// An address held by a container outside of stacks.
@@ -170,6 +197,9 @@ pub struct Volume {
     pub users: BTreeSet<TaskId>,
     /// Nodes that have been told to have it and have not yet said that it is gone.
     pub nodes: BTreeSet<NodeId>,
+    /// The node where its data is, and so all tasks that use it.
+    #[serde(default)]
+    pub pinned: Option<NodeId>,
     /// It goes as soon as nobody uses it.
     pub removing: bool,
     /// Why a node could not remove it.

@@ -1,11 +1,14 @@
 //! Stacks, their services and the specifications of these.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use orch_spec::assignment::{FileAssignment, NetworkName, TaskId};
 use orch_spec::model::ServiceSpec;
 use serde::{Deserialize, Serialize};
+
+use super::rollout::{Former, Rollout};
 
 /// A specification in the state's table of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -56,7 +59,7 @@ pub struct Removing {
 }
 
 /// A service of a stack.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Service {
     /// Its specification.
     pub revision: RevisionId,
@@ -66,4 +69,42 @@ pub struct Service {
     pub image_id: String,
     /// The file has it no more.
     pub orphan: bool,
+    /// Grows with every change that needs new containers. A task of an earlier generation is out of date.
+    #[serde(default)]
+    pub generation: u64,
+    /// The rolling update that goes on, or how the last one ended.
+    #[serde(default)]
+    pub rollout: Option<Rollout>,
+    /// What it was before, the latest last.
+    #[serde(default)]
+    pub history: Vec<Former>,
+    /// Ports that every node publishes for it. Empty on a host that is alone.
+    #[serde(default)]
+    pub mesh_ports: Vec<MeshPort>,
+}
+
+/// A port that every node publishes for a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeshPort {
+    /// Address of the host, `None` = all.
+    pub host_ip: Option<IpAddr>,
+    /// Port of the host.
+    pub published: u16,
+    /// Port inside.
+    pub target: u16,
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+}
+
+impl Service {
+    /// Whether a specification is one that it can go back to.
+    pub fn remembers(&self, revision: RevisionId) -> bool {
+        let going_back = self.rollout.as_ref().and_then(|rollout| rollout.former.as_ref());
+        self.history.iter().chain(going_back).any(|former| former.revision == revision)
+    }
+
+    /// Whether an update goes on.
+    pub fn is_rolling(&self) -> bool {
+        self.rollout.as_ref().is_some_and(|rollout| rollout.state.is_active())
+    }
 }

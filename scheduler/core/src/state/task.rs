@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use orch_spec::assignment::{DesiredTask, NetworkName, NodeId, TaskId, TaskNetwork, TaskState, TaskStatus};
+use orch_spec::assignment::{DesiredTask, Health, NetworkName, NodeId, TaskId, TaskNetwork, TaskState, TaskStatus};
 use serde::{Deserialize, Serialize};
 
 use super::stack::RevisionId;
@@ -34,6 +34,9 @@ pub struct Task {
     pub image_id: String,
     /// Its node; `None` until there is one for it.
     pub node: Option<NodeId>,
+    /// The only node that it may have: one of a service with a task on every node.
+    #[serde(default)]
+    pub bound: Option<NodeId>,
 
     /// What it shall be in the end.
     pub goal: DesiredTask,
@@ -73,10 +76,66 @@ pub struct Task {
     pub waiting: Vec<Wait>,
     /// Why it cannot start; goes away when the cause does.
     pub blocked: String,
+    /// The service's generation that it was made for.
+    #[serde(default)]
+    pub generation: u64,
+    /// The former task of its slot whose place it takes: it may be made beside that one, and starts when that one is gone.
+    #[serde(default)]
+    pub takes_over: Option<TaskId>,
+    /// It is on its way out, but not before its slot has another one.
+    #[serde(default)]
+    pub hand_over: Option<HandOver>,
+    /// Until when it waits for that at most, milliseconds since the epoch; `None` = without end.
+    #[serde(default)]
+    pub hand_over_by: Option<u64>,
+    /// It is on its way out because its node was lost. When that comes back before there is another one, it stays.
+    #[serde(default)]
+    pub lost: bool,
+    /// Why no node can take it.
+    #[serde(default)]
+    pub unplaced: String,
+    /// Whether others may reach it.
+    #[serde(default)]
+    pub serving: Serving,
+    /// It is taken out of load balancing, because it is about to be stopped.
+    #[serde(default)]
+    pub withdrawn: Option<Withdrawal>,
     /// Milliseconds since the epoch.
     pub created_at: u64,
     /// Index of the last entry that changed it.
     pub changed: u64,
+}
+
+/// What the next task of a slot must have come to before the former one goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HandOver {
+    /// It is made: its image, volumes and networks are there.
+    Prepared,
+    /// It runs and is not unhealthy, or has done its work.
+    Ready,
+}
+
+/// Whether others may reach a task.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Serving {
+    /// It does not run, or is being stopped.
+    #[default]
+    No,
+    /// It runs, but is not well, or not known to be, or its node is suspect.
+    Unready,
+    /// New connections may go there.
+    Ready,
+}
+
+/// A task taken out of load balancing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Withdrawal {
+    /// Index of the entry since which it is out: nodes that have said to have applied this know.
+    pub index: u64,
+    /// It is stopped then even if a node has said nothing, milliseconds since the epoch.
+    pub deadline: u64,
 }
 
 /// Something that a task waits for.
@@ -147,6 +206,15 @@ impl Task {
         self.endpoints().iter().map(|endpoint| &endpoint.network)
     }
 
+    /// Whether it runs and is well, or has done its work: what a task must come to when it replaces another.
+    pub fn is_ready(&self) -> bool {
+        match self.status.state {
+            TaskState::Running | TaskState::Paused => matches!(self.status.health, Health::None | Health::Healthy),
+            TaskState::Exited => self.status.exit_code == Some(0),
+            _ => false,
+        }
+    }
+
     /// Tasks whose namespaces it joins: network, PID, IPC; each once.
     pub fn namespace_parents(&self) -> impl Iterator<Item = &TaskId> {
         let network = match &self.network {
@@ -171,4 +239,9 @@ pub(crate) fn holder_of(task: &TaskId) -> String {
 /// Holders of addresses that containers outside of stacks have are named like this in pools.
 pub(crate) fn reservation_holder(holder: &str) -> String {
     format!("container:{holder}")
+}
+
+/// Holders of services' virtual addresses are named like this in pools.
+pub(crate) fn vip_holder(service: &str) -> String {
+    format!("vip:{service}")
 }

@@ -356,18 +356,8 @@ fn deploy(node: &Node) -> DeploySpec {
 }
 
 fn placement_spec(node: &Node) -> PlacementSpec {
-    let constraint = |text: &String| {
-        let (key, value, equal) = match text.split_once("!=") {
-            Some((key, value)) => (key, value, false),
-            None => {
-                let (key, value) = text.split_once("==").or_else(|| text.split_once('='))?;
-                (key, value, true)
-            }
-        };
-        Some(Constraint { key: key.trim().to_owned(), equal, value: value.trim().to_owned() })
-    };
     PlacementSpec {
-        constraints: texts(node, "constraints").iter().filter_map(constraint).collect(),
+        constraints: texts(node, "constraints").iter().filter_map(|text| text.parse().ok()).collect(),
         spread: items(node, "preferences").iter().filter_map(|preference| text(preference, "spread")).collect(),
         max_replicas_per_node: int(node, "max_replicas_per_node").unwrap_or_default(),
     }

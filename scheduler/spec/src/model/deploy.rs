@@ -79,15 +79,79 @@ pub struct PlacementSpec {
     pub max_replicas_per_node: u32,
 }
 
-/// `key == value` or `key != value`.
+/// What a node must be: `node.labels.disk == ssd`, `node.role != manager`, `node.labels.zone in (a, b)`, `node.labels.gpu exists`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Constraint {
     /// `node.id`, `node.hostname`, `node.role`, `node.platform.os`, `node.platform.arch`, `node.labels.X`, `engine.labels.X`, …
     pub key: String,
-    /// True for `==`, false for `!=`.
-    pub equal: bool,
-    /// The value.
-    pub value: String,
+    /// How the node's value and these are compared.
+    pub operator: ConstraintOperator,
+    /// One for `==` and `!=`, some for `in` and `notin`, none for `exists` and `!exists`.
+    pub values: Vec<String>,
+}
+
+/// See [`Constraint`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConstraintOperator {
+    /// `==`
+    Equal,
+    /// `!=`
+    NotEqual,
+    /// `in`
+    In,
+    /// `notin`
+    NotIn,
+    /// `exists`
+    Exists,
+    /// `!exists`
+    Missing,
+}
+
+impl std::str::FromStr for Constraint {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let made = |key: &str, operator, values: Vec<&str>| {
+            let values: Vec<String> = values.into_iter().map(|value| value.trim().to_owned()).collect();
+            let (key, blank) = (key.trim().to_owned(), values.iter().any(String::is_empty));
+            let valid = !key.is_empty() && !key.contains(char::is_whitespace) && !blank;
+            if valid { Ok(Self { key, operator, values }) } else { Err(()) }
+        };
+        // A single `=` is no operator, but leaves no doubt about what is meant.
+        if let Some((key, value)) = text.split_once("!=") {
+            return made(key, ConstraintOperator::NotEqual, vec![value]);
+        }
+        if let Some((key, value)) = text.split_once("==").or_else(|| text.split_once('=')) {
+            return made(key, ConstraintOperator::Equal, vec![value]);
+        }
+        let (key, rest) = text.trim().split_once(char::is_whitespace).ok_or(())?;
+        let (word, list) = match rest.trim().split_once('(') {
+            Some((word, list)) => (word.trim(), Some(list.trim().strip_suffix(')').ok_or(())?)),
+            None => (rest.trim(), None),
+        };
+        match (word, list) {
+            ("in", Some(list)) => made(key, ConstraintOperator::In, list.split(',').collect()),
+            ("notin", Some(list)) => made(key, ConstraintOperator::NotIn, list.split(',').collect()),
+            ("exists", None) => made(key, ConstraintOperator::Exists, Vec::new()),
+            ("!exists", None) => made(key, ConstraintOperator::Missing, Vec::new()),
+            _ => Err(()),
+        }
+    }
+}
+
+impl std::fmt::Display for Constraint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let values = self.values.join(", ");
+        match self.operator {
+            ConstraintOperator::Equal => write!(f, "{} == {values}", self.key),
+            ConstraintOperator::NotEqual => write!(f, "{} != {values}", self.key),
+            ConstraintOperator::In => write!(f, "{} in ({values})", self.key),
+            ConstraintOperator::NotIn => write!(f, "{} notin ({values})", self.key),
+            ConstraintOperator::Exists => write!(f, "{} exists", self.key),
+            ConstraintOperator::Missing => write!(f, "{} !exists", self.key),
+        }
+    }
 }
 
 /// The `deploy.resources` section.

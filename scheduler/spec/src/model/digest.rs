@@ -24,7 +24,7 @@ impl ServiceSpec {
     /// The digest of this service inside `stack`, which supplies the content of the granted secrets and configs.
     ///
     /// Left out, as Compose leaves them out, because they change no container: `build`, `pull_policy`, `scale`,
-    /// `deploy.replicas`, `depends_on`, `profiles`; and what only steers orch: the update and rollback configuration.
+    /// `deploy.replicas`, `depends_on`, `profiles`; and what only steers orch: placement, the update and rollback configuration.
     /// Keys equal to their default do not count, so that a key added to orch later leaves all digests as they were.
     pub fn digest(&self, stack: &StackSpec) -> ServiceDigest {
         let mut reduced = self.clone();
@@ -32,6 +32,7 @@ impl ServiceSpec {
         reduced.pull_policy = None;
         reduced.scale = None;
         reduced.deploy.replicas = None;
+        reduced.deploy.placement = super::PlacementSpec::default();
         reduced.deploy.update_config = None;
         reduced.deploy.rollback_config = None;
         reduced.depends_on.clear();
