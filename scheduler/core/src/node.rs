@@ -93,6 +93,7 @@ impl State {
         for (stack, service) in services {
             settling.mark_service(&stack, &service);
         }
+        settling.mark_leaving();
         settling.mark_withdrawing();
         settling.mark_placing();
         settling.run();
@@ -119,20 +120,9 @@ impl State {
         if changed {
             changes.objects = true;
             self.event(moment, "node", state.as_str(), &id.0, &name, "", &[]);
-            if state == NodeState::Down {
-                self.forget_objects_of(id);
-            }
             self.settle_node(moment, id, changes);
         }
         Ok(())
-    }
-
-    /// A node that is down cannot say that a network is gone from it, and does not keep it: it removes by itself what it is not told of.
-    fn forget_objects_of(&mut self, id: &NodeId) {
-        let leaving = self.networks.values_mut().filter(|network| crate::settle::is_leaving(network));
-        for network in leaving {
-            network.nodes.remove(id);
-        }
     }
 
     /// A node that was held back because it left too often is looked at again.

@@ -259,35 +259,54 @@ pub(crate) fn place(state: &mut State, nonce: u64) -> Vec<TaskId> {
     let mut touched = Vec::new();
     for (_, mut tasks) in groups(state) {
         tasks.sort();
-        let tasks: Vec<TaskId> = tasks.into_iter().map(|(_, id)| id).collect();
-        let (chosen, mut reason) = decide(state, &tasks, nonce);
-        // On a host that is alone there is nothing to explain: there is no node, or it takes nothing.
-        if !state.is_cluster() {
-            reason.clear();
-        }
-        for id in tasks {
-            match chosen.get(&id) {
-                Some(node) => state.assign(&id, node),
-                None if state.tasks.get(&id).is_some_and(|task| task.unplaced != reason) => {
-                    let index = state.index;
-                    if let Some(task) = state.tasks.get_mut(&id) {
-                        task.unplaced.clone_from(&reason);
-                        task.changed = index;
-                    }
-                }
-                None => continue,
+        let mut tasks: Vec<TaskId> = tasks.into_iter().map(|(_, id)| id).collect();
+        // Of some kinds (those with ports) a node gets one in a round, and must be looked at again.
+        loop {
+            let chosen = decide(state, &tasks, nonce);
+            if chosen.is_empty() {
+                break;
             }
-            touched.push(id);
+            for (id, node) in &chosen {
+                state.assign(id, node);
+            }
+            tasks.retain(|id| !chosen.contains_key(id));
+            touched.extend(chosen.into_keys());
+        }
+        let reason = tasks.first().map(|id| why_not(state, id)).unwrap_or_default();
+        let index = state.index;
+        for id in tasks {
+            if let Some(task) = state.tasks.get_mut(&id).filter(|task| task.unplaced != reason) {
+                task.unplaced.clone_from(&reason);
+                task.changed = index;
+                touched.push(id);
+            }
         }
     }
     touched
 }
 
-/// Nodes for the tasks of one group, as far as they go, and why there are none for the rest.
-fn decide(state: &State, tasks: &[TaskId], nonce: u64) -> (BTreeMap<TaskId, NodeId>, String) {
+/// Why a task has no node. On a host that is alone there is nothing to explain: there is no node, or it takes nothing.
+fn why_not(state: &State, id: &TaskId) -> String {
+    let Some(task) = state.tasks.get(id).filter(|_| state.is_cluster()) else { return String::new() };
+    let Some(parent) = task.namespace_parents().find_map(|parent| state.tasks.get(parent)) else {
+        return Explanation::of(state, id).map_or_else(String::new, |explanation| explanation.to_string());
+    };
+    let name = &parent.container_name;
+    match parent.node.as_ref().and_then(|home| state.nodes.get_key_value(home)) {
+        None => format!("{name}, whose namespace it shares, has no node yet"),
+        Some((home, node)) => {
+            let obstacle = Judge::new(state, task).obstacle(home, node, former(state, task));
+            let why = obstacle.map_or_else(|| "its namespaces are on several nodes".to_owned(), |one| one.on_one());
+            format!("it must run beside {name} on {}, which {why}", node.facts.hostname)
+        }
+    }
+}
+
+/// Nodes for the tasks of one group, as far as they go.
+fn decide(state: &State, tasks: &[TaskId], nonce: u64) -> BTreeMap<TaskId, NodeId> {
     let mut chosen = BTreeMap::new();
     let records: Vec<&Task> = tasks.iter().filter_map(|id| state.tasks.get(id)).collect();
-    let Some(first) = records.first() else { return (chosen, String::new()) };
+    let Some(first) = records.first() else { return chosen };
     let mut judge = Judge::new(state, first);
     if first.namespace_parents().next().is_some() {
         return beside_parent(state, first, &judge);
@@ -305,53 +324,41 @@ fn decide(state: &State, tasks: &[TaskId], nonce: u64) -> (BTreeMap<TaskId, Node
             None => rest.push(task),
         }
     }
-    let candidates = state.nodes.iter().filter(|(id, node)| judge.obstacle(id, node, None).is_none());
-    let candidates: Vec<Candidate<'_>> = candidates
-        .map(|(id, node)| Candidate {
-            id,
-            room: judge.room(id, node, rest.len()),
-            present: judge.present.get(id).copied().unwrap_or(0) as usize,
-            tasks: node.tasks.len(),
-            tie: mix(nonce ^ u64::from(node.number)),
-            domains: spread::domains(&first_spread(state, tasks), id, node),
-        })
-        .collect();
-    let pinned = pinning(state, judge.revision).next().is_some() && judge.pins.is_empty();
-    let mut deal = spread::Deal::new(candidates);
+    let spread = &judge.revision.spec.deploy.placement.spread;
+    let fitting = state.nodes.iter().filter(|(id, node)| judge.obstacle(id, node, None).is_none());
+    let candidates = fitting.map(|(id, node)| Candidate {
+        id,
+        room: judge.room(id, node, rest.len()),
+        present: judge.present.get(id).copied().unwrap_or(0) as usize,
+        tasks: node.tasks.len(),
+        tie: mix(nonce ^ u64::from(node.number)),
+        domains: spread::domains(spread, id, node),
+    });
+    let mut deal = spread::Deal::new(candidates.collect());
+    // A volume that is nowhere yet will be where the first task goes, and the others with it.
+    let together = pinning(state, judge.revision).next().is_some() && judge.pins.is_empty();
     let mut home = None;
     for task in &rest {
-        // A volume that is nowhere yet will be where the first task goes, and the others with it.
-        let node = home
-            .filter(|_| pinned)
-            .and_then(|id| deal.take(id))
-            .or_else(|| if pinned && home.is_some() { None } else { deal.next() });
+        let node = match home.filter(|_| together) {
+            Some(home) => deal.take(home),
+            None => deal.next(),
+        };
         let Some(node) = node else { break };
         home = Some(node);
-        judge.deal(node, None);
         chosen.insert(task.id.clone(), node.clone());
     }
-    let reason = if chosen.len() == tasks.len() { String::new() } else { Explanation::by(&judge, None).to_string() };
-    (chosen, reason)
-}
-
-/// What the group's tasks shall be spread over, the most important first.
-fn first_spread(state: &State, tasks: &[TaskId]) -> Vec<String> {
-    let first = tasks.first().and_then(|id| state.tasks.get(id));
-    first.map(|task| state.revision(task.revision).spec.deploy.placement.spread.clone()).unwrap_or_default()
+    chosen
 }
 
 /// A guest of a namespace goes where that is.
-fn beside_parent(state: &State, task: &Task, judge: &Judge<'_>) -> (BTreeMap<TaskId, NodeId>, String) {
-    let parents: Vec<&Task> = task.namespace_parents().filter_map(|id| state.tasks.get(id)).collect();
-    let name = parents.first().map_or("a container", |parent| parent.container_name.as_str());
-    let homes: BTreeSet<&NodeId> = parents.iter().filter_map(|parent| parent.node.as_ref()).collect();
-    let Some(home) = homes.iter().next().copied().filter(|_| homes.len() == 1) else {
-        return (BTreeMap::new(), format!("{name}, whose namespace it shares, has no node yet"));
+fn beside_parent(state: &State, task: &Task, judge: &Judge<'_>) -> BTreeMap<TaskId, NodeId> {
+    let parents = task.namespace_parents().filter_map(|id| state.tasks.get(id));
+    let homes: BTreeSet<Option<&NodeId>> = parents.map(|parent| parent.node.as_ref()).collect();
+    let home = homes.first().copied().flatten().filter(|_| homes.len() == 1);
+    let fits = |home: &&NodeId| {
+        state.nodes.get(*home).is_some_and(|node| judge.obstacle(home, node, former(state, task)).is_none())
     };
-    match state.nodes.get(home).and_then(|node| judge.obstacle(home, node, former(state, task))) {
-        None => (BTreeMap::from([(task.id.clone(), home.clone())]), String::new()),
-        Some(obstacle) => (BTreeMap::new(), format!("it must run beside {name} on {home}: {}", obstacle.on_one())),
-    }
+    home.filter(fits).map(|home| (task.id.clone(), home.clone())).into_iter().collect()
 }
 
 /// Mixes the bits of a number well (the finalizer of splitmix64): equal candidates must not always come in the same order.

@@ -187,9 +187,18 @@ fn go_back(
     true
 }
 
-/// What was to hand over to a task that failed stays where it is.
+/// What is of the former specification stays: what has not been replaced yet, and what was to hand over to a task that failed.
 fn keep_alive(state: &mut State, stack: &str, name: &str, former: &Former, generation: u64) {
     let index = state.index;
+    let same = state
+        .service_tasks(stack, name)
+        .filter(|task| task.is_replica() && task.revision == former.revision && task.image_id == former.image_id);
+    let same: Vec<TaskId> = same.map(|task| task.id.clone()).collect();
+    for id in same {
+        if let Some(task) = state.tasks.get_mut(&id) {
+            (task.generation, task.changed) = (generation, index);
+        }
+    }
     let alive = state.service_tasks(stack, name).filter(|task| {
         task.is_retiring()
             && task.hand_over.is_some()

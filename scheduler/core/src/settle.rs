@@ -4,13 +4,13 @@
 
 use std::collections::BTreeSet;
 
-use orch_spec::assignment::{DesiredTask, NetworkName, TaskId};
+use orch_spec::assignment::{DesiredTask, NetworkName, NodeId, TaskId};
 
 use crate::command::Changes;
 use crate::endpoint::WITHDRAWAL_MS;
 use crate::gate::{self, Gate, Memory};
 use crate::plan::Moment;
-use crate::state::{Network, NetworkPhase, Service, State, Timer, Withdrawal, holder_of};
+use crate::state::{Network, NetworkPhase, NodeState, Service, State, Timer, Withdrawal, holder_of};
 use crate::{place, relocate, rollout};
 
 /// One pass.
@@ -50,6 +50,16 @@ impl<'s> Settling<'s> {
     /// Something of a stack is not what it was, though none of its tasks need to pass the gate again.
     pub(crate) fn mark_changed(&mut self, stack: &str) {
         self.changes.stacks.insert(stack.to_owned());
+    }
+
+    /// Networks and volumes that are on their way out, and the stacks that wait for that.
+    pub(crate) fn mark_leaving(&mut self) {
+        let networks = self.state.networks.values().filter(|network| !network.is_active());
+        self.networks.extend(networks.map(|network| network.name.clone()));
+        let volumes = self.state.volumes.values().filter(|volume| volume.removing);
+        self.volumes.extend(volumes.map(|volume| volume.name.clone()));
+        let stacks = self.state.stacks.values().filter(|stack| stack.removing.is_some());
+        self.stacks.extend(stacks.map(|stack| stack.name.clone()));
     }
 
     /// Tasks that wait for nodes to let go of them.
@@ -306,10 +316,12 @@ impl<'s> Settling<'s> {
 
     fn settle_network(&mut self, name: &NetworkName) {
         let Some(network) = self.state.networks.get(name) else { return };
+        // A node that is down removes by itself what it is not told of any more.
+        let answers = |node: &NodeId| self.state.node_state(node) != NodeState::Down;
         if network.is_active()
             || !network.users.is_empty()
             || !network.reservations.is_empty()
-            || !network.nodes.is_empty()
+            || network.nodes.iter().any(answers)
         {
             return;
         }
@@ -353,6 +365,8 @@ impl<'s> Settling<'s> {
             return;
         }
         let index = self.state.index;
+        let nodes = self.state.nodes.iter().filter(|(_, node)| node.state != NodeState::Down);
+        let answers: BTreeSet<NodeId> = nodes.map(|(id, _)| id.clone()).collect();
         let mut left = false;
         for network in self.state.networks.values_mut().filter(|network| network.stack == name) {
             if !network.all_users().is_empty() || !network.reservations.is_empty() {
@@ -371,7 +385,8 @@ impl<'s> Settling<'s> {
             if !volume.users.is_empty() || !volume.error.is_empty() {
                 continue;
             }
-            left = true;
+            // The data on a node that is down is removed when that comes back, and the stack does not wait for it.
+            left |= volume.nodes.is_empty() || volume.nodes.iter().any(|node| answers.contains(node));
             if !volume.removing {
                 volume.removing = true;
                 volume.changed = index;

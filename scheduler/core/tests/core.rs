@@ -1,5 +1,11 @@
 //! The state machine from outside: scripts of commands with the text they must give, and random commands with what must always hold.
 
+#[path = "core/cluster.rs"]
+mod cluster;
+#[path = "core/fleet.rs"]
+mod fleet;
+#[path = "core/oracle.rs"]
+mod oracle;
 #[path = "core/properties.rs"]
 mod properties;
 #[path = "core/scripts.rs"]

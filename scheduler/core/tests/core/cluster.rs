@@ -1,0 +1,607 @@
+//! What a cluster of several nodes does: where tasks go, what happens when nodes are lost, drained or come back, how updates roll.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use orch_core::{
+    Availability, Command, Down, Explanation, NodeState, RolloutState, Serving, UpdateNode, UpdateService,
+};
+use orch_spec::assignment::{DesiredTask, NodeId, TaskState};
+use orch_spec::model::StackSpec;
+
+use crate::fleet::Fleet;
+use crate::world::stack;
+
+fn file(text: &str) -> Arc<StackSpec> {
+    Arc::new(stack("web", text))
+}
+
+fn up(fleet: &mut Fleet, text: &str) {
+    let spec = file(text);
+    fleet.up(&spec).expect("it can be brought up");
+    fleet.settle();
+    let again = fleet.plan(&spec).expect("what was possible still is").plan;
+    assert!(again.is_empty(), "planned again:\n{again}");
+}
+
+fn label(fleet: &mut Fleet, node: &str, name: &str, value: &str) {
+    let labels = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+    let _ = fleet.apply(Command::UpdateNode(UpdateNode { node: node.into(), labels, ..UpdateNode::default() }));
+}
+
+fn availability(fleet: &mut Fleet, node: &str, availability: Availability) {
+    let request = UpdateNode { node: node.into(), availability: Some(availability), ..UpdateNode::default() };
+    assert!(fleet.apply(Command::UpdateNode(request)).result.is_ok());
+}
+
+/// How many tasks of a service each node really runs.
+fn counts(fleet: &Fleet, service: &str) -> Vec<usize> {
+    let running = fleet.running(service);
+    fleet.hosts.keys().map(|node| running.iter().filter(|(_, on)| on == node).count()).collect()
+}
+
+fn rollout(fleet: &Fleet, service: &str) -> (RolloutState, String) {
+    let service = &fleet.state.stacks["web"].services[service];
+    let rollout = service.rollout.as_ref().expect("there was an update");
+    (rollout.state, rollout.message.clone())
+}
+
+fn images(fleet: &Fleet, service: &str) -> Vec<String> {
+    let stay = fleet.tasks(service).into_iter().filter(|task| task.is_replica());
+    stay.map(|task| fleet.state.revision(task.revision).spec.image.clone()).collect()
+}
+
+#[test]
+fn replicas_are_spread_evenly_and_each_slot_runs_once() {
+    let mut fleet = Fleet::new(3);
+    up(&mut fleet, "services: {app: {image: app, deploy: {replicas: 8}}}");
+    let mut counts = counts(&fleet, "app");
+    counts.sort_unstable();
+    assert_eq!(counts, [2, 3, 3]);
+    let slots: BTreeSet<u32> = fleet.running("app").into_iter().map(|(slot, _)| slot).collect();
+    assert_eq!(slots.len(), 8);
+    fleet.replay();
+}
+
+#[test]
+fn tasks_are_spread_over_zones_before_nodes() {
+    let mut fleet = Fleet::new(4);
+    for (node, zone) in [("n1", "a"), ("n2", "a"), ("n3", "a"), ("n4", "b")] {
+        label(&mut fleet, node, "zone", zone);
+    }
+    up(
+        &mut fleet,
+        "services: {app: {image: app, deploy: {replicas: 6, placement: {preferences: [{spread: node.labels.zone}]}}}}",
+    );
+    assert_eq!(counts(&fleet, "app"), [1, 1, 1, 3]);
+}
+
+#[test]
+fn constraints_hold_and_what_no_node_meets_waits_and_says_why() {
+    let mut fleet = Fleet::new(3);
+    label(&mut fleet, "n2", "disk", "ssd");
+    let text = "services: {app: {image: app, deploy: {replicas: 2, placement: {constraints: [node.labels.disk == ssd], max_replicas_per_node: 1}}}}";
+    up(&mut fleet, text);
+    assert_eq!(counts(&fleet, "app"), [0, 1, 0]);
+    let waiting = fleet.tasks("app").into_iter().find(|task| task.node.is_none()).expect("one waits").clone();
+    assert_eq!(
+        waiting.unplaced,
+        "no suitable node: 2 nodes do not meet `node.labels.disk == ssd`; 1 node has 1 of it already (max_replicas_per_node)"
+    );
+    let explanation = Explanation::of(&fleet.state, &waiting.id).expect("it is there");
+    assert_eq!((explanation.fitting(), explanation.nodes.len()), (0, 3));
+    // The label comes to another node, and the task with it, by itself.
+    label(&mut fleet, "n3", "disk", "ssd");
+    fleet.settle();
+    assert_eq!(counts(&fleet, "app"), [0, 1, 1]);
+}
+
+#[test]
+fn a_constraint_on_what_no_node_can_have_is_refused() {
+    let mut fleet = Fleet::new(1);
+    let spec = file("services: {app: {image: app, deploy: {placement: {constraints: [node.lables.disk == ssd]}}}}");
+    let refusal = fleet.up(&spec).expect_err("it is a slip of the keyboard");
+    assert_eq!(refusal.to_string(), "service app is to be placed by `node.lables.disk`, which no node can have");
+}
+
+#[test]
+fn what_reads_in_and_exists_is_understood() {
+    let mut fleet = Fleet::new(3);
+    label(&mut fleet, "n1", "zone", "a");
+    label(&mut fleet, "n2", "zone", "b");
+    let place = |constraint: &str| {
+        format!(
+            "services: {{app: {{image: app, deploy: {{replicas: 2, placement: {{constraints: ['{constraint}']}}}}}}}}"
+        )
+    };
+    up(&mut fleet, &place("node.labels.zone in (a, c)"));
+    assert_eq!(counts(&fleet, "app"), [2, 0, 0]);
+    // Other wishes: the tasks go where they are met, and are there before they are gone here.
+    up(&mut fleet, &place("node.labels.zone !exists"));
+    fleet.pass(60_000);
+    assert_eq!(counts(&fleet, "app"), [0, 0, 2]);
+    up(&mut fleet, &place("node.labels.zone notin (a)"));
+    fleet.pass(60_000);
+    assert_eq!(counts(&fleet, "app")[0], 0);
+}
+
+#[test]
+fn reservations_are_never_promised_twice_and_freed_ones_are_used() {
+    let mut fleet = Fleet::new(2);
+    let text = |replicas: u32| {
+        format!(
+            "services: {{app: {{image: app, deploy: {{replicas: {replicas}, resources: {{reservations: {{cpus: '1.5', memory: 1G}}}}}}}}}}"
+        )
+    };
+    up(&mut fleet, &text(5));
+    // Two fit on four processors.
+    assert_eq!(counts(&fleet, "app"), [2, 2]);
+    let waiting = fleet.tasks("app").into_iter().filter(|task| task.node.is_none()).collect::<Vec<_>>();
+    assert_eq!(waiting.len(), 1);
+    assert_eq!(waiting[0].unplaced, "no suitable node: 2 nodes have too little processor time left");
+    fleet.join("n3", &BTreeMap::new());
+    fleet.settle();
+    assert_eq!(counts(&fleet, "app"), [2, 2, 1]);
+    // A full node is no obstacle to replacing what is on it.
+    up(&mut fleet, &text(5).replace("image: app", "image: app, command: other"));
+    fleet.pass(120_000);
+    assert_eq!(rollout(&fleet, "app").0, RolloutState::Completed);
+    assert_eq!(counts(&fleet, "app").iter().sum::<usize>(), 5);
+}
+
+#[test]
+fn one_host_port_is_given_once_a_node() {
+    let mut fleet = Fleet::new(2);
+    up(
+        &mut fleet,
+        "services: {app: {image: app, ports: [{target: 80, published: '8080', mode: host}], deploy: {replicas: 3}}}",
+    );
+    assert_eq!(counts(&fleet, "app"), [1, 1]);
+    let waiting = fleet.tasks("app").into_iter().find(|task| task.node.is_none()).expect("one waits");
+    assert_eq!(waiting.unplaced, "no suitable node: 2 nodes have port 8080 taken");
+}
+
+#[test]
+fn a_task_goes_where_its_data_is_and_waits_for_it() {
+    let mut fleet = Fleet::new(3);
+    let text = "services: {db: {image: db, volumes: ['data:/data']}}\nvolumes: {data: {}}";
+    up(&mut fleet, text);
+    let home = fleet.running("db")[0].1.clone();
+    let pinned = fleet.state.volumes["web_data"].pinned.clone();
+    assert_eq!(pinned.as_ref(), Some(&home));
+    // Lost: there is no other place for it, and its only copy is left alone.
+    fleet.hosts.get_mut(&home).expect("it is there").linked = false;
+    fleet.observe(home.as_str(), NodeState::Down);
+    fleet.settle();
+    assert_eq!(fleet.tasks("db").len(), 1);
+    assert_eq!(fleet.running("db"), [(1, home.clone())]);
+    // Drained by hand it stops, and its replacement says what it waits for.
+    fleet.hosts.get_mut(&home).expect("it is there").linked = true;
+    fleet.observe(home.as_str(), NodeState::Ready);
+    availability(&mut fleet, home.as_str(), Availability::Drain);
+    fleet.settle();
+    assert_eq!(fleet.running("db"), []);
+    let waiting = fleet.tasks("db").into_iter().find(|task| task.is_replica()).expect("it is to run again");
+    assert_eq!(waiting.unplaced, "no suitable node: 2 nodes do not have volume web_data; 1 node is drained");
+    availability(&mut fleet, home.as_str(), Availability::Active);
+    fleet.settle();
+    assert_eq!(fleet.running("db"), [(1, home)]);
+}
+
+#[test]
+fn what_a_lost_node_had_is_made_elsewhere_and_it_is_welcome_back() {
+    let mut fleet = Fleet::new(3);
+    up(&mut fleet, "services: {app: {image: app, deploy: {replicas: 6}}}");
+    let lost: NodeId = "n2".into();
+    fleet.hosts.get_mut(&lost).expect("it is there").linked = false;
+    fleet.observe("n2", NodeState::Suspect);
+    fleet.settle();
+    // No new connections go there, but nothing is replaced yet.
+    assert!(
+        fleet
+            .tasks("app")
+            .iter()
+            .filter(|task| task.node.as_ref() == Some(&lost))
+            .all(|task| task.serving == Serving::Unready)
+    );
+    assert_eq!(fleet.tasks("app").len(), 6);
+    fleet.observe("n2", NodeState::Down);
+    // Nobody has started anything yet: what ran there is still the only copy, and is still kept in the books.
+    assert_eq!(fleet.tasks("app").len(), 8);
+    fleet.settle();
+    let elsewhere = fleet.running("app").into_iter().filter(|(_, node)| *node != lost).count();
+    assert_eq!(elsewhere, 6);
+    let addresses: usize = fleet.state.networks.values().flat_map(|n| n.pools()).map(|pool| pool.held.len()).sum();
+    assert_eq!(addresses, 7, "six tasks and the service");
+    // It comes back with what it had: that goes, the replacements stay.
+    fleet.hosts.get_mut(&lost).expect("it is there").linked = true;
+    fleet.observe("n2", NodeState::Ready);
+    fleet.settle();
+    assert_eq!(counts(&fleet, "app"), [3, 0, 3]);
+    fleet.replay();
+}
+
+#[test]
+fn the_only_copy_on_a_node_that_comes_back_stays_until_there_is_another() {
+    let mut fleet = Fleet::new(2);
+    let text = "services: {app: {image: app, deploy: {placement: {constraints: [node.labels.gpu == yes]}}}}";
+    label(&mut fleet, "n1", "gpu", "yes");
+    up(&mut fleet, text);
+    fleet.hosts.get_mut(&"n1".into()).expect("it is there").linked = false;
+    fleet.observe("n1", NodeState::Down);
+    fleet.settle();
+    assert_eq!(fleet.tasks("app").len(), 2, "one that is lost, one that waits for a node");
+    fleet.hosts.get_mut(&"n1".into()).expect("it is there").linked = true;
+    fleet.observe("n1", NodeState::Ready);
+    fleet.settle();
+    // It was never stopped, and nothing waits any more.
+    let tasks = fleet.tasks("app");
+    assert_eq!((tasks.len(), tasks[0].goal), (1, DesiredTask::Running));
+    assert_eq!(tasks[0].status.restart_generation, 0);
+    assert_eq!(counts(&fleet, "app"), [1, 0]);
+}
+
+#[test]
+fn a_drained_node_is_empty_and_nobody_was_missing_meanwhile() {
+    let mut fleet = Fleet::new(3);
+    up(&mut fleet, "services: {app: {image: app, healthcheck: {test: 'true'}, deploy: {replicas: 6}}}");
+    availability(&mut fleet, "n1", Availability::Drain);
+    while fleet.step() {
+        let ready = fleet.tasks("app").iter().filter(|task| task.serving == Serving::Ready).count();
+        assert!(ready >= 6, "only {ready} serve");
+    }
+    assert_eq!(counts(&fleet, "app"), [0, 3, 3]);
+}
+
+#[test]
+fn a_paused_node_keeps_what_it_has_and_gets_no_more() {
+    let mut fleet = Fleet::new(2);
+    up(&mut fleet, "services: {app: {image: app, deploy: {replicas: 2}}}");
+    availability(&mut fleet, "n1", Availability::Pause);
+    up(&mut fleet, "services: {app: {image: app, deploy: {replicas: 6}}}");
+    assert_eq!(counts(&fleet, "app"), [1, 5]);
+}
+
+#[test]
+fn a_removed_node_takes_its_tasks_along_in_the_same_entry() {
+    let mut fleet = Fleet::new(3);
+    up(&mut fleet, "services: {app: {image: app, deploy: {replicas: 3}}}");
+    let refused = fleet.apply(Command::RemoveNode { node: "n3".into(), force: false }).result;
+    assert_eq!(refused.expect_err("it answers").to_string(), "node host-n3 still answers");
+    fleet.hosts.get_mut(&"n3".into()).expect("it is there").linked = false;
+    fleet.apply(Command::RemoveNode { node: "n3".into(), force: true }).result.expect("it is forced");
+    assert!(fleet.state.tasks.values().all(|task| task.node.as_ref() != Some(&"n3".into())));
+    fleet.hosts.remove(&"n3".into());
+    fleet.settle();
+    assert_eq!(counts(&fleet, "app").iter().sum::<usize>(), 3);
+    // What it still says is not heard.
+    let facts = orch_spec::assignment::NodeFacts { id: "n3".into(), ..Default::default() };
+    fleet.report(&"n3".into(), orch_spec::assignment::NodeReport::Facts(facts));
+    assert_eq!(fleet.state.nodes.len(), 2);
+}
+
+#[test]
+fn a_global_service_has_one_task_on_every_node_that_fits() {
+    let mut fleet = Fleet::new(2);
+    label(&mut fleet, "n2", "edge", "yes");
+    up(
+        &mut fleet,
+        "services: {agent: {image: agent, deploy: {mode: global}}, edge: {image: edge, deploy: {mode: global, placement: {constraints: [node.labels.edge == yes]}}}}",
+    );
+    assert_eq!((counts(&fleet, "agent"), counts(&fleet, "edge")), (vec![1, 1], vec![0, 1]));
+    fleet.join("n3", &BTreeMap::new());
+    label(&mut fleet, "n3", "edge", "yes");
+    fleet.settle();
+    assert_eq!((counts(&fleet, "agent"), counts(&fleet, "edge")), (vec![1, 1, 1], vec![0, 1, 1]));
+    availability(&mut fleet, "n2", Availability::Drain);
+    fleet.settle();
+    assert_eq!((counts(&fleet, "agent"), counts(&fleet, "edge")), (vec![1, 0, 1], vec![0, 0, 1]));
+    // One that is lost is not made elsewhere, and has its task when it comes back.
+    fleet.hosts.get_mut(&"n3".into()).expect("it is there").linked = false;
+    fleet.observe("n3", NodeState::Down);
+    fleet.settle();
+    assert_eq!(fleet.tasks("agent").len(), 2);
+    availability(&mut fleet, "n2", Availability::Active);
+    fleet.settle();
+    assert_eq!(counts(&fleet, "agent"), [1, 1, 1]);
+}
+
+#[test]
+fn dependencies_hold_across_nodes() {
+    let mut fleet = Fleet::new(3);
+    let spec = file(
+        "services: {web: {image: web, deploy: {replicas: 3}, depends_on: {db: {condition: service_healthy}}}, db: {image: db, healthcheck: {test: 'true'}, deploy: {replicas: 3}}}",
+    );
+    fleet.up(&spec).expect("it can be brought up");
+    while fleet.step() {
+        let healthy = fleet.tasks("db").iter().filter(|task| task.is_ready()).count();
+        assert!(healthy == 3 || fleet.running("web").is_empty(), "web runs before all of db are healthy");
+    }
+    assert_eq!(fleet.running("web").len(), 3);
+}
+
+#[test]
+fn stop_first_never_runs_two_of_a_slot_and_stops_only_when_the_new_one_is_prepared() {
+    let mut fleet = Fleet::new(3);
+    up(
+        &mut fleet,
+        "services: {app: {image: 'app:1', deploy: {replicas: 6, update_config: {parallelism: 2, delay: 1s}}}}",
+    );
+    let spec =
+        file("services: {app: {image: 'app:2', deploy: {replicas: 6, update_config: {parallelism: 2, delay: 1s}}}}");
+    fleet.up(&spec).expect("it can be updated");
+    for _ in 0..200 {
+        while fleet.step() {
+            let running = fleet.running("app");
+            let slots: BTreeSet<u32> = running.iter().map(|(slot, _)| *slot).collect();
+            assert_eq!(slots.len(), running.len(), "a slot runs twice: {running:?}");
+            assert!(running.len() >= 4, "more than two are missing: {running:?}");
+        }
+        fleet.pass(100);
+    }
+    assert_eq!(rollout(&fleet, "app"), (RolloutState::Completed, String::new()));
+    assert!(images(&fleet, "app").iter().all(|image| image == "app:2"));
+    assert!(fleet.plan(&spec).expect("it can be planned").plan.is_empty());
+    fleet.replay();
+}
+
+#[test]
+fn start_first_never_has_fewer_than_wanted() {
+    let mut fleet = Fleet::new(3);
+    let text = |tag: u8| {
+        format!(
+            "services: {{app: {{image: 'app:{tag}', healthcheck: {{test: 'true'}}, deploy: {{replicas: 4, update_config: {{parallelism: 2, order: start-first}}}}}}}}"
+        )
+    };
+    up(&mut fleet, &text(1));
+    fleet.up(&file(&text(2))).expect("it can be updated");
+    for _ in 0..100 {
+        while fleet.step() {
+            let ready = fleet.tasks("app").iter().filter(|task| task.serving == Serving::Ready).count();
+            assert!(ready >= 4, "only {ready} serve");
+            assert!(fleet.running("app").len() <= 6, "more than two too many");
+        }
+        fleet.pass(200);
+    }
+    assert_eq!(rollout(&fleet, "app").0, RolloutState::Completed);
+    assert!(images(&fleet, "app").iter().all(|image| image == "app:2"));
+    assert_eq!(fleet.running("app").len(), 4);
+}
+
+#[test]
+fn a_bad_image_pauses_the_update_and_says_why() {
+    let mut fleet = Fleet::new(2);
+    up(&mut fleet, "services: {app: {image: 'app:1', deploy: {replicas: 4}}}");
+    fleet.broken.insert("app:2".to_owned(), 3);
+    let spec = file("services: {app: {image: 'app:2', deploy: {replicas: 4}}}");
+    fleet.up(&spec).expect("it can be updated");
+    fleet.settle();
+    fleet.pass(60_000);
+    let (state, why) = rollout(&fleet, "app");
+    assert_eq!(state, RolloutState::Paused);
+    assert!(why.ends_with(" exited (3)"), "{why}");
+    // The next slot was begun when the first one ran; the others were not.
+    assert!(images(&fleet, "app").iter().filter(|image| *image == "app:1").count() >= 2);
+    // The same file again tries again; another one goes on from where this is.
+    assert!(!fleet.plan(&spec).expect("it can be planned").plan.is_empty());
+    up(&mut fleet, "services: {app: {image: 'app:3', deploy: {replicas: 4}}}");
+    fleet.pass(60_000);
+    assert_eq!(rollout(&fleet, "app").0, RolloutState::Completed);
+    assert!(images(&fleet, "app").iter().all(|image| image == "app:3"));
+    // What never ran well is nothing to go back to.
+    let _ = fleet.apply(Command::RollbackService { stack: "web".to_owned(), service: "app".to_owned() });
+    fleet.settle();
+    fleet.pass(60_000);
+    assert!(images(&fleet, "app").iter().all(|image| image == "app:1"));
+}
+
+#[test]
+fn a_bad_image_rolls_back_by_itself_to_the_very_same() {
+    for order in ["stop-first", "start-first"] {
+        let mut fleet = Fleet::new(3);
+        let text = |tag: u8| {
+            format!(
+                "services: {{app: {{image: 'app:{tag}', healthcheck: {{test: 'true'}}, deploy: {{replicas: 5, update_config: {{order: {order}, failure_action: rollback, monitor: 2s}}}}}}}}"
+            )
+        };
+        up(&mut fleet, &text(1));
+        let former = fleet.state.stacks["web"].services["app"].revision;
+        fleet.broken.insert("app:2".to_owned(), 1);
+        fleet.up(&file(&text(2))).expect("it can be updated");
+        let mut least = 5;
+        for _ in 0..100 {
+            while fleet.step() {
+                least = least.min(fleet.running("app").len());
+            }
+            fleet.pass(200);
+        }
+        let (state, why) = rollout(&fleet, "app");
+        assert_eq!(state, RolloutState::RolledBack, "{order}: {why}");
+        assert!(why.starts_with("going back because web-app-"), "{why}");
+        assert_eq!(fleet.state.stacks["web"].services["app"].revision, former);
+        assert!(images(&fleet, "app").iter().all(|image| image == "app:1"));
+        assert_eq!(fleet.running("app").len(), 5);
+        assert!(least >= if order == "start-first" { 5 } else { 4 }, "{order}: only {least} ran");
+        fleet.replay();
+    }
+}
+
+#[test]
+fn failures_within_the_tolerated_share_do_not_stop_an_update() {
+    let mut fleet = Fleet::new(2);
+    let text = |tag: u8, ratio: &str| {
+        format!(
+            "services: {{app: {{image: 'app:{tag}', deploy: {{replicas: 4, update_config: {{parallelism: 4, max_failure_ratio: {ratio}}}}}}}}}"
+        )
+    };
+    up(&mut fleet, &text(1, "1.0"));
+    fleet.broken.insert("app:2".to_owned(), 1);
+    fleet.up(&file(&text(2, "1.0"))).expect("it can be updated");
+    fleet.settle();
+    fleet.pass(30_000);
+    assert_eq!(rollout(&fleet, "app"), (RolloutState::Completed, "4 of 4 tasks failed".to_owned()));
+}
+
+#[test]
+fn an_update_that_nothing_comes_of_ends_at_its_deadline() {
+    let mut fleet = Fleet::new(2);
+    up(&mut fleet, "services: {app: {image: 'app:1', deploy: {replicas: 2}}}");
+    let spec =
+        file("services: {app: {image: 'app:2', deploy: {replicas: 2, resources: {reservations: {memory: 64G}}}}}");
+    fleet.up(&spec).expect("it can be updated");
+    fleet.settle();
+    fleet.pass(599_000);
+    assert_eq!(rollout(&fleet, "app").0, RolloutState::Updating);
+    assert_eq!(fleet.running("app").len(), 2, "what ran runs on");
+    fleet.pass(2_000);
+    let (state, why) = rollout(&fleet, "app");
+    assert_eq!(state, RolloutState::Paused);
+    assert!(why.contains("was not ready in time") && why.contains("too little memory left"), "{why}");
+    assert_eq!(fleet.running("app").len(), 2);
+}
+
+#[test]
+fn a_service_goes_back_through_its_history() {
+    let mut fleet = Fleet::new(2);
+    let text = |tag: u8| format!("services: {{app: {{image: 'app:{tag}', deploy: {{replicas: 2}}}}}}");
+    let back = |fleet: &mut Fleet| {
+        let command = Command::RollbackService { stack: "web".to_owned(), service: "app".to_owned() };
+        let result = fleet.apply(command).result;
+        fleet.settle();
+        fleet.pass(60_000);
+        result.map(drop)
+    };
+    for tag in 1..=3 {
+        up(&mut fleet, &text(tag));
+        fleet.pass(60_000);
+    }
+    assert_eq!(back(&mut fleet), Ok(()));
+    assert_eq!(images(&fleet, "app"), ["app:2", "app:2"]);
+    assert_eq!(back(&mut fleet), Ok(()));
+    assert_eq!(images(&fleet, "app"), ["app:1", "app:1"]);
+    let refusal = back(&mut fleet).expect_err("there is nothing before that");
+    assert_eq!(refusal.to_string(), "service app of stack web has no earlier version to go back to");
+}
+
+#[test]
+fn one_service_is_changed_without_its_file() {
+    let mut fleet = Fleet::new(2);
+    up(&mut fleet, "services: {app: {image: 'app:1', deploy: {replicas: 2}}, db: {image: db}}");
+    let service = &fleet.state.stacks["web"].services["app"];
+    let mut spec = (*fleet.state.revision(service.revision).spec).clone();
+    spec.image = "app:2".to_owned();
+    let update = UpdateService {
+        stack: "web".to_owned(),
+        service: "app".to_owned(),
+        spec: Arc::new(spec),
+        image_id: "sha256:2".to_owned(),
+        replicas: Some(3),
+        force: false,
+    };
+    let plan = fleet.apply(Command::UpdateService(update)).result.expect("it can be changed").plan;
+    assert_eq!(plan.len(), 3, "two are replaced, one is new:\n{plan}");
+    fleet.settle();
+    fleet.pass(60_000);
+    assert_eq!(images(&fleet, "app"), ["app:2", "app:2", "app:2"]);
+    assert_eq!(fleet.tasks("db").len(), 1);
+}
+
+#[test]
+fn a_task_is_stopped_when_every_node_has_let_go_of_it_or_the_time_is_over() {
+    let mut fleet = Fleet::new(2);
+    up(&mut fleet, "services: {app: {image: app, ports: ['8080:80'], deploy: {replicas: 2}}}");
+    fleet.mute.insert("n2".into());
+    let _ = fleet.apply(Command::Scale(orch_core::Scale {
+        stack: "web".to_owned(),
+        services: BTreeMap::from([("app".to_owned(), 1)]),
+        ..Default::default()
+    }));
+    fleet.settle();
+    let going = fleet.tasks("app").into_iter().find(|task| task.is_retiring()).expect("one goes").clone();
+    assert_eq!((going.told, going.serving), (Some(DesiredTask::Running), Serving::No));
+    assert_eq!(going.waiting[0].text, "load balancers to let go of it");
+    fleet.mute.clear();
+    fleet.settle();
+    assert_eq!(fleet.tasks("app").len(), 1);
+    // One that says nothing is waited for only so long.
+    fleet.mute.insert("n1".into());
+    fleet.mute.insert("n2".into());
+    let _ = fleet.apply(Command::RemoveStack(Down { stack: "web".to_owned(), ..Down::default() }));
+    fleet.settle();
+    assert_eq!(fleet.running("app").len(), 1);
+    fleet.pass(3_100);
+    assert_eq!(fleet.running("app").len(), 0);
+    assert!(fleet.state.stacks.is_empty() && fleet.state.networks.is_empty());
+}
+
+#[test]
+fn names_virtual_addresses_and_ports_lead_to_what_serves() {
+    let mut fleet = Fleet::new(2);
+    up(
+        &mut fleet,
+        "services: {app: {image: app, ports: ['8080:80', '9000-9010:90', '70'], deploy: {replicas: 2}}, rr: {image: rr, deploy: {endpoint_mode: dnsrr, replicas: 2}}}",
+    );
+    let told = fleet.assignments.of(&fleet.state, &"n1".into());
+    let app = told.services.iter().find(|service| service.service == "app").expect("it is there");
+    let rr = told.services.iter().find(|service| service.service == "rr").expect("it is there");
+    assert_eq!((app.vips.len(), app.backends.len(), rr.vips.len(), rr.backends.len()), (1, 2, 0, 2));
+    let name = |name: &str| {
+        let found = told.names.iter().find(|known| known.name == name);
+        found.unwrap_or_else(|| panic!("{name} is not known")).addresses.clone()
+    };
+    assert_eq!(name("app"), app.vips);
+    assert_eq!((name("tasks.app").len(), name("rr").len(), name("web-app-1").len(), name("1.app").len()), (2, 2, 1, 1));
+    let ports: Vec<(u16, u16)> = told.mesh_ports.iter().map(|port| (port.published, port.target)).collect();
+    assert_eq!(ports, [(8080, 80), (9000, 90), (30000, 70)]);
+    let overlay = told.networks[0].overlay.clone().expect("it reaches over");
+    assert_eq!((overlay.peers.len(), overlay.endpoints.len()), (1, 2));
+    let mesh = told.mesh.expect("there are several");
+    assert!(mesh.vni != overlay.vni && mesh.own.is_some() && mesh.peers.len() == 1);
+    // Another service cannot have a port that is taken on every node.
+    let other = Arc::new(stack("other", "services: {x: {image: x, ports: ['8080:80']}}"));
+    let refusal = fleet.up(&other).expect_err("it is taken");
+    assert_eq!(refusal.to_string(), "port 8080/tcp is wanted by service x but published by service app of stack web");
+    // Taken down, nothing is left of it.
+    let _ = fleet.apply(Command::RemoveStack(Down { stack: "web".to_owned(), ..Down::default() }));
+    fleet.settle();
+    assert!(fleet.state.networks.is_empty() && fleet.state.tasks.is_empty() && fleet.state.revisions.is_empty());
+}
+
+#[test]
+fn a_stack_is_taken_down_although_a_node_is_lost() {
+    let mut fleet = Fleet::new(2);
+    up(
+        &mut fleet,
+        "services: {app: {image: app, deploy: {replicas: 4}, depends_on: [db]}, db: {image: db, deploy: {replicas: 2}}}",
+    );
+    fleet.hosts.get_mut(&"n2".into()).expect("it is there").linked = false;
+    fleet.observe("n2", NodeState::Down);
+    let _ = fleet.apply(Command::RemoveStack(Down { stack: "web".to_owned(), ..Down::default() }));
+    fleet.settle();
+    assert!(fleet.state.stacks.is_empty(), "{:?}", fleet.state.tasks);
+    assert!(!fleet.running("app").is_empty(), "nobody could tell the lost node");
+    fleet.hosts.get_mut(&"n2".into()).expect("it is there").linked = true;
+    fleet.observe("n2", NodeState::Ready);
+    fleet.settle();
+    assert!(fleet.running("app").is_empty() && fleet.running("db").is_empty());
+}
+
+#[test]
+fn guests_of_a_namespace_go_and_stay_together() {
+    let mut fleet = Fleet::new(3);
+    up(
+        &mut fleet,
+        "services: {app: {image: app, deploy: {replicas: 3}}, side: {image: side, network_mode: 'service:app', deploy: {replicas: 3}}}",
+    );
+    let places = |fleet: &Fleet, service: &str| fleet.running(service);
+    assert_eq!(places(&fleet, "app"), places(&fleet, "side"));
+    fleet.hosts.get_mut(&"n1".into()).expect("it is there").linked = false;
+    fleet.observe("n1", NodeState::Down);
+    fleet.settle();
+    let of = |fleet: &Fleet, service: &str| {
+        let stay = fleet.tasks(service).into_iter().filter(|task| task.is_replica());
+        stay.map(|task| (task.slot, task.node.clone(), task.status.state)).collect::<Vec<_>>()
+    };
+    assert_eq!(of(&fleet, "app"), of(&fleet, "side"));
+    assert!(of(&fleet, "app").iter().all(|(_, _, state)| *state == TaskState::Running));
+}

@@ -1,0 +1,239 @@
+//! What must hold of a cluster after every entry of the log. The letters are those of the design's list of properties.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use orch_core::{Explanation, NodeState, State, Task, Usage};
+use orch_spec::assignment::{DesiredTask, TaskId, TaskState};
+
+use crate::fleet::Fleet;
+
+/// Looks at everything. `before` is the state before the last entry.
+pub(crate) fn check(before: &State, fleet: &Fleet) {
+    let state = &fleet.state;
+    tasks_move_forward(before, state);
+    books_are_right(state);
+    nothing_is_overcommitted(state);
+    placements_hold(before, state);
+    nothing_waits_that_fits(state);
+    addresses_are_one_holders(state);
+    stops_come_after_withdrawal(before, fleet);
+    the_only_copy_stays(before, state);
+    slots_run_once(state);
+    for node in state.nodes.keys() {
+        let fresh = orch_core::Assignments::new(state).of(state, node);
+        assert_eq!(fresh, fleet.assignments.of(state, node), "what is kept for {node} is not what would be derived");
+    }
+}
+
+/// T1, T3, T4: a task's node is for good; once on its way out it goes, unless its node came back or its successor failed.
+fn tasks_move_forward(before: &State, state: &State) {
+    for task in state.tasks.values() {
+        let Some(former) = before.tasks.get(&task.id) else { continue };
+        assert!(former.node.is_none() || former.node == task.node, "{} changed its node", task.container_name);
+        let back = former.goal == DesiredTask::Removed && task.goal != DesiredTask::Removed;
+        assert!(!back || former.hand_over.is_some(), "{} came back from the dead", task.container_name);
+        assert!(former.told.is_none() || task.told.is_some(), "{} is not told of any more", task.container_name);
+        assert!(task.told.is_none() || task.node.is_some(), "{} is told to nobody", task.container_name);
+    }
+    for revision in state.tasks.values().map(|task| task.revision) {
+        assert!(state.revisions.contains_key(&revision), "T7: a revision that is used is gone");
+    }
+    for service in state.stacks.values().flat_map(|stack| stack.services.values()) {
+        for former in &service.history {
+            assert!(state.revisions.contains_key(&former.revision), "T7: a remembered revision is gone");
+        }
+    }
+}
+
+fn demand(state: &State, task: &Task) -> Usage {
+    let resources = state.revision(task.revision).spec.resources();
+    let unsigned = |amount: i64| u64::try_from(amount).unwrap_or(0);
+    Usage {
+        cpus: resources.reserved_cpus.map_or(0, |cpus| cpus.0),
+        memory: resources.reserved_memory.map_or(0, |memory| unsigned(memory.0)),
+        pids: resources.pids.map_or(0, unsigned),
+        generic: BTreeMap::new(),
+    }
+}
+
+/// What nodes and the list of the unplaced say is what follows from the tasks.
+fn books_are_right(state: &State) {
+    for (id, node) in &state.nodes {
+        let own: BTreeSet<&TaskId> =
+            state.tasks.values().filter(|task| task.node.as_ref() == Some(id)).map(|task| &task.id).collect();
+        assert_eq!(own, node.tasks.iter().collect(), "the tasks of {id}");
+        let mut usage = Usage::default();
+        for task in state.tasks.values().filter(|task| task.node.as_ref() == Some(id)) {
+            let all = demand(state, task);
+            let former = task.takes_over.as_ref().and_then(|former| state.tasks.get(former));
+            let shared = former.filter(|former| former.node == task.node).map(|former| demand(state, former));
+            let net = |all: u64, shared: Option<u64>| all - shared.map_or(0, |shared| shared.min(all));
+            usage.cpus += net(all.cpus, shared.as_ref().map(|shared| shared.cpus));
+            usage.memory += net(all.memory, shared.as_ref().map(|shared| shared.memory));
+            usage.pids += net(all.pids, shared.as_ref().map(|shared| shared.pids));
+        }
+        assert_eq!((usage.cpus, usage.memory), (node.usage.cpus, node.usage.memory), "the usage of {id}");
+    }
+    let unplaced: BTreeSet<&TaskId> =
+        state.tasks.values().filter(|task| task.node.is_none()).map(|task| &task.id).collect();
+    assert_eq!(unplaced, state.unplaced.iter().collect(), "the unplaced");
+    let numbers: BTreeSet<u16> = state.nodes.values().map(|node| node.number).collect();
+    assert_eq!(numbers.len(), state.nodes.len(), "two nodes have one number");
+}
+
+/// S1.
+fn nothing_is_overcommitted(state: &State) {
+    for (id, node) in &state.nodes {
+        let has = node.capacity();
+        assert!(has.cpus == 0 || node.usage.cpus <= has.cpus, "{id} has promised too many processors");
+        assert!(has.memory == 0 || node.usage.memory <= has.memory, "{id} has promised too much memory");
+        let mut ports: BTreeMap<(u16, &str), &str> = BTreeMap::new();
+        for task in node.tasks.iter().filter_map(|id| state.tasks.get(id)) {
+            let waits = task.takes_over.as_ref().is_some_and(|former| state.tasks.contains_key(former));
+            for port in
+                task.ports().iter().filter(|port| port.host_ports.0 == port.host_ports.1 && port.host_ports.0 > 0)
+            {
+                let other = ports.insert((port.host_ports.0, &port.protocol), &task.container_name);
+                assert!(waits || other.is_none(), "{id}: {} and {other:?} publish one port", task.container_name);
+            }
+        }
+    }
+}
+
+/// S2, S3: a task was placed in this entry only where it may be.
+fn placements_hold(before: &State, state: &State) {
+    for task in state.tasks.values() {
+        let fresh = before.tasks.get(&task.id).is_none_or(|former| former.node.is_none());
+        let Some(node) = task.node.as_ref().filter(|_| fresh).and_then(|node| state.nodes.get(node)) else { continue };
+        assert!(node.takes_tasks(), "{} was given to a node that takes nothing", task.container_name);
+        let spec = &state.revision(task.revision).spec;
+        let most = spec.deploy.placement.max_replicas_per_node;
+        let same = node
+            .tasks
+            .iter()
+            .filter_map(|id| state.tasks.get(id))
+            .filter(|other| other.service == task.service && other.stack == task.stack && other.is_replica());
+        assert!(most == 0 || same.count() <= most as usize, "{} is one too many there", task.container_name);
+        for constraint in &spec.deploy.placement.constraints {
+            let same = constraint.operator == orch_spec::model::ConstraintOperator::Equal;
+            if let Some(label) = constraint.key.strip_prefix("node.labels.").filter(|_| same) {
+                let value = node.labels.get(label).cloned().unwrap_or_default();
+                assert!(constraint.to_string().ends_with(&format!("== {value}")), "{constraint} is not met");
+            }
+        }
+    }
+}
+
+/// S4, S7.
+fn nothing_waits_that_fits(state: &State) {
+    for task in state.unplaced.iter().filter_map(|id| state.tasks.get(id)).filter(|task| !task.is_retiring()) {
+        if task.namespace_parents().next().is_some() {
+            continue;
+        }
+        let explanation = Explanation::of(state, &task.id).expect("the task is there");
+        assert_eq!(explanation.fitting(), 0, "{} waits although a node would take it", task.container_name);
+        let sum: usize = explanation.counts().values().sum();
+        assert_eq!(sum, state.nodes.len(), "S7");
+        assert!(
+            state.nodes.is_empty() || !task.unplaced.is_empty(),
+            "{} does not say why it waits",
+            task.container_name
+        );
+    }
+}
+
+/// I1.
+fn addresses_are_one_holders(state: &State) {
+    let mut seen: BTreeMap<(String, IpAddr), String> = BTreeMap::new();
+    for task in state.tasks.values().filter(|task| task.told.is_some() && !task.lost) {
+        if task.takes_over.as_ref().is_some_and(|former| state.tasks.contains_key(former)) {
+            continue;
+        }
+        for endpoint in task.endpoints() {
+            let addresses = [endpoint.ipv4.map(IpAddr::V4), endpoint.ipv6.map(IpAddr::V6)];
+            for address in addresses.into_iter().flatten() {
+                let other = seen.insert((endpoint.network.0.clone(), address), task.container_name.clone());
+                assert!(other.is_none(), "{address} is {other:?}'s and {}'s", task.container_name);
+            }
+        }
+    }
+    let mut numbers = BTreeSet::new();
+    for network in state.networks.values() {
+        assert!(network.vni.is_none_or(|vni| numbers.insert(vni)), "two networks have one number");
+        for pool in network.pools() {
+            for (address, holder) in &pool.held {
+                let there = match holder.split_once(':') {
+                    Some(("task", id)) => state.tasks.contains_key(&id.into()),
+                    Some(("vip", key)) => {
+                        network.vips.contains_key(key) && {
+                            let (stack, service) = key.split_once('/').expect("stack and service");
+                            state.stacks.get(stack).is_some_and(|stack| stack.services.contains_key(service))
+                        }
+                    }
+                    _ => false,
+                };
+                assert!(there, "{address} is held by {holder}, who is gone");
+            }
+        }
+    }
+}
+
+/// I4: when a node is told to stop a task that served, no node that counts still sends anybody there, unless the time was over.
+fn stops_come_after_withdrawal(before: &State, fleet: &Fleet) {
+    let state = &fleet.state;
+    for task in state.tasks.values() {
+        let Some(former) = before.tasks.get(&task.id) else { continue };
+        let runs = matches!(former.told, Some(DesiredTask::Running | DesiredTask::Paused));
+        let stops = matches!(task.told, Some(DesiredTask::Stopped | DesiredTask::Removed));
+        let ended = !former.has_process() || !task.has_process();
+        if !runs || !stops || task.unordered || ended || task.endpoints().is_empty() {
+            continue;
+        }
+        let withdrawal =
+            task.withdrawn.unwrap_or_else(|| panic!("{} was stopped while it served", task.container_name));
+        if withdrawal.deadline <= state.time {
+            continue;
+        }
+        let addresses: Vec<IpAddr> =
+            task.endpoints().iter().filter_map(|endpoint| endpoint.ipv4.map(IpAddr::V4)).collect();
+        for (id, host) in &fleet.hosts {
+            if state.nodes.get(id).is_none_or(|node| node.state != NodeState::Ready) {
+                continue;
+            }
+            let services = host.told.services.iter().flat_map(|service| &service.backends);
+            let ports = host.told.mesh_ports.iter().flat_map(|port| &port.backends);
+            let sends = services.chain(ports).any(|backend| backend.ready && addresses.contains(&backend.address));
+            assert!(!sends, "I4: {} is stopped while {id} still sends connections to it", task.container_name);
+        }
+    }
+}
+
+/// What hands over goes only when its slot has another one that is fit for it, or nobody wants the slot.
+fn the_only_copy_stays(before: &State, state: &State) {
+    for former in before.tasks.values().filter(|task| task.hand_over.is_some() && task.may_live()) {
+        let gone = state.tasks.get(&former.id).is_none_or(|task| task.told == Some(DesiredTask::Removed));
+        let was_told = former.told == Some(DesiredTask::Removed);
+        let removed = former.node.as_ref().is_none_or(|node| !state.nodes.contains_key(node));
+        let late = former.hand_over_by.is_some_and(|by| by <= state.time);
+        if !gone || was_told || removed || late {
+            continue;
+        }
+        let same = |task: &&Task| task.is_replica() && task.slot == former.slot;
+        let next: Vec<&Task> = state.service_tasks(&former.stack, &former.service).filter(same).collect();
+        let fit = next.is_empty()
+            || next.iter().any(|task| {
+                task.is_ready() || task.status.state >= TaskState::Created && task.status.state < TaskState::Exited
+            });
+        assert!(fit, "{} was taken away before there was another", former.container_name);
+    }
+}
+
+/// Two that stay are never in one slot.
+fn slots_run_once(state: &State) {
+    let mut seen = BTreeSet::new();
+    for task in state.tasks.values().filter(|task| task.is_replica()) {
+        let slot = (&task.stack, &task.service, task.slot);
+        assert!(seen.insert(slot), "two tasks stay in the slot of {}", task.container_name);
+    }
+}
