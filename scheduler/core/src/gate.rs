@@ -108,7 +108,8 @@ fn downward(state: &State, task: &Task, memory: &mut Memory) -> Gate {
         return gate;
     }
     // A step from stopped to removed needs no more waiting than the stop did.
-    let leaving = if task.unordered || task.hand_over.is_some() { Vec::new() } else { leaving_dependents(state, task, memory) };
+    let leaving =
+        if task.unordered || task.hand_over.is_some() { Vec::new() } else { leaving_dependents(state, task, memory) };
     if leaving.is_empty() {
         if endpoint::must_withdraw(state, task) && !endpoint::is_withdrawn(state, task) {
             gate.withdraw = true;
