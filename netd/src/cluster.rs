@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::address::Mac;
 use crate::config::{NetworkId, Protocol};
 use crate::error::NetdError;
+use crate::port::PortError;
 
 /// The UDP port that tunnels use unless the cluster says otherwise. Not 4789 and not 8472: both are filtered by some
 /// virtualisers, and taken where Swarm or flannel runs.
@@ -48,6 +49,8 @@ pub struct Overlay {
     pub network: NetworkId,
     /// Its number on the wire, 24 bits, one for the whole cluster.
     pub vni: u32,
+    /// Smallest MTU of the links under the tunnels of all nodes that have the network; 0 = not known, then this node's own counts.
+    pub underlay_mtu: u32,
     /// Its containers on other nodes.
     pub remote: Vec<RemoteEndpoint>,
 }
@@ -85,11 +88,12 @@ impl RemoteEndpoint {
 /// An address that stands for a service: whoever connects to it, on any port, gets one of the containers behind it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
-    /// The address. In no network's subnet, so that nobody looks for its MAC.
-    pub vip: Ipv4Addr,
+    /// The address. It belongs to no container; best is one in the network's subnet, to which every sandbox has a way, also
+    /// one that has no way out.
+    pub vip: IpAddr,
     /// Sandboxes on any of these networks know it.
     pub networks: Vec<NetworkId>,
-    /// The containers. With none a connection is refused at once.
+    /// The containers, by addresses of the same family; others are left out. With none a connection is refused at once.
     pub backends: Vec<Backend>,
 }
 
@@ -97,7 +101,7 @@ pub struct Service {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Backend {
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its share of new connections beside the others'. 0: it gets none, and keeps those that it has (it is about to stop).
     /// One that is not in the list at all is gone: what its clients send it is refused.
     pub weight: u16,
@@ -117,6 +121,8 @@ pub struct Mesh {
 pub struct MeshPort {
     /// Protocol.
     pub protocol: Protocol,
+    /// Address of the host; `None`: every one. A node that does not have it does not publish the port.
+    pub host_ip: Option<IpAddr>,
     /// Port of the host.
     pub port: u16,
     /// The containers. With none a connection is refused at once.
@@ -143,6 +149,8 @@ pub struct ClusterReport {
     pub version: u64,
     /// What was carried out, a line each, in order.
     pub done: Vec<String>,
+    /// Ports that are not led here, since somebody else has them. They are tried again with the next call.
+    pub refused: Vec<PortError>,
     /// What failed. The version is in effect only when nothing did.
     pub failed: Vec<NetdError>,
 }

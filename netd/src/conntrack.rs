@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
@@ -59,21 +59,16 @@ pub(crate) struct Flow {
 
 impl Flow {
     /// Where its destination was rewritten to.
-    pub(crate) fn leads(&self) -> Option<Ipv4Addr> {
-        match self.reply.source {
-            Some(IpAddr::V4(target)) if self.is_led => Some(target),
-            _ => None,
-        }
+    pub(crate) fn leads(&self) -> Option<IpAddr> {
+        self.reply.source.filter(|_| self.is_led)
     }
 
     /// Both ends as its caller sees them, when it is of this protocol.
-    pub(crate) fn connection(&self, protocol: u8) -> Option<(SocketAddrV4, SocketAddrV4)> {
-        let Tuple { source: Some(IpAddr::V4(from)), destination: Some(IpAddr::V4(to)), source_port, port, .. } =
-            self.original
-        else {
+    pub(crate) fn connection(&self, protocol: u8) -> Option<(SocketAddr, SocketAddr)> {
+        let Tuple { source: Some(from), destination: Some(to), source_port, port, .. } = self.original else {
             return None;
         };
-        let ends = (SocketAddrV4::new(from, source_port), SocketAddrV4::new(to, port));
+        let ends = (SocketAddr::new(from, source_port), SocketAddr::new(to, port));
         (self.original.protocol == protocol).then_some(ends)
     }
 }
@@ -236,15 +231,16 @@ impl Conntrack {
             return self.delete(flows);
         }
         for target in &targets {
-            let (family, kind, bytes) = match target {
-                IpAddr::V4(v4) => (libc::AF_INET, 1, v4.octets().to_vec()),
-                IpAddr::V6(v6) => (libc::AF_INET6, 3, v6.octets().to_vec()),
+            let IpAddr::V4(v4) = target else {
+                // The kernel's filter for IPv6 addresses leaves out the very flows that match (seen on 6.18).
+                flows.append(&mut self.find(libc::AF_INET6, |_| {}, wanted)?);
+                continue;
             };
             let by_target = |b: &mut Vec<u8>| {
-                nest(b, REPLY, |b| nest(b, 1, |b| attribute(b, kind, &bytes)));
+                nest(b, REPLY, |b| nest(b, 1, |b| attribute(b, 1, &v4.octets())));
                 filter(b, 0, BY_SOURCE);
             };
-            flows.append(&mut self.find(family, by_target, wanted)?);
+            flows.append(&mut self.find(libc::AF_INET, by_target, wanted)?);
         }
         for (port, family) in wanted.udp_ports.iter().flat_map(|port| [(port, libc::AF_INET), (port, libc::AF_INET6)]) {
             let by_port = |b: &mut Vec<u8>| {
@@ -262,12 +258,13 @@ impl Conntrack {
     }
 
     /// Flows that were first meant for an address.
-    pub(crate) fn towards(&mut self, destination: Ipv4Addr) -> Result<Vec<Flow>, NetlinkError> {
+    pub(crate) fn towards(&mut self, destination: IpAddr) -> Result<Vec<Flow>, NetlinkError> {
+        let wanted = |flow: &Flow| flow.original.destination == Some(destination);
+        let IpAddr::V4(v4) = destination else { return self.list(libc::AF_INET6, |_| {}, wanted) };
         let by_destination = |b: &mut Vec<u8>| {
-            nest(b, ORIGINAL, |b| nest(b, 1, |b| attribute(b, 2, &destination.octets())));
+            nest(b, ORIGINAL, |b| nest(b, 1, |b| attribute(b, 2, &v4.octets())));
             filter(b, BY_DESTINATION, 0);
         };
-        let wanted = |flow: &Flow| flow.original.destination == Some(destination.into());
         self.list(libc::AF_INET, by_destination, wanted)
     }
 

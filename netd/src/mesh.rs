@@ -22,11 +22,12 @@ use crate::address::Mac;
 use crate::cluster::{ClusterReport, DesiredCluster, Mesh, MeshBackend, MeshPort};
 use crate::config::{PortRequest, Protocol};
 use crate::conntrack::Led;
+use crate::error::NetdError;
 use crate::name::Names;
 use crate::netd::{Shared, lock};
 use crate::nft::Element;
 use crate::nft::ruleset::{self, MARK_SHIFT, MESH_MARKS, Set};
-use crate::port;
+use crate::port::{self, PortError};
 use crate::publish::{self, Holding, Reach};
 use crate::slots;
 use crate::sysctl::{self, SysctlError};
@@ -39,6 +40,13 @@ const TABLES: u32 = 0x6f72_0000;
 const PREFERENCES: u32 = 14_000;
 /// The most nodes that a mark can tell apart, which are also the most that a cluster can have beside this one.
 pub(crate) const MOST_PEERS: u16 = 4095;
+
+/// What tells a port from others.
+pub(crate) type PortKey = (Option<IpAddr>, Protocol, u16);
+
+pub(crate) fn key(port: &MeshPort) -> PortKey {
+    (port.host_ip, port.protocol, port.port)
+}
 
 /// All tables that may be ours.
 pub(crate) fn tables() -> std::ops::Range<u32> {
@@ -157,7 +165,7 @@ pub(crate) fn wire(
 pub(crate) fn elements(
     desired: &DesiredCluster,
     numbers: &Numbers,
-    led: &BTreeSet<(Protocol, u16)>,
+    led: &BTreeSet<PortKey>,
     names: &Names,
 ) -> Vec<(Set, Element)> {
     let (Some(mesh), Some(underlay)) = (&desired.mesh, desired.underlay) else { return Vec::new() };
@@ -170,16 +178,23 @@ pub(crate) fn elements(
         let mark = u32::from(*number) << MARK_SHIFT;
         elements.push((Set::Ingress, ruleset::ingress(wire_mac(*peer), mark)));
     }
-    for port in mesh.ports.iter().filter(|port| led.contains(&(port.protocol, port.port))) {
-        elements.push((Set::MeshPorts, ruleset::protocol_port(port.protocol, port.port)));
+    for port in mesh.ports.iter().filter(|port| led.contains(&key(port))) {
+        let host = match port.host_ip {
+            Some(IpAddr::V4(host)) => Some(host),
+            None => None,
+            // Nothing but the relay leads from IPv6, and that to a port on 127.0.0.1.
+            Some(IpAddr::V6(_)) => Some(Ipv4Addr::LOCALHOST),
+        };
+        let element = ruleset::protocol_port(host, port.protocol, port.port);
+        elements.push((if host.is_some() { Set::MeshPortsAt } else { Set::MeshPorts }, element.clone()));
         let mut backends: Vec<&MeshBackend> = reachable(port, desired).collect();
         backends.sort();
         let weights: Vec<u16> = backends.iter().map(|backend| backend.weight).collect();
         let dealt = slots::deal(&weights);
-        let set = Set::mesh(dealt.len());
+        let set = Set::mesh(dealt.len(), host.is_some());
         for (slot, place) in (0u32..).zip(dealt) {
             let target = (backends[place].address, backends[place].target);
-            elements.push((set, ruleset::mesh_slot(port.protocol, port.port, slot, target)));
+            elements.push((set, ruleset::mesh_slot(element.clone(), slot, target)));
         }
         for backend in &backends {
             if let Some(IpAddr::V4(node)) = remote_node(backend, desired) {
@@ -239,20 +254,22 @@ impl Shared {
             Err(error) => report.failed.push(error),
         }
         for port in &mesh.ports {
-            let key = (port.protocol, port.port);
-            if lock(&self.mesh_ports).contains_key(&key) {
+            if lock(&self.mesh_ports).contains_key(&key(port)) {
                 continue;
             }
             match self.reserve_mesh_port(port) {
-                Ok(holdings) => drop(lock(&self.mesh_ports).insert(key, holdings)),
+                Ok(holdings) => drop(lock(&self.mesh_ports).insert(key(port), holdings)),
+                // Another node's.
+                Err(NetdError::Port(PortError::NoSuchAddress { .. })) => {}
+                Err(NetdError::Port(error)) => report.refused.push(error),
                 Err(error) => report.failed.push(error),
             }
         }
     }
 
-    fn reserve_mesh_port(&self, port: &MeshPort) -> Result<Vec<Holding>, crate::error::NetdError> {
+    fn reserve_mesh_port(&self, port: &MeshPort) -> Result<Vec<Holding>, NetdError> {
         let request = PortRequest {
-            host_ip: None,
+            host_ip: port.host_ip,
             host_ports: (port.port, port.port),
             target: port.port,
             protocol: port.protocol,
@@ -269,16 +286,15 @@ impl Shared {
                 tracing::warn!(%error, "a published port cannot be held any more; it is served all the same");
                 Vec::new()
             });
-            lock(&self.mesh_ports).insert((port.protocol, port.port), holdings);
+            lock(&self.mesh_ports).insert(key(port), holdings);
         }
     }
 
     /// Gives back the ports that nobody wants.
     pub(crate) fn release_mesh_ports(&self, desired: &DesiredCluster) {
-        let wanted: BTreeSet<(Protocol, u16)> =
-            desired.mesh.iter().flat_map(|mesh| &mesh.ports).map(|port| (port.protocol, port.port)).collect();
+        let wanted: BTreeSet<PortKey> = desired.mesh.iter().flat_map(|mesh| &mesh.ports).map(key).collect();
         let mut ports = lock(&self.mesh_ports);
-        let going: Vec<(Protocol, u16)> = ports.keys().filter(|key| !wanted.contains(key)).copied().collect();
+        let going: Vec<PortKey> = ports.keys().filter(|key| !wanted.contains(key)).copied().collect();
         let released: Vec<Holding> = going.iter().filter_map(|key| ports.remove(key)).flatten().collect();
         drop(ports);
         publish::close(released);
@@ -287,11 +303,11 @@ impl Shared {
     /// Whether none of its ports is missing.
     pub(crate) fn leads_all(&self, desired: &DesiredCluster) -> bool {
         let led = lock(&self.mesh_ports);
-        desired.mesh.iter().flat_map(|mesh| &mesh.ports).all(|port| led.contains_key(&(port.protocol, port.port)))
+        desired.mesh.iter().flat_map(|mesh| &mesh.ports).all(|port| led.contains_key(&key(port)))
     }
 
     /// Ports that are led.
-    pub(crate) fn led_ports(&self) -> BTreeSet<(Protocol, u16)> {
+    pub(crate) fn led_ports(&self) -> BTreeSet<PortKey> {
         lock(&self.mesh_ports).keys().copied().collect()
     }
 }

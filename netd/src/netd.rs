@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use crate::address::Prefix;
 use crate::cluster::{ClusterReport, DesiredCluster};
 use crate::config::{
-    DesiredNetworking, Endpoint, EndpointConfig, NetdConfig, NetworkConfig, NetworkId, PortRequest, Protocol,
-    PublishedPort, Sandbox, SandboxConfig, SandboxId,
+    DesiredNetworking, Endpoint, EndpointConfig, NetdConfig, NetworkConfig, NetworkId, PortRequest, PublishedPort,
+    Sandbox, SandboxConfig, SandboxId,
 };
 use crate::conntrack::Forgetting;
 use crate::error::{NetdError, NetdErrors};
 use crate::foreign::Foreign;
 use crate::link::LinkSocket;
+use crate::mesh::PortKey;
 use crate::name::Names;
 use crate::namespace::Namespace;
 use crate::nft::table::Table;
@@ -89,7 +90,7 @@ pub(crate) struct Shared {
     /// Locked while wires change; whoever holds it may lock the others but `network_changes`.
     pub(crate) cluster: Mutex<ClusterState>,
     /// Ports of every node that are led here, with what holds them.
-    pub(crate) mesh_ports: Mutex<BTreeMap<(Protocol, u16), Vec<Holding>>>,
+    pub(crate) mesh_ports: Mutex<BTreeMap<PortKey, Vec<Holding>>>,
     /// Locked while sandboxes are told of services.
     pub(crate) balancing: Mutex<Balancing>,
     pub(crate) straying: Straying,

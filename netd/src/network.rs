@@ -12,6 +12,7 @@ use crate::netd::{NetworkState, Shared, lock};
 use crate::nft::Element;
 use crate::nft::ruleset::{self, Set};
 use crate::nft::table::Change;
+use crate::overlay::overhead;
 use crate::record::{self, NetworkRecord};
 use crate::sysctl::{self, SysctlError};
 
@@ -88,16 +89,17 @@ impl Shared {
 
     /// MTU of a network. What is asked for is given, but not more than fits through a tunnel: it would be lost there.
     fn mtu(&self, config: &NetworkConfig) -> Result<u32, NetdError> {
-        let underlay = {
+        let overlay = {
             let cluster = lock(&self.cluster);
-            cluster.overlay(&config.id).and(cluster.desired.underlay)
+            cluster.overlay(&config.id).map(|overlay| overlay.underlay_mtu).zip(cluster.desired.underlay)
         };
-        match (underlay, config.mtu) {
-            (None, 0) => self.egress_mtu(),
-            (None, wanted) => Ok(wanted),
-            (Some(underlay), 0) => self.overlay_mtu(underlay.address),
-            (Some(underlay), wanted) => Ok(wanted.min(self.overlay_mtu(underlay.address)?)),
-        }
+        let Some((least, underlay)) = overlay else {
+            return if config.mtu > 0 { Ok(config.mtu) } else { self.egress_mtu() };
+        };
+        let others = Some(least).filter(|mtu| *mtu > 0).map(|mtu| mtu.saturating_sub(overhead(underlay.address)));
+        let own = self.overlay_mtu(underlay.address)?;
+        let wanted = Some(config.mtu).filter(|mtu| *mtu > 0);
+        Ok([others, wanted].into_iter().flatten().fold(own, u32::min))
     }
 
     /// Another program's link by the very name asked for is not ours to take.

@@ -115,6 +115,10 @@ fn datatype(fields: &[Field]) -> u32 {
 }
 
 fn length(fields: &[Field]) -> u32 {
+    // Only beside others it is padded.
+    if fields == [Field::Service] {
+        return 2;
+    }
     fields.iter().map(|field| field.length()).sum()
 }
 

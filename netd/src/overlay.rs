@@ -102,6 +102,8 @@ impl Shared {
         self.change_table(Vec::new(), filter_elements(desired), &mut report);
         // What is led to a container comes after the way to it, and goes before.
         self.wire(false, &mut report);
+        // Before others are taken: a port may have come from one address to another. The table leads it until it is changed.
+        self.release_mesh_ports(desired);
         if before.mesh != desired.mesh || desired.mesh.is_some() && !self.leads_all(desired) {
             self.prepare_mesh(desired, &mut report);
         }
@@ -112,7 +114,6 @@ impl Shared {
             self.wire(false, &mut report);
         }
         self.forgetting.led(mesh::lost_ways(&before, desired));
-        self.release_mesh_ports(desired);
         if before.mesh.is_some() != desired.mesh.is_some() {
             self.refresh_foreign();
         }

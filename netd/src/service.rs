@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! table inet orch-services {
-//!   set vips    { type ipv4_addr }
+//!   set vips    { type ipv4_addr }                                # and the same for IPv6: vips6, slots6_1 and so on
 //!   map slots1, slots12, slots60, slots840 { type ipv4_addr . slot : ipv4_addr }
 //!   chain balance { type nat hook output priority -100
 //!     dnat ip to ip daddr . numgen random mod 1   map @slots1
@@ -24,7 +24,7 @@
 //! by element: it is what all of them have, less the services of networks that it is not on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -40,21 +40,35 @@ use crate::record::SandboxRecord;
 use crate::slots;
 
 const TABLE: &str = "orch-services";
-const VIPS: SetLayout = SetLayout { name: "vips", key: &[Field::Ipv4], value: &[], interval: false };
+const VIPS4: SetLayout = SetLayout { name: "vips", key: &[Field::Ipv4], value: &[], interval: false };
+const VIPS6: SetLayout = SetLayout { name: "vips6", key: &[Field::Ipv6], value: &[], interval: false };
+
+/// The set of addresses of a family.
+fn vips(ipv4: bool) -> SetLayout {
+    if ipv4 { VIPS4 } else { VIPS6 }
+}
 
 /// The map for a count of slots.
-fn slot_map(count: u32) -> SetLayout {
-    let name = match count {
-        1 => "slots1",
-        12 => "slots12",
-        60 => "slots60",
-        _ => "slots840",
+fn slot_map(ipv4: bool, count: u32) -> SetLayout {
+    let name = match (ipv4, count) {
+        (true, 1) => "slots1",
+        (true, 12) => "slots12",
+        (true, 60) => "slots60",
+        (true, _) => "slots840",
+        (false, 1) => "slots6_1",
+        (false, 12) => "slots6_12",
+        (false, 60) => "slots6_60",
+        (false, _) => "slots6_840",
     };
-    SetLayout { name, key: &[Field::Ipv4, Field::Slot], value: &[Field::Ipv4], interval: false }
+    if ipv4 {
+        SetLayout { name, key: &[Field::Ipv4, Field::Slot], value: &[Field::Ipv4], interval: false }
+    } else {
+        SetLayout { name, key: &[Field::Ipv6, Field::Slot], value: &[Field::Ipv6], interval: false }
+    }
 }
 
 /// By address.
-type Services = BTreeMap<Ipv4Addr, Service>;
+type Services = BTreeMap<IpAddr, Service>;
 
 /// Which sandboxes know which services.
 #[derive(Debug, Default)]
@@ -129,39 +143,56 @@ impl ServiceTable {
 /// Elements by map.
 #[derive(Debug, Default)]
 struct Content {
-    vips: BTreeSet<Element>,
-    slots: BTreeMap<u32, BTreeSet<Element>>,
+    /// By family: is it IPv4?
+    vips: BTreeMap<bool, BTreeSet<Element>>,
+    /// By family and count of slots.
+    slots: BTreeMap<(bool, u32), BTreeSet<Element>>,
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+/// What of the one is not in the other.
+fn difference<K: Ord + Copy>(
+    one: &BTreeMap<K, BTreeSet<Element>>,
+    other: &BTreeMap<K, BTreeSet<Element>>,
+) -> BTreeMap<K, BTreeSet<Element>> {
+    let nothing = BTreeSet::new();
+    let rest = |(key, elements): (&K, &BTreeSet<Element>)| {
+        (*key, elements.difference(other.get(key).unwrap_or(&nothing)).cloned().collect())
+    };
+    one.iter().map(rest).collect()
 }
 
 impl Content {
     fn add(&mut self, service: &Service) {
-        let vip = service.vip.octets();
-        self.vips.insert(Element { key: vip.to_vec(), last: None, value: None });
+        let (vip, ipv4) = (octets(service.vip), service.vip.is_ipv4());
+        self.vips.entry(ipv4).or_default().insert(Element { key: vip.clone(), last: None, value: None });
         // Sorted, so that the order in which they are told changes nothing.
-        let mut backends: Vec<&Backend> = service.backends.iter().collect();
+        let mut backends: Vec<&Backend> = service.backends.iter().filter(|b| b.address.is_ipv4() == ipv4).collect();
         backends.sort();
         let weights: Vec<u16> = backends.iter().map(|backend| backend.weight).collect();
         let dealt = slots::deal(&weights);
         let count = u32::try_from(dealt.len()).unwrap_or(0);
         for (slot, place) in (0u32..).zip(dealt) {
             let key = [&vip[..], &slot.to_ne_bytes()].concat();
-            let value = Some(backends[place].address.octets().to_vec());
-            self.slots.entry(count).or_default().insert(Element { key, last: None, value });
+            let value = Some(octets(backends[place].address));
+            self.slots.entry((ipv4, count)).or_default().insert(Element { key, last: None, value });
         }
     }
 
     fn without(&self, other: &Content) -> Content {
-        let nothing = BTreeSet::new();
-        let slots = self.slots.iter().map(|(count, elements)| {
-            let theirs = other.slots.get(count).unwrap_or(&nothing);
-            (*count, elements.difference(theirs).cloned().collect())
-        });
-        Content { vips: self.vips.difference(&other.vips).cloned().collect(), slots: slots.collect() }
+        Content { vips: difference(&self.vips, &other.vips), slots: difference(&self.slots, &other.slots) }
     }
 
     fn write(&self, transaction: &mut Transaction, add: bool) {
-        let slots = self.slots.iter().map(|(count, elements)| (slot_map(*count), elements));
-        for (layout, elements) in std::iter::once((VIPS, &self.vips)).chain(slots) {
+        let addresses = self.vips.iter().map(|(ipv4, elements)| (vips(*ipv4), elements));
+        let slots = self.slots.iter().map(|((ipv4, count), elements)| (slot_map(*ipv4, *count), elements));
+        for (layout, elements) in addresses.chain(slots) {
             if add {
                 transaction.add_elements(Family::Inet, TABLE, &layout, elements);
             } else {
@@ -174,7 +205,9 @@ impl Content {
 fn write_rules(transaction: &mut Transaction) {
     const OUTPUT: u32 = 3;
     const POSTROUTING: u32 = 4;
-    for (id, layout) in (1..).zip(std::iter::once(VIPS).chain(slots::COUNTS.map(slot_map))) {
+    let families = [true, false];
+    let slot_maps = families.iter().flat_map(|ipv4| slots::COUNTS.map(|count| slot_map(*ipv4, count)));
+    for (id, layout) in (1..).zip([VIPS4, VIPS6].into_iter().chain(slot_maps)) {
         transaction.set(Family::Inet, TABLE, &layout, id);
     }
     let chains = [
@@ -185,30 +218,40 @@ fn write_rules(transaction: &mut Transaction) {
     for (name, hook) in chains {
         transaction.chain(Family::Inet, TABLE, name, Some(hook));
     }
+    families.into_iter().for_each(|ipv4| write_family(transaction, ipv4));
+}
+
+fn write_family(transaction: &mut Transaction, ipv4: bool) {
+    let family = if ipv4 { Family::Ipv4 } else { Family::Ipv6 };
+    let of_family = || Rule::new().family(family);
+    // An IPv6 address takes four registers.
+    let (to, after) = match ipv4 {
+        true => (of_family().destination4(0), 1),
+        false => (of_family().destination6(0), 4),
+    };
     for count in slots::COUNTS {
-        let rule = Rule::new().family(Family::Ipv4).destination4(0).random(count, 1);
-        let rule = rule.map(slot_map(count).name, 0, 0).dnat_address(Family::Ipv4, 0);
+        let rule = to.clone().random(count, after).map(slot_map(ipv4, count).name, 0, 0).dnat_address(family, 0);
         transaction.rule(Family::Inet, TABLE, "balance", &rule);
     }
-    let unanswered = || Rule::new().family(Family::Ipv4).destination4(0).lookup(VIPS.name, 0, false);
-    let tcp = unanswered().meta(Meta::Transport, 0).equal(0, &[libc::IPPROTO_TCP as u8]);
+    let unanswered = to.lookup(vips(ipv4).name, 0, false);
+    let tcp = unanswered.clone().meta(Meta::Transport, 0).equal(0, &[libc::IPPROTO_TCP as u8]);
     transaction.rule(Family::Inet, TABLE, "refuse", &tcp.reject(Reject::TcpReset));
-    transaction.rule(Family::Inet, TABLE, "refuse", &unanswered().reject(Reject::PortUnreachable));
+    transaction.rule(Family::Inet, TABLE, "refuse", &unanswered.reject(Reject::PortUnreachable));
     let mut loopback = [0; 16];
     loopback[..2].copy_from_slice(b"lo");
-    let leaving = Rule::new().meta(Meta::OutputName, 0).unequal(0, &loopback);
-    let led = leaving.family(Family::Ipv4).original_destination4(0).lookup(VIPS.name, 0, false);
+    let leaving = Rule::new().meta(Meta::OutputName, 0).unequal(0, &loopback).family(family);
+    let led = leaving.original_destination(family, 0).lookup(vips(ipv4).name, 0, false);
     transaction.rule(Family::Inet, TABLE, "source", &led.masquerade());
 }
 
 /// Flows of a sandbox to a service whose backends changed: those that lead to anybody else are forgotten.
 #[derive(Debug, Clone)]
 pub(crate) struct Strays {
-    pub(crate) vip: Ipv4Addr,
-    pub(crate) backends: BTreeSet<Ipv4Addr>,
+    pub(crate) vip: IpAddr,
+    pub(crate) backends: BTreeSet<IpAddr>,
 }
 
-fn strays(vip: Ipv4Addr, service: Option<&Service>) -> Strays {
+fn strays(vip: IpAddr, service: Option<&Service>) -> Strays {
     let backends = service.map(|service| service.backends.iter().map(|backend| backend.address).collect());
     Strays { vip, backends: backends.unwrap_or_default() }
 }
@@ -220,8 +263,8 @@ impl Shared {
         let new: Arc<Services> = Arc::new(services.iter().map(|service| (service.vip, service.clone())).collect());
         let mut balancing = lock(&self.balancing);
         let old = std::mem::replace(&mut balancing.services, Arc::clone(&new));
-        let vips: BTreeSet<&Ipv4Addr> = old.keys().chain(new.keys()).collect();
-        let changed: Vec<&Ipv4Addr> = vips.into_iter().filter(|vip| old.get(vip) != new.get(vip)).collect();
+        let vips: BTreeSet<&IpAddr> = old.keys().chain(new.keys()).collect();
+        let changed: Vec<&IpAddr> = vips.into_iter().filter(|vip| old.get(vip) != new.get(vip)).collect();
         for (id, client) in &mut balancing.clients {
             if changed.is_empty() && !client.doubtful {
                 continue;
@@ -243,11 +286,11 @@ impl Shared {
         &self,
         id: &SandboxId,
         client: &mut Client,
-        changed: &[&Ipv4Addr],
+        changed: &[&IpAddr],
         old: &Services,
         new: &Services,
     ) -> Result<(), NetdError> {
-        fn known<'a>(client: &Client, changed: &[&Ipv4Addr], services: &'a Services) -> Vec<&'a Service> {
+        fn known<'a>(client: &Client, changed: &[&IpAddr], services: &'a Services) -> Vec<&'a Service> {
             changed.iter().filter_map(|vip| services.get(vip)).filter(|service| client.knows(service)).collect()
         }
         let (before, after) = (known(client, changed, old), known(client, changed, new));

@@ -5,7 +5,7 @@
 //! is forgotten, and the caller's socket is told (`ECONNABORTED`), where the kernel can do that.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -131,9 +131,13 @@ fn abort(flows: &[Flow]) -> io::Result<()> {
 
 /// `struct inet_diag_req_v2`: family, protocol, extensions, padding, states; ports, addresses of 16 bytes, interface, cookie
 /// (all ones: any).
-fn request(bytes: &mut Vec<u8>, from: SocketAddrV4, to: SocketAddrV4) {
-    let wide = |address: &Ipv4Addr| [&address.octets()[..], &[0; 12]].concat();
-    bytes.extend_from_slice(&[libc::AF_INET as u8, TCP, 0, 0]);
+fn request(bytes: &mut Vec<u8>, from: SocketAddr, to: SocketAddr) {
+    let wide = |address: IpAddr| match address {
+        IpAddr::V4(v4) => [&v4.octets()[..], &[0; 12]].concat(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    let family = if from.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    bytes.extend_from_slice(&[family as u8, TCP, 0, 0]);
     bytes.extend_from_slice(&u32::MAX.to_ne_bytes());
     bytes.extend_from_slice(&from.port().to_be_bytes());
     bytes.extend_from_slice(&to.port().to_be_bytes());

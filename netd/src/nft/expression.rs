@@ -38,6 +38,8 @@ pub(crate) enum Conntrack {
     Mark = 3,
     /// IPv4 destination of a direction.
     Destination4 = 20,
+    /// IPv6 destination of a direction.
+    Destination6 = 22,
 }
 
 /// Bits of [`Conntrack::State`].
@@ -322,11 +324,12 @@ impl Rule {
         })
     }
 
-    /// The IPv4 address that the flow was first meant for.
-    pub(crate) fn original_destination4(self, register: u32) -> Rule {
+    /// The address that the flow was first meant for.
+    pub(crate) fn original_destination(self, family: super::Family, register: u32) -> Rule {
+        let key = if family == super::Family::Ipv6 { Conntrack::Destination6 } else { Conntrack::Destination4 };
         self.expression("ct", |b| {
             number(b, 1, register + FIRST_REGISTER);
-            number(b, 2, Conntrack::Destination4 as u32);
+            number(b, 2, key as u32);
             // IP_CT_DIR_ORIGINAL.
             attribute(b, 3, &[0]);
         })

@@ -17,7 +17,8 @@
 //!   ip6 daddr ::1 return                          # the kernel routes ::1 nowhere else: the relay serves it
 //!   dnat ip to ip daddr . meta l4proto . th dport map @pub4
 //!   dnat ip to meta l4proto . th dport map @pub4any
-//!   dnat ip to meta l4proto . th dport . numgen random mod 1 map @mesh1 }    # ports of every node; also 12, 60, 840
+//!   dnat ip to meta l4proto . th dport . numgen random mod 1 map @mesh1 }    # ports of every node; also 12, 60, 840;
+//!                                                                                # before them the same with ip daddr: @meshat
 //! chain nat-pre  { type nat hook prerouting priority -100; fib daddr type local jump do-dnat }
 //! chain nat-out  { type nat hook output     priority -100; fib daddr type local jump do-dnat }
 //! chain mark-in  { type filter hook prerouting priority mangle        # what the mesh is: see `mesh`
@@ -105,6 +106,16 @@ pub(crate) enum Set {
     Mesh60,
     /// See `Mesh1`.
     Mesh840,
+    /// The same for ports on one address of the host.
+    MeshAt1,
+    /// See `MeshAt1`.
+    MeshAt12,
+    /// See `MeshAt1`.
+    MeshAt60,
+    /// See `MeshAt1`.
+    MeshAt840,
+    /// Ports that every node publishes, on one address.
+    MeshPortsAt,
     /// UDP ports of tunnels between nodes.
     TunnelPorts,
     /// The other nodes.
@@ -117,6 +128,8 @@ use Field::{Interface, Ipv4, Ipv6, Service};
 
 /// What a packet for a port of every node is looked up by.
 const MESH_KEY: &[Field] = &[Field::Protocol, Service, Field::Slot];
+/// The same with the address that it is for.
+const MESH_KEY_AT: &[Field] = &[Ipv4, Field::Protocol, Service, Field::Slot];
 /// The bits of marks that are ours: the number of a node. High ones, since people and other programs begin with low ones;
 /// overlaps are harmless as long as nobody else marks the answers of our containers.
 pub(crate) const MESH_MARKS: u32 = 0xfff0_0000;
@@ -125,7 +138,7 @@ pub(crate) const MARK_SHIFT: u32 = 20;
 
 impl Set {
     /// All of them, in the order in which they are made.
-    pub(crate) const ALL: [Set; 25] = [
+    pub(crate) const ALL: [Set; 30] = [
         Set::Bridges,
         Set::Internal,
         Set::Same,
@@ -148,18 +161,27 @@ impl Set {
         Set::Mesh12,
         Set::Mesh60,
         Set::Mesh840,
+        Set::MeshAt1,
+        Set::MeshAt12,
+        Set::MeshAt60,
+        Set::MeshAt840,
+        Set::MeshPortsAt,
         Set::TunnelPorts,
         Set::Peers4,
         Set::Peers6,
     ];
 
-    /// The map for a count of slots.
-    pub(crate) fn mesh(slots: usize) -> Set {
-        match slots {
-            0 | 1 => Set::Mesh1,
-            2..=12 => Set::Mesh12,
-            13..=60 => Set::Mesh60,
-            _ => Set::Mesh840,
+    /// The map for a count of slots, of ports on every address or (`at`) on one.
+    pub(crate) fn mesh(slots: usize, at: bool) -> Set {
+        match (slots, at) {
+            (0 | 1, false) => Set::Mesh1,
+            (2..=12, false) => Set::Mesh12,
+            (13..=60, false) => Set::Mesh60,
+            (_, false) => Set::Mesh840,
+            (0 | 1, true) => Set::MeshAt1,
+            (2..=12, true) => Set::MeshAt12,
+            (13..=60, true) => Set::MeshAt60,
+            (_, true) => Set::MeshAt840,
         }
     }
 
@@ -186,6 +208,11 @@ impl Set {
             Set::Mesh12 => map("mesh12", MESH_KEY, &[Ipv4, Service]),
             Set::Mesh60 => map("mesh60", MESH_KEY, &[Ipv4, Service]),
             Set::Mesh840 => map("mesh840", MESH_KEY, &[Ipv4, Service]),
+            Set::MeshAt1 => map("meshat1", MESH_KEY_AT, &[Ipv4, Service]),
+            Set::MeshAt12 => map("meshat12", MESH_KEY_AT, &[Ipv4, Service]),
+            Set::MeshAt60 => map("meshat60", MESH_KEY_AT, &[Ipv4, Service]),
+            Set::MeshAt840 => map("meshat840", MESH_KEY_AT, &[Ipv4, Service]),
+            Set::MeshPortsAt => set("meshportsat", &[Ipv4, Field::Protocol, Service], false),
             Set::TunnelPorts => set("tunnel", &[Service], false),
             Set::Peers4 => set("peers4", &[Ipv4], false),
             Set::Peers6 => set("peers6", &[Ipv6], false),
@@ -237,9 +264,12 @@ pub(crate) fn ingress(mac: Mac, mark: u32) -> Element {
     Element { key: mac.0.to_vec(), last: None, value: Some(mark.to_ne_bytes().to_vec()) }
 }
 
-/// The element for a port of a protocol.
-pub(crate) fn protocol_port(protocol: Protocol, port: u16) -> Element {
-    Element { key: [&[protocol.number(), 0, 0, 0][..], &padded(port)].concat(), last: None, value: None }
+/// The element for a port of a protocol, on one address or on all.
+pub(crate) fn protocol_port(host: Option<Ipv4Addr>, protocol: Protocol, port: u16) -> Element {
+    let mut key = host.map(|host| host.octets().to_vec()).unwrap_or_default();
+    key.extend_from_slice(&[protocol.number(), 0, 0, 0]);
+    key.extend_from_slice(&padded(port));
+    Element { key, last: None, value: None }
 }
 
 /// The element for two addresses.
@@ -247,9 +277,8 @@ pub(crate) fn address_pair(one: Ipv4Addr, other: Ipv4Addr) -> Element {
     Element { key: [one.octets(), other.octets()].concat(), last: None, value: None }
 }
 
-/// The element for one slot of a port of every node.
-pub(crate) fn mesh_slot(protocol: Protocol, port: u16, slot: u32, target: (Ipv4Addr, u16)) -> Element {
-    let mut element = protocol_port(protocol, port);
+/// The element for one slot of a port of every node, made of that of the port.
+pub(crate) fn mesh_slot(mut element: Element, slot: u32, target: (Ipv4Addr, u16)) -> Element {
     element.key.extend_from_slice(&slot.to_ne_bytes());
     element.value = Some([&target.0.octets()[..], &padded(target.1)].concat());
     element
@@ -257,7 +286,7 @@ pub(crate) fn mesh_slot(protocol: Protocol, port: u16, slot: u32, target: (Ipv4A
 
 /// The element for a port.
 pub(crate) fn port(port: u16) -> Element {
-    Element { key: padded(port), last: None, value: None }
+    Element { key: port.to_be_bytes().to_vec(), last: None, value: None }
 }
 
 /// Fields narrower than a register are padded behind.
@@ -382,19 +411,27 @@ fn marks() -> Vec<Rule> {
 
 /// A socket of ours listens on every published port, only to hold it. What gets that far was led nowhere.
 fn refusals() -> Vec<Rule> {
-    let unled = || {
-        let rule = Rule::new().family(Family::Ipv4).meta(Meta::Transport, 0).destination_port(1);
-        rule.lookup("meshports", 0, false)
+    let unled = [
+        Rule::new().family(Family::Ipv4).meta(Meta::Transport, 0).destination_port(1).lookup("meshports", 0, false),
+        Rule::new().family(Family::Ipv4).destination4(0).meta(Meta::Transport, 1).destination_port(2).lookup(
+            "meshportsat",
+            0,
+            false,
+        ),
+    ];
+    let refused = |unled: Rule| {
+        let tcp = unled.clone().meta(Meta::Transport, 0).equal(0, &[Protocol::Tcp.number()]);
+        [tcp.reject(Reject::TcpReset), unled.reject(Reject::PortUnreachable)]
     };
-    let tcp = unled().meta(Meta::Transport, 0).equal(0, &[Protocol::Tcp.number()]);
-    vec![tcp.reject(Reject::TcpReset), unled().reject(Reject::PortUnreachable)]
+    unled.into_iter().flat_map(refused).collect()
 }
 
 /// One of the containers behind a port of every node.
-fn mesh_destination(slots: u32) -> Rule {
-    let rule = Rule::new().family(Family::Ipv4).meta(Meta::Transport, 0).destination_port(1).random(slots, 2);
-    let map = Set::mesh(slots as usize).layout().name;
-    rule.map(map, 0, 0).dnat(Family::Ipv4, 0, 1)
+fn mesh_destination(slots: u32, at: bool) -> Rule {
+    let rule = Rule::new().family(Family::Ipv4);
+    let (rule, next) = if at { (rule.destination4(0), 1) } else { (rule, 0) };
+    let rule = rule.meta(Meta::Transport, next).destination_port(next + 1).random(slots, next + 2);
+    rule.map(Set::mesh(slots as usize, at).layout().name, 0, 0).dnat(Family::Ipv4, 0, 1)
 }
 
 fn destinations() -> Vec<Rule> {
@@ -419,7 +456,9 @@ fn destinations() -> Vec<Rule> {
         one(Family::Ipv6, "pub6"),
         any(Family::Ipv6, "pub6any"),
     ];
-    rules.extend(slots::COUNTS.map(mesh_destination));
+    for at in [true, false] {
+        rules.extend(slots::COUNTS.map(|slots| mesh_destination(slots, at)));
+    }
     rules
 }
 

@@ -159,6 +159,7 @@ impl Cluster {
         let overlay = |(network, vni, containers): &Spanning<'_>| Overlay {
             network: NetworkId((*network).to_owned()),
             vni: *vni,
+            underlay_mtu: 0,
             remote: containers
                 .iter()
                 .filter(|(_, host)| *host != n)

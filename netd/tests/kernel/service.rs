@@ -24,8 +24,8 @@ fn vip(port: u16) -> SocketAddr {
 
 /// A service on network `a` with these weights for the containers of hosts 0, 1 and so on.
 fn service(weights: &[u16]) -> Service {
-    let backend = |(n, weight): (usize, &u16)| Backend { address: nth(n), weight: *weight };
-    Service { vip: VIP, networks: vec!["a".into()], backends: weights.iter().enumerate().map(backend).collect() }
+    let backend = |(n, weight): (usize, &u16)| Backend { address: nth(n).into(), weight: *weight };
+    Service { vip: VIP.into(), networks: vec!["a".into()], backends: weights.iter().enumerate().map(backend).collect() }
 }
 
 fn desired(cluster: &Cluster, n: usize, version: u64, services: Vec<Service>) -> DesiredCluster {
@@ -229,4 +229,46 @@ fn a_new_agent_goes_on_with_the_services_and_with_a_change_that_the_old_one_did_
 /// As the agent keeps it.
 fn record(desired: &DesiredCluster) -> Vec<u8> {
     serde_json::to_vec(&serde_json::json!({ "desired": desired, "numbers": {} })).unwrap()
+}
+
+#[test]
+fn services_and_wires_have_ipv6_too() {
+    in_cluster_of(2, 1500, |cluster| {
+        let six = |n: usize| format!("fd00:1::{:x}", n + 2).parse::<std::net::Ipv6Addr>().unwrap();
+        let vip: std::net::IpAddr = address("fd00:1::c8");
+        let mut services = vec![Service { vip, networks: vec!["a".into()], backends: Vec::new() }];
+        let wanted = |n: usize, version: u64, services: &[Service]| {
+            let mut desired = desired(cluster, n, version, services.to_vec());
+            for remote in &mut desired.overlays[0].remote {
+                let last = remote.ipv4.unwrap().octets()[3];
+                remote.ipv6 = Some(six(usize::from(last) - 2));
+            }
+            desired
+        };
+        let containers: Vec<Container> = (0..2)
+            .map(|n| {
+                let host = &cluster.hosts[n];
+                host.apply(&wanted(n, 1, &services));
+                host.netd().ensure_network(&dual_network("a", 1)).unwrap();
+                let mut config = sandbox(&format!("c{n}"), &[("a", nth(n))], &[]);
+                config.endpoints[0].ipv6 = Some(six(n));
+                let container = host.container(&config);
+                container.serve(81);
+                container
+            })
+            .collect();
+        let caller = &containers[0].namespace;
+        assert_seen(caller, SocketAddr::new(six(1).into(), 81), six(0));
+        let there = SocketAddr::new(vip, 81);
+        assert_eq!(connect(caller, there, PATIENCE).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        services[0].backends.push(Backend { address: six(1).into(), weight: 1 });
+        (0..2).for_each(|n| drop(cluster.hosts[n].apply(&wanted(n, 2, &services))));
+        assert_seen(caller, there, six(0));
+        let mut stream = connect(caller, there, PATIENCE).unwrap();
+        line(&mut stream).unwrap();
+        services[0].backends.clear();
+        (0..2).for_each(|n| drop(cluster.hosts[n].apply(&wanted(n, 3, &services))));
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionAborted);
+    });
 }
