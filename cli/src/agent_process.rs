@@ -85,6 +85,7 @@ async fn serve(args: &args::Agent) -> Result<()> {
         run_dir: args.run_dir.clone(),
         instance: args.instance.clone(),
         node: node.clone(),
+        address: None,
         shim_command: vec!["/proc/self/exe".into(), "shim".into()],
     };
     let agent = {

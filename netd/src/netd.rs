@@ -245,6 +245,19 @@ impl Netd {
         self.shared.apply_cluster(desired)
     }
 
+    /// Whether this node knows of others.
+    pub fn is_clustered(&self) -> bool {
+        lock(&self.shared.cluster).desired != DesiredCluster::default()
+    }
+
+    /// MTU of the link that has this address: what a node says of itself to its cluster.
+    ///
+    /// # Errors
+    /// When no link has it.
+    pub fn underlay_mtu(&self, address: IpAddr) -> Result<u32, NetdError> {
+        self.shared.underlay_mtu(address)
+    }
+
     /// What [`Netd::apply_cluster`] was last asked for, also by an earlier netd.
     pub fn cluster(&self) -> DesiredCluster {
         lock(&self.shared.cluster).desired.clone()

@@ -78,6 +78,11 @@ fn filter_elements(desired: &DesiredCluster) -> Vec<(Set, Element)> {
 impl Shared {
     /// MTU of the link under the tunnels, less what a tunnel puts before a frame.
     pub(crate) fn overlay_mtu(&self, underlay: IpAddr) -> Result<u32, NetdError> {
+        Ok(self.underlay_mtu(underlay)?.saturating_sub(overhead(underlay)))
+    }
+
+    /// MTU of the link under the tunnels.
+    pub(crate) fn underlay_mtu(&self, underlay: IpAddr) -> Result<u32, NetdError> {
         let mut links = lock(&self.links);
         let addresses = links.addresses().map_err(NetdError::link("list addresses"))?;
         let holder = addresses.into_iter().find(|(_, prefix)| prefix.address == underlay).map(|(index, _)| index);
@@ -88,7 +93,7 @@ impl Shared {
                 "no interface of this host has it: tell the cluster the address under which the others reach this host",
             )
         })?;
-        Ok(link.mtu.saturating_sub(overhead(underlay)))
+        Ok(link.mtu)
     }
 
     pub(crate) fn apply_cluster(&self, desired: &DesiredCluster) -> Result<ClusterReport, NetdError> {

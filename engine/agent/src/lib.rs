@@ -8,6 +8,7 @@
 //! a health check. Absent on purpose: which task runs where, and in which order, is the control plane's.
 #![forbid(unsafe_code)]
 
+mod cluster;
 mod execute;
 pub mod health;
 mod local;
@@ -22,6 +23,7 @@ pub mod state;
 pub mod task;
 mod view;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -51,6 +53,8 @@ pub struct AgentConfig {
     pub instance: String,
     /// The node's identity.
     pub node: NodeId,
+    /// Where other nodes reach this one's containers; `None` on a host that is alone.
+    pub address: Option<IpAddr>,
     /// What the engine starts as its shim.
     pub shim_command: Vec<std::ffi::OsString>,
 }
@@ -89,6 +93,8 @@ pub struct Shared {
     state: Mutex<State>,
     /// Digest of what the name server was last told about each network.
     name_digests: Mutex<std::collections::BTreeMap<orch_spec::assignment::NetworkName, u64>>,
+    /// What netd was last told about other nodes.
+    applying: cluster::Applying,
     /// Something changed: plan again.
     dirty: Notify,
     /// Grows with every change, for those who wait for one.
@@ -159,6 +165,7 @@ impl Agent {
             records,
             state: Mutex::new(state),
             name_digests: Mutex::default(),
+            applying: cluster::Applying::default(),
             dirty: Notify::new(),
             version: watch::Sender::new(0),
         });
@@ -183,7 +190,7 @@ impl Agent {
 
     /// What this node says of itself now.
     pub fn facts(&self) -> NodeFacts {
-        facts(&self.shared.config.node, &self.shared.netd)
+        facts(&self.shared.config, &self.shared.netd)
     }
 
     /// Whether nothing is here, nothing is wanted and nothing is under way.
@@ -204,20 +211,22 @@ impl Agent {
 }
 
 /// What this node says of itself.
-pub fn facts(node: &NodeId, netd: &Netd) -> NodeFacts {
+pub fn facts(config: &AgentConfig, netd: &Netd) -> NodeFacts {
     let memory = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
         let line = text.lines().find(|l| l.starts_with("MemTotal:"))?;
         line.split_whitespace().nth(1)?.parse::<u64>().ok()
     });
     let uname = nix::sys::utsname::uname();
     NodeFacts {
-        id: node.clone(),
+        id: config.node.clone(),
         hostname: uname.map(|u| u.nodename().to_string_lossy().into_owned()).unwrap_or_default(),
         routes: netd.host_routes().unwrap_or_default().iter().map(ToString::to_string).collect(),
         cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)),
         memory: memory.unwrap_or(0) * 1024,
         platform: platform(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        address: config.address,
+        mtu: config.address.and_then(|address| netd.underlay_mtu(address).ok()).unwrap_or(0),
         ..NodeFacts::default()
     }
 }

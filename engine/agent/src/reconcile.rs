@@ -18,7 +18,7 @@ use crate::plan::Operation;
 use crate::record::Records;
 use crate::state::State;
 use crate::task::{ContainerState, GOOD_RUN_MS, ObservedContainer};
-use crate::{Shared, execute, names, now_ms};
+use crate::{Shared, cluster, execute, names, now_ms};
 
 /// Operations at once. Most of an operation is waiting: for the kernel's network lock, for a file system, for a grace period to end.
 const OPERATIONS_AT_ONCE: usize = 16;
@@ -99,15 +99,24 @@ pub(crate) fn spawn(shared: &Arc<Shared>, link: NodeLink) {
             let assignment = assignments.borrow_and_update().clone();
             // Version 0 is "nothing said yet".
             if assignment.version > 0 {
-                let mut state = to.lock();
-                if !state.assigned || assignment.version >= state.assignment.version {
-                    state.assignment = assignment;
-                    state.assigned = true;
-                }
-                state.answer_for_networks_never_made();
-                let impatient = state.impatient_stops();
-                drop(state);
+                let (current, impatient) = {
+                    let mut state = to.lock();
+                    if !state.assigned || assignment.version >= state.assignment.version {
+                        state.assignment = assignment;
+                        state.assigned = true;
+                    }
+                    state.answer_for_networks_never_made();
+                    (state.assignment.clone(), state.impatient_stops())
+                };
                 names::update(&to);
+                // Before anything is planned: a network that spans nodes takes its MTU from what is under it.
+                if cluster::concerns(&to, &current) {
+                    let inner = to.clone();
+                    let applied = tokio::task::spawn_blocking(move || cluster::apply(&inner)).await;
+                    if let Err(e) = applied {
+                        tracing::error!(error = %e, "what was told about other nodes was not carried out");
+                    }
+                }
                 to.touch();
                 for container in impatient {
                     let to = to.clone();
@@ -221,15 +230,18 @@ fn take_in(state: &mut State, task: &TaskId, container: &ContainerId, info: Opti
 
 async fn reporter(shared: Arc<Shared>, reports: mpsc::Sender<NodeReport>) {
     let mut version = shared.version.subscribe();
-    let facts = crate::facts(&shared.config.node, &shared.netd);
+    let facts = crate::facts(&shared.config, &shared.netd);
     if reports.send(NodeReport::Facts(facts)).await.is_err() {
         return;
     }
     loop {
-        let (changed, networks, volumes) = {
+        let (changed, networks, volumes, applied) = {
             let mut state = shared.lock();
             let changed = state.changed_statuses(now_ms());
-            (changed, std::mem::take(&mut state.networks_removed), std::mem::take(&mut state.volumes_removed))
+            let applied = (state.endpoints_applied != state.endpoints_reported).then_some(state.endpoints_applied);
+            state.endpoints_reported = state.endpoints_applied;
+            let networks = std::mem::take(&mut state.networks_removed);
+            (changed, networks, std::mem::take(&mut state.volumes_removed), applied)
         };
         let mut batch = Vec::new();
         if !changed.is_empty() {
@@ -240,6 +252,9 @@ async fn reporter(shared: Arc<Shared>, reports: mpsc::Sender<NodeReport>) {
         }
         if !volumes.is_empty() {
             batch.push(NodeReport::VolumesRemoved(volumes));
+        }
+        if let Some(version) = applied {
+            batch.push(NodeReport::Applied { version });
         }
         for report in batch {
             if reports.send(report).await.is_err() {
@@ -302,6 +317,7 @@ async fn sweep(shared: &Arc<Shared>) {
     let inner = shared.clone();
     let swept = tokio::task::spawn_blocking(move || {
         refresh_all(&inner);
+        cluster::apply(&inner);
         execute::repair_networks(&inner);
         // The shim of containers of no stack waits for the next one, but not for ever.
         if inner.lock().locals.is_empty() {

@@ -27,6 +27,10 @@ pub struct State {
     pub observed: Observed,
     /// Statuses as last sent.
     pub reported: BTreeMap<TaskId, TaskStatus>,
+    /// [`Assignment::endpoints_version`] that netd and the name server have.
+    pub endpoints_applied: u64,
+    /// The same as last reported.
+    pub endpoints_reported: u64,
     /// Networks that are gone and not yet reported.
     pub networks_removed: Vec<NetworkName>,
     /// Volumes that are gone (or could not be removed, with the reason) and not yet reported.

@@ -15,7 +15,7 @@ use crate::{Shared, facts, local, view};
 /// `GET info`.
 pub(super) async fn info(State(shared): State<Arc<Shared>>) -> Answer<Info> {
     blocking(move || {
-        let facts = facts(&shared.config.node, &shared.netd);
+        let facts = facts(&shared.config, &shared.netd);
         let mut containers = BTreeMap::new();
         for view in view::all(&shared) {
             let word = serde_json::to_value(view.state).ok().and_then(|v| v.as_str().map(str::to_owned));
