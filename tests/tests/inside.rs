@@ -290,3 +290,14 @@ fn an_init_reaps_what_others_left() {
     host.down();
     host.leaves_no_trace();
 }
+
+#[test]
+fn what_is_run_with_rm_is_gone_when_its_command_ends() {
+    let host = Host::with_busybox();
+    for _ in 0..5 {
+        let run = ["container", "run", "--rm", "--name", "same", "-p", "8080:80", "-v", "kept:/v", "busybox", "true"];
+        host.orch(&run).ok();
+        host.orch(&["volume", "rm", "kept"]).ok();
+    }
+    host.leaves_no_trace();
+}

@@ -15,7 +15,7 @@ use orch_spec::assignment::{
     TaskNetwork, VolumeAssignment,
 };
 
-use crate::lower::{LowerContext, lower};
+use crate::lower::{HostNames, LowerContext, lower};
 use crate::plan::{Operation, StartCause};
 use crate::reconcile::{observed, refresh};
 use crate::task::TaskError;
@@ -290,17 +290,30 @@ fn create_container(shared: &Arc<Shared>, task: &TaskAssignment) -> Result<(), T
     }
     let reference = if task.image_id.is_empty() { &task.spec.image } else { &task.image_id };
     let image = shared.engine.images().resolve(reference).map_err(|e| Trouble::new(&e))?;
-    let (containers, bound_volumes, cluster) = {
+    let (containers, bound_volumes, cluster, owner, lenders) = {
         let state = shared.lock();
         let bound = |v: &VolumeAssignment| Some((v.name.clone(), bound_path(v)?));
         (
             state.containers(),
             state.assignment.volumes.iter().filter_map(bound).collect(),
             state.assignment.cluster.clone(),
+            match &task.network {
+                TaskNetwork::Task(owner) => state.task(owner).cloned(),
+                _ => None,
+            },
+            crate::plan::lenders(task, state.desired().into_iter())
+                .map(|(lender, read_only)| (lender.id.clone(), read_only))
+                .collect::<Vec<_>>(),
         )
     };
-    let gateway = gateway(shared, task);
-    let resolv_conf = resolv_conf(shared, task);
+    let mut lent = Vec::new();
+    for (lender, read_only) in lenders {
+        let Some(container) = containers.get(&lender) else { continue };
+        let config = shared.engine.inspect(container)?.config;
+        lent.extend(crate::lower::lent(&config.mounts, read_only));
+    }
+    let gateway = gateway(shared, owner.as_ref().unwrap_or(task));
+    let resolv_conf = resolv_conf(shared, task, owner.as_ref());
     let id = if task.stack.is_empty() { ContainerId(task.id.0.clone()) } else { ContainerId(random_id()) };
     let image_id = image.id.to_string();
     let context = LowerContext {
@@ -308,6 +321,9 @@ fn create_container(shared: &Arc<Shared>, task: &TaskAssignment) -> Result<(), T
         image_id: &image_id,
         image: &image.config,
         containers: &containers,
+        host: host_names(),
+        lent,
+        network_owner: owner.as_ref().and_then(|owner| Some((owner, containers.get(&owner.id)?.clone()))),
         host_gateway: gateway,
         resolv_conf,
         bound_volumes: &bound_volumes,
@@ -328,14 +344,25 @@ fn gateway(shared: &Arc<Shared>, task: &TaskAssignment) -> Option<IpAddr> {
     state.assignment.networks.iter().find(|n| n.name == best.network)?.gateway4.map(IpAddr::V4)
 }
 
-fn resolv_conf(shared: &Arc<Shared>, task: &TaskAssignment) -> String {
+/// What the host calls itself and others; empty where it does not say.
+fn host_names() -> HostNames {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    HostNames { hostname: read("/proc/sys/kernel/hostname").trim().to_owned(), hosts: read("/etc/hosts") }
+}
+
+/// /etc/resolv.conf. A guest of another task's network asks as that one does, unless it says otherwise itself.
+fn resolv_conf(shared: &Arc<Shared>, task: &TaskAssignment, owner: Option<&TaskAssignment>) -> String {
     let host = shared.dns.host_resolv_conf();
-    let overrides = ResolvOverrides {
-        dns: task.spec.dns.iter().filter_map(|text| text.parse().ok()).collect(),
-        dns_search: task.spec.dns_search.clone(),
-        dns_opt: task.spec.dns_opt.clone(),
+    let said = |task: &&TaskAssignment| {
+        !(task.spec.dns.is_empty() && task.spec.dns_search.is_empty() && task.spec.dns_opt.is_empty())
     };
-    match &task.network {
+    let spec = &[Some(task), owner].into_iter().flatten().find(said).unwrap_or(task).spec;
+    let overrides = ResolvOverrides {
+        dns: spec.dns.iter().filter_map(|text| text.parse().ok()).collect(),
+        dns_search: spec.dns_search.clone(),
+        dns_opt: spec.dns_opt.clone(),
+    };
+    match &owner.unwrap_or(task).network {
         TaskNetwork::Endpoints { .. } | TaskNetwork::Task(_) => resolv_conf::embedded(&host, &overrides),
         TaskNetwork::None | TaskNetwork::Host => resolv_conf::host(&host, &overrides),
     }

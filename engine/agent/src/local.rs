@@ -227,6 +227,8 @@ fn find(shared: &Arc<Shared>, reference: &str) -> Result<ContainerId, ErrorDetai
 pub(crate) fn forgotten(shared: &Arc<Shared>, id: &TaskId) {
     let local = shared.lock().locals.remove(id);
     if let Some(local) = local {
+        // Whoever waits for it to be gone looks again.
+        shared.touch();
         release(shared.clone(), id.0.clone(), local.reserved);
     }
 }

@@ -47,6 +47,12 @@ pub struct LowerContext<'a> {
     pub image: &'a ImageConfig,
     /// Containers of the tasks whose namespaces can be joined.
     pub containers: &'a BTreeMap<TaskId, ContainerId>,
+    /// The host's names, for containers in its network.
+    pub host: HostNames,
+    /// Mounts that other containers lend it (`volumes_from`).
+    pub lent: Vec<Mount>,
+    /// The task whose network this one shares, with its container: they have one set of names.
+    pub network_owner: Option<(&'a TaskAssignment, ContainerId)>,
     /// What `host-gateway` in `extra_hosts` means for this container.
     pub host_gateway: Option<IpAddr>,
     /// Content of /etc/resolv.conf.
@@ -57,6 +63,15 @@ pub struct LowerContext<'a> {
     pub cluster: &'a str,
     /// Now, ns since the epoch.
     pub now: i64,
+}
+
+/// What the host calls itself and others.
+#[derive(Debug, Clone, Default)]
+pub struct HostNames {
+    /// Its own name.
+    pub hostname: String,
+    /// Its /etc/hosts.
+    pub hosts: String,
 }
 
 /// What is wrong with a task so that no container can be made of it.
@@ -108,7 +123,7 @@ pub struct CallerData {
 /// See [`LowerError`].
 pub fn lower(task: &TaskAssignment, context: &LowerContext<'_>) -> Result<ContainerConfig, LowerError> {
     let spec = &*task.spec;
-    let hostname = hostname(spec, context);
+    let hostname = hostname(task, context);
     let merged = merged(task, context)?;
     let caller = CallerData { healthcheck: merged.healthcheck.clone(), created_at: context.now };
     Ok(ContainerConfig {
@@ -117,7 +132,7 @@ pub fn lower(task: &TaskAssignment, context: &LowerContext<'_>) -> Result<Contai
         group: if task.stack.is_empty() { "containers".to_owned() } else { task.stack.clone() },
         image: spec.image.clone(),
         image_id: context.image_id.to_owned(),
-        etc_hosts: Some(etc_hosts(spec, &hostname, &addresses(task), context.host_gateway)),
+        etc_hosts: Some(etc_hosts(task, &hostname, context)),
         process: process(task, &merged),
         hostname,
         domainname: spec.domainname.clone().unwrap_or_default(),
@@ -126,8 +141,8 @@ pub fn lower(task: &TaskAssignment, context: &LowerContext<'_>) -> Result<Contai
             network: if task.network == TaskNetwork::Host { NetworkNs::Host } else { NetworkNs::None },
             pid: share("pid", &spec.pid, task.pid_of.as_ref(), context)?,
             ipc: share("ipc", &spec.ipc, task.ipc_of.as_ref(), context)?,
-            uts: share("uts", &spec.uts, None, context)?,
-            cgroup: share("cgroup", &spec.cgroup, None, context)?,
+            uts: own_or_host(&spec.uts),
+            cgroup: own_or_host(&spec.cgroup),
         },
         mounts: merged.mounts,
         files: files(task),
@@ -205,9 +220,17 @@ fn stop_seconds(spec: &ServiceSpec) -> i64 {
     nanos.div_euclid(1_000_000_000) + i64::from(nanos.rem_euclid(1_000_000_000) > 0)
 }
 
-/// Host name inside: the file's, the host's own in its network or uts namespace, else the short id (Docker's rule).
-fn hostname(spec: &ServiceSpec, context: &LowerContext<'_>) -> String {
-    spec.hostname.clone().unwrap_or_else(|| context.id.short().to_owned())
+/// Host name inside: the file's, that of whose network it is in, else the short id (Docker's rule).
+fn hostname(task: &TaskAssignment, context: &LowerContext<'_>) -> String {
+    let named = |task: &TaskAssignment, id: &ContainerId| match (&task.spec.hostname, &task.network) {
+        (Some(name), _) => name.clone(),
+        (None, TaskNetwork::Host) if !context.host.hostname.is_empty() => context.host.hostname.clone(),
+        (None, _) => id.short().to_owned(),
+    };
+    match &context.network_owner {
+        Some((owner, id)) if task.spec.hostname.is_none() => named(owner, id),
+        _ => named(task, &context.id),
+    }
 }
 
 fn process(task: &TaskAssignment, merged: &Merged) -> ProcessConfig {
@@ -240,25 +263,31 @@ fn addresses(task: &TaskAssignment) -> Vec<IpAddr> {
     }
 }
 
-/// /etc/hosts as Docker writes it: the loop-back lines, the container's own addresses, then `extra_hosts`.
-fn etc_hosts(spec: &ServiceSpec, hostname: &str, addresses: &[IpAddr], host_gateway: Option<IpAddr>) -> String {
+/// What every container's /etc/hosts begins with.
+const LOOPBACK_HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\n\
+     ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n";
+
+/// /etc/hosts as Docker writes it: the loop-back lines, the container's own addresses, then `extra_hosts`. In the host's network the
+/// host's takes the place of the first two; in another container's network its addresses and hosts are ours too.
+fn etc_hosts(task: &TaskAssignment, hostname: &str, context: &LowerContext<'_>) -> String {
     use std::fmt::Write;
-    let mut text = String::from(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\n\
-         ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
-    );
-    let names = match &spec.domainname {
+    let owner = context.network_owner.as_ref().map(|(owner, _)| *owner);
+    let network = owner.unwrap_or(task);
+    let mut text = match (&network.network, context.host.hosts.as_str()) {
+        (TaskNetwork::Host, hosts) if !hosts.is_empty() => hosts.trim_end_matches('\n').to_owned() + "\n",
+        _ => LOOPBACK_HOSTS.to_owned(),
+    };
+    let names = match task.spec.domainname.as_ref().or(network.spec.domainname.as_ref()) {
         Some(domain) => format!("{hostname}.{domain} {hostname}"),
         None => hostname.to_owned(),
     };
-    let names = if addresses.is_empty() { String::new() } else { names };
     // Writing to a string cannot fail.
-    for address in addresses {
+    for address in addresses(network) {
         let _ = writeln!(text, "{address}\t{names}");
     }
-    for (host, targets) in &spec.extra_hosts {
+    for (host, targets) in owner.into_iter().chain([task]).flat_map(|task| &task.spec.extra_hosts) {
         for target in targets {
-            match (target.as_str(), host_gateway) {
+            match (target.as_str(), context.host_gateway) {
                 ("host-gateway", Some(gateway)) => {
                     let _ = writeln!(text, "{gateway}\t{host}");
                 }
@@ -272,6 +301,11 @@ fn etc_hosts(spec: &ServiceSpec, hostname: &str, addresses: &[IpAddr], host_gate
     text
 }
 
+/// A namespace that cannot be joined; the loader says so where a file asks for it.
+fn own_or_host(mode: &NamespaceMode) -> Share {
+    if *mode == NamespaceMode::Host { Share::Host } else { Share::Private }
+}
+
 fn share(
     what: &'static str,
     mode: &NamespaceMode,
@@ -282,9 +316,10 @@ fn share(
         NamespaceMode::Default | NamespaceMode::Private | NamespaceMode::Shareable => Share::Private,
         NamespaceMode::None => Share::None,
         NamespaceMode::Host => Share::Host,
-        NamespaceMode::Container(id) => Share::Container(ContainerId(id.clone())),
-        NamespaceMode::Service(service) => {
-            let task = of.cloned().unwrap_or_else(|| TaskId(service.clone()));
+        // Of no stack: the id itself.
+        NamespaceMode::Container(id) if of.is_none() => Share::Container(ContainerId(id.clone())),
+        NamespaceMode::Service(name) | NamespaceMode::Container(name) => {
+            let task = of.cloned().unwrap_or_else(|| TaskId(name.clone()));
             let owner = context.containers.get(&task).ok_or(LowerError::NoOwner { what, task })?;
             Share::Container(owner.clone())
         }
@@ -328,7 +363,26 @@ fn mounts(task: &TaskAssignment, context: &LowerContext<'_>) -> Result<Vec<Mount
         let kind = MountKind::Tmpfs { options: tmpfs.options.join(",") };
         mounts.push(Mount { target: tmpfs.target.clone(), kind, read_only: false });
     }
+    // Its own come first; of two lenders the first (Docker's rule).
+    for lent in &context.lent {
+        if !mounts.iter().any(|mount| mount.target.trim_end_matches('/') == lent.target.trim_end_matches('/')) {
+            mounts.push(lent.clone());
+        }
+    }
     Ok(mounts)
+}
+
+/// What a container lends of its mounts: those that outlive it.
+pub fn lent(mounts: &[Mount], read_only: bool) -> impl Iterator<Item = Mount> {
+    let lasting = |mount: &&Mount| !matches!(mount.kind, MountKind::Tmpfs { .. });
+    mounts.iter().filter(lasting).map(move |mount| {
+        let mut lent = Mount { read_only: mount.read_only || read_only, ..mount.clone() };
+        if let MountKind::Volume { nocopy, .. } = &mut lent.kind {
+            // Whoever has it for its own fills it.
+            *nocopy = true;
+        }
+        lent
+    })
 }
 
 /// A volume that is a path of the host: the path must be there, as mount(8) wants it.

@@ -193,7 +193,8 @@ fn task_operation(
     }
     let Some(container) = &seen.container else {
         let may = seen.record.error.is_none() && task.desired != DesiredTask::Stopped;
-        if may && ready(task, observed) && owners_made(task, observed) {
+        let lending = lenders(task, by_id.values().copied()).map(|(lender, _)| &lender.id);
+        if may && ready(task, observed) && made(owners(task).chain(lending), observed) {
             out.operations.push(Operation::CreateContainer(id()));
         }
         return;
@@ -281,21 +282,42 @@ fn ready(task: &TaskAssignment, observed: &Observed) -> bool {
         && task.volumes.values().all(|v| there(v, observed.volumes.contains(v), observed.busy_volumes.contains(v)))
 }
 
-/// The containers whose namespaces its own names are made.
-fn owners_made(task: &TaskAssignment, observed: &Observed) -> bool {
-    [&task.pid_of, &task.ipc_of]
-        .into_iter()
-        .flatten()
-        .all(|owner| observed.tasks.get(owner).is_some_and(|seen| seen.container.is_some()))
-}
-
-/// The containers whose namespaces it joins run.
-fn namespaces_run(task: &TaskAssignment, observed: &Observed) -> bool {
+/// The tasks whose namespaces it joins.
+fn owners(task: &TaskAssignment) -> impl Iterator<Item = &TaskId> {
     let network = match &task.network {
         TaskNetwork::Task(owner) => Some(owner),
         _ => None,
     };
-    [network, task.pid_of.as_ref(), task.ipc_of.as_ref()].into_iter().flatten().all(|owner| {
+    [network, task.pid_of.as_ref(), task.ipc_of.as_ref()].into_iter().flatten()
+}
+
+/// The tasks whose mounts it takes over (`volumes_from`), and whether read-only: of a service the replica of the same number, else the
+/// first.
+pub fn lenders<'t>(
+    task: &'t TaskAssignment,
+    all: impl Iterator<Item = &'t TaskAssignment> + Clone,
+) -> impl Iterator<Item = (&'t TaskAssignment, bool)> {
+    task.spec.volumes_from.iter().filter_map(move |from| {
+        let candidates = all.clone().filter(|other| other.id != task.id && other.desired != DesiredTask::Removed);
+        let lender = if from.container {
+            candidates.clone().find(|other| other.container_name == from.source)
+        } else {
+            let of_service =
+                |other: &&TaskAssignment| other.stack == task.stack && other.service == from.source && !other.one_off;
+            candidates.filter(of_service).min_by_key(|other| (other.slot != task.slot, other.slot))
+        };
+        Some((lender?, from.read_only))
+    })
+}
+
+/// Their containers are made: its own is made with their names and mounts.
+fn made<'t>(mut tasks: impl Iterator<Item = &'t TaskId>, observed: &Observed) -> bool {
+    tasks.all(|task| observed.tasks.get(task).is_some_and(|seen| seen.container.is_some()))
+}
+
+/// Their containers run.
+fn namespaces_run(task: &TaskAssignment, observed: &Observed) -> bool {
+    owners(task).all(|owner| {
         observed.tasks.get(owner).is_some_and(|seen| {
             seen.activity.is_none() && seen.container.as_ref().is_some_and(|c| c.state == ContainerState::Running)
         })

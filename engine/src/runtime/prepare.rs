@@ -127,7 +127,7 @@ pub fn prepare(config: &ContainerConfig, context: &PrepareContext) -> Result<Lau
     if hostname.len() > HOST_NAME_MAX {
         return Err(PrepareError::invalid("hostname", format!("{hostname:?} has more than {HOST_NAME_MAX} bytes")));
     }
-    let view = user::View::of_layers(&context.lower, &context.upper)?;
+    let view = user::View::of_layers(&context.lower, &context.upper, &context.mountpoint)?;
     let user = user::resolve(&view, &config.process.user, &config.process.group_add)?;
     let env = environment::merge(&config.process, hostname, &user.home)?;
     let planned_devices = devices::plan(config)?;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::plan::Identity;
 use super::prepare::PrepareError;
+use crate::copy::root::Root;
 use crate::sys::{overlay_of_single_layers, own, raw};
 
 /// Bytes of a passwd or group file: a directory of 100 000 users fits.
@@ -71,8 +72,8 @@ pub(super) struct View(OwnedFd);
 
 impl View {
     /// The layers of a container that does not run, put together read-only. The container's own layer is the topmost: what it changed
-    /// counts after a restart.
-    pub(super) fn of_layers(lower: &[PathBuf], upper: &Path) -> Result<Self, PrepareError> {
+    /// counts after a restart. Old kernels put many layers together only where they can mount them for a moment: on `scratch`.
+    pub(super) fn of_layers(lower: &[PathBuf], upper: &Path, scratch: &Path) -> Result<Self, PrepareError> {
         let open = |path: &Path| {
             let opened = File::open(path).map_err(|source| PrepareError::Read { path: path.to_owned(), source })?;
             Ok::<_, PrepareError>(OwnedFd::from(opened))
@@ -87,7 +88,14 @@ impl View {
             [only] => open(only).map(Self),
             _ => {
                 let opened = layers.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
-                merged(&opened).map(Self).map_err(|source| PrepareError::Read { path: layers[0].to_owned(), source })
+                let merged = merged(&opened).and_then(|merged| match merged {
+                    Some(merged) => Ok(merged),
+                    None => {
+                        let layers: Vec<PathBuf> = layers.iter().map(|path| (*path).to_owned()).collect();
+                        Root::of_layers(&layers, None, scratch).map(OwnedFd::from)
+                    }
+                });
+                merged.map(Self).map_err(|source| PrepareError::Read { path: layers[0].to_owned(), source })
             }
         }
     }
@@ -124,8 +132,8 @@ impl View {
     }
 }
 
-/// A detached, read-only overlay of layers, lowest first.
-fn merged(layers: &[OwnedFd]) -> io::Result<OwnedFd> {
+/// A detached, read-only overlay of layers, lowest first; `None` where the kernel puts so many together only by mounting them.
+fn merged(layers: &[OwnedFd]) -> io::Result<Option<OwnedFd>> {
     let Some(context) = overlay_of_single_layers()? else {
         return merged_by_options(layers);
     };
@@ -139,21 +147,24 @@ fn merged(layers: &[OwnedFd]) -> io::Result<OwnedFd> {
         }
     }
     raw::fsconfig_create(context.as_raw_fd())?;
+    fsmount(&context).map(Some)
+}
+
+fn fsmount(context: &OwnedFd) -> io::Result<OwnedFd> {
     Ok(own(raw::fsmount(context.as_raw_fd(), raw::MOUNT_ATTR_RDONLY | raw::MOUNT_ATTR_NODEV | raw::MOUNT_ATTR_NOEXEC)?))
 }
 
-/// fsconfig before 6.8 takes `lowerdir` in at most 255 bytes: a dozen layers by descriptor; more are merged in groups, lowest first.
-fn merged_by_options(layers: &[OwnedFd]) -> io::Result<OwnedFd> {
-    const GROUP: usize = 10;
+/// fsconfig before 6.8 takes `lowerdir` in at most 255 bytes: ten layers by descriptors of up to six digits.
+fn merged_by_options(layers: &[OwnedFd]) -> io::Result<Option<OwnedFd>> {
+    if layers.len() > 10 {
+        return Ok(None);
+    }
     let context = own(raw::fsopen(c"overlay")?);
-    // Overlays stack two deep, so the upper group holds what is left: 10 + 9 layers. passwd and group of deeper images are looked for
-    // in the topmost 10, which is where distributions and Dockerfiles write them last.
-    let top = &layers[layers.len().saturating_sub(GROUP)..];
-    let names: Vec<_> = top.iter().rev().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd())).collect();
+    let names: Vec<_> = layers.iter().rev().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd())).collect();
     let value = std::ffi::CString::new(names.join(":"))?;
     raw::fsconfig_string(context.as_raw_fd(), c"lowerdir", &value)?;
     raw::fsconfig_create(context.as_raw_fd())?;
-    Ok(own(raw::fsmount(context.as_raw_fd(), raw::MOUNT_ATTR_RDONLY | raw::MOUNT_ATTR_NODEV | raw::MOUNT_ATTR_NOEXEC)?))
+    fsmount(&context).map(Some)
 }
 
 /// A line of passwd (`name:x:uid:gid:comment:home:shell`) or group (`name:x:gid:members`).

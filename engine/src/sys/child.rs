@@ -568,6 +568,8 @@ impl Child<'_> {
 
     fn enter_root(&self) -> Result<(), Failure> {
         if self.program.root.as_ref().is_some_and(|root| root.read_only) {
+            // As Docker does: what the image lacks of the working directory is made while that is possible.
+            raw::close(self.find_working_directory().at(Step::Directory)?);
             let attr = MountAttr { set: raw::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
             raw::mount_setattr(self.root, false, &attr).at(Step::Pivot)?;
         }
@@ -579,13 +581,17 @@ impl Child<'_> {
     }
 
     fn working_directory(&self) -> Result<(), Failure> {
+        let directory = self.find_working_directory().at(Step::Directory)?;
+        raw::fchdir(directory).at(Step::Directory)
+    }
+
+    /// The working directory, made when missing.
+    fn find_working_directory(&self) -> Sys<RawFd> {
         let path = &self.program.directory;
-        let directory = match open_in(self.root, path, libc::O_PATH | libc::O_DIRECTORY, 0, IN_ROOT | NO_MAGICLINKS) {
+        match open_in(self.root, path, libc::O_PATH | libc::O_DIRECTORY, 0, IN_ROOT | NO_MAGICLINKS) {
             Err(Errno::ENOENT) => make_directories(self.root, path.to_bytes(), IN_ROOT | NO_MAGICLINKS),
             other => other,
         }
-        .at(Step::Directory)?;
-        raw::fchdir(directory).at(Step::Directory)
     }
 
     /// Leaves 0, 1, 2, the socket and, with a reaper, its executable: whatever the shim or its caller left open is gone

@@ -16,6 +16,7 @@ mod check;
 pub mod code;
 mod consistency;
 mod dotenv;
+mod effect;
 mod environment;
 mod interpolate;
 pub mod load;

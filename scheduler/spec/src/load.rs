@@ -28,7 +28,7 @@ use crate::paths::Base;
 use crate::problem::{Problem, Report};
 use crate::schema::{Merge, STACK};
 use crate::span::{FileId, Files, Span};
-use crate::{bind, consistency, normalize, yaml};
+use crate::{bind, consistency, effect, normalize, yaml};
 use std::collections::BTreeMap;
 
 /// A stack file larger than this is a mistake: the largest known ones are below 100 KiB.
@@ -284,6 +284,7 @@ impl Loader<'_> {
         select::drop_optional(&mut tree, &inactive);
         self.select(&mut tree);
         consistency::warn_unsupported(&mut self.report, &tree);
+        effect::warn(&mut self.report, &tree);
         if !self.request.skip.env_files {
             self.resolve_env_files(&mut tree, &scope);
         }

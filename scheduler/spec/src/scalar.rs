@@ -182,6 +182,98 @@ pub(crate) fn cgroup_mode(text: &str) -> Canonical {
     }
 }
 
+/// Whose namespace of one kind: the words of that kind, or another container's where that can be.
+fn namespace(text: &str, kind: &str, words: &[&str], joinable: bool) -> Canonical {
+    let joined =
+        text.split_once(':').is_some_and(|(whose, name)| matches!(whose, "service" | "container") && !name.is_empty());
+    if text.is_empty() || words.contains(&text) || (joinable && joined) {
+        return Ok(text.to_owned());
+    }
+    let mut words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+    if joinable {
+        words.extend(["`service:NAME`".to_owned(), "`container:NAME`".to_owned()]);
+    }
+    let there = if let [only] = &words[..] {
+        format!("there is only {only}")
+    } else {
+        format!("there are {}", words.join(", "))
+    };
+    Err(format!("`{text}` is no {kind} namespace; {there}"))
+}
+
+pub(crate) fn pid_mode(text: &str) -> Canonical {
+    namespace(text, "process", &["host", "private"], true)
+}
+
+pub(crate) fn ipc_mode(text: &str) -> Canonical {
+    namespace(text, "IPC", &["host", "private", "shareable", "none"], true)
+}
+
+pub(crate) fn uts_mode(text: &str) -> Canonical {
+    namespace(text, "host name", &["host", "private"], true)
+}
+
+/// Containers have the host's user namespace, so asking for it has its effect; there is no other.
+pub(crate) fn userns_mode(text: &str) -> Canonical {
+    namespace(text, "user", &["host"], false)
+}
+
+/// Linux's capabilities as of 5.9, the last to add one (include/uapi/linux/capability.h), and `ALL`.
+const CAPABILITIES: [&str; 42] = [
+    "ALL",
+    "AUDIT_CONTROL",
+    "AUDIT_READ",
+    "AUDIT_WRITE",
+    "BLOCK_SUSPEND",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "KILL",
+    "LEASE",
+    "LINUX_IMMUTABLE",
+    "MAC_ADMIN",
+    "MAC_OVERRIDE",
+    "MKNOD",
+    "NET_ADMIN",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_RAW",
+    "PERFMON",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYSLOG",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_CHROOT",
+    "SYS_MODULE",
+    "SYS_NICE",
+    "SYS_PACCT",
+    "SYS_PTRACE",
+    "SYS_RAWIO",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "WAKE_ALARM",
+];
+
+pub(crate) fn capability(text: &str) -> Canonical {
+    let upper = text.to_ascii_uppercase();
+    let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
+    if CAPABILITIES.contains(&bare) {
+        return Ok(text.to_owned());
+    }
+    let near = crate::check::suggest(bare, CAPABILITIES.into_iter());
+    Err(format!("`{text}` is no capability{}", near.map(|near| format!("; {near}")).unwrap_or_default()))
+}
+
 pub(crate) fn constraint(text: &str) -> Canonical {
     match text.parse::<Constraint>() {
         Ok(_) => Ok(text.to_owned()),

@@ -257,7 +257,7 @@ fn a_guest_waits_for_the_namespace_it_joins_and_the_owner_keeps_it_while_it_runs
     let mut host = Host::new(vec![guest, task("owner", DesiredTask::Running)]);
     assert_eq!(
         host.settle(),
-        "create network s_default\ncreate volume s_data\ncreate container of guest\ncreate container of owner\n\
+        "create network s_default\ncreate volume s_data\ncreate container of owner\ncreate container of guest\n\
          start container of owner: shall run\nstart container of guest: shall run\n"
     );
     host.desire("owner", DesiredTask::Stopped);

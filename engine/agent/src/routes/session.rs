@@ -14,6 +14,7 @@ use orch_api::stream::{Frame, Kind, PROTOCOL, read_frame, write_frame};
 use orch_engine::config::{ContainerId, ProcessConfig};
 use orch_engine::engine::{AttachEvent, AttachOptions, AttachSession, ExecOptions, ExecSession};
 use orch_engine::logs::Stream;
+use orch_spec::assignment::TaskId;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
@@ -236,6 +237,7 @@ pub(super) async fn pump_attach(
         received = &mut receiving => {
             if matches!(received, Ok(true)) {
                 let code = super::container::exit_code(&to, &container).await;
+                removed(&to, &container).await;
                 let _ = sender.send(Frame::exit(code)).await;
             }
         }
@@ -250,6 +252,21 @@ pub(super) async fn pump_attach(
     drop(sender);
     let _ = writing.await;
     incoming.abort();
+}
+
+/// Waits until a container that was run with `--rm` is gone: its name, ports and volumes are free for whoever runs the next one. Not
+/// longer than a removal can take that goes well.
+async fn removed(shared: &Arc<Shared>, container: &ContainerId) {
+    let task = TaskId(container.0.clone());
+    let mut version = shared.version.subscribe();
+    let removed = async {
+        while shared.lock().locals.get(&task).is_some_and(|local| local.auto_remove) {
+            if version.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(10), removed).await;
 }
 
 /// Waits until the start of a container has failed; for ever, when it does not.

@@ -4,7 +4,7 @@ use super::build::{BUILD, HOSTS, ULIMITS};
 use super::deploy::{DEPLOY, DEVICE_REQUEST};
 use super::{
     ANY_INT, Field, KEYED_TEXTS, Kind, Merge, NATURAL, ONE_OR_KEYED_TEXTS, ONE_OR_TEXTS, SCALAR_ITEM, Short, TEXT,
-    TEXT_ITEM, TEXTS, Table, Unique, closed_table, key, table,
+    TEXTS, Table, Unique, closed_table, key, table,
 };
 use crate::node::Node;
 use crate::scalar;
@@ -60,7 +60,7 @@ const SERVICE_KEYS: &[Field] = &[
     key("hostname", Kind::Text(Some(scalar::hostname))),
     key("image", Kind::Text(Some(scalar::image))),
     key("init", Kind::Bool),
-    key("ipc", TEXT),
+    key("ipc", Kind::Text(Some(scalar::ipc_mode))),
     key("isolation", TEXT).unsupported(WINDOWS),
     key("label_file", ONE_OR_TEXTS),
     key("labels", Kind::KeyValues),
@@ -76,7 +76,7 @@ const SERVICE_KEYS: &[Field] = &[
     key("networks", Kind::Short(Short::Names, &ATTACHMENTS)),
     key("oom_kill_disable", Kind::Bool).unsupported("cgroup v2 has no such switch"),
     key("oom_score_adj", Kind::Int(-1000, 1000)),
-    key("pid", Kind::Nullable(&TEXT_ITEM)),
+    key("pid", Kind::Nullable(&PID_MODE)),
     key("pids_limit", Kind::Int(-1, i64::MAX)),
     key("platform", TEXT),
     key("ports", Kind::Short(Short::Ports, &PORTS)),
@@ -105,14 +105,15 @@ const SERVICE_KEYS: &[Field] = &[
     key("ulimits", Kind::Named(&ULIMITS)),
     key("use_api_socket", Kind::Bool).unsupported(LATER),
     key("user", TEXT),
-    key("userns_mode", TEXT).unsupported(LATER),
-    key("uts", TEXT),
+    key("userns_mode", Kind::Text(Some(scalar::userns_mode))),
+    key("uts", Kind::Text(Some(scalar::uts_mode))),
     key("volumes", Kind::List(&MOUNT_KIND, Unique::By(target))),
-    key("volumes_from", TEXTS).unsupported(LATER),
+    key("volumes_from", TEXTS),
     key("working_dir", TEXT),
 ];
 
-static CAPABILITY: Kind = Kind::Text(None);
+static CAPABILITY: Kind = Kind::Text(Some(scalar::capability));
+static PID_MODE: Kind = Kind::Text(Some(scalar::pid_mode));
 static EXPOSED: Kind = Kind::Scalar(Some(scalar::exposed));
 static BUILD_KIND: Kind = Kind::Table(&BUILD);
 
