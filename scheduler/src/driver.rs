@@ -35,6 +35,8 @@ use crate::transport::Transport;
 const BATCH: usize = 512;
 /// The log is replaced by a snapshot when it is larger, bytes: replaying so much takes a fraction of a second.
 const COMPACT_AT: u64 = 8 << 20;
+/// Entries that stay in memory behind a snapshot: a follower that is a little late needs none then.
+const TRAILING: u64 = 2000;
 /// After a stall, so many ticks at most are made up for: more would only call an election that nobody needs.
 const CATCH_UP: u32 = 2;
 /// A shutdown waits so long for what was given before.
@@ -180,7 +182,8 @@ impl Driver {
     fn open(start: Start) -> Result<(Self, Receiver<Message>), StartError> {
         let Start { disk, bootstrap, node, address, transport, inbox: (events, inbox), received } = start;
         let election = (ELECTION, 2 * ELECTION);
-        let settings = Settings { node, address, election, nonce: random(), compact_at: COMPACT_AT };
+        let settings =
+            Settings { node, address, election, nonce: random(), compact_at: COMPACT_AT, trailing: TRAILING };
         let opened = start::open(disk, &bootstrap, settings)?;
         if opened.dropped > 0 {
             tracing::warn!(
@@ -267,7 +270,7 @@ impl Driver {
 
     /// Says that the control plane can be used: at once when others take part, and when it leads when nobody does.
     fn announce(&self, ready: &mut Option<Ready>) {
-        let usable = !self.replica.is_alone() || self.shared.leadership.borrow().is_leader;
+        let usable = self.replica.has_others() || self.shared.leadership.borrow().is_leader;
         if let Some(ready) = ready.take_if(|_| usable) {
             let _ = ready.send(Ok(self.shared.clone()));
         }

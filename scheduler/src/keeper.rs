@@ -1,13 +1,13 @@
 //! The thread that owns the log: writes in order, and all appends that wait with one fsync.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
 use crate::control::StartError;
 use crate::driver::{Message, chain, panic_text};
 use crate::log::{Log, LogError};
-use crate::replica::{Job, Write};
+use crate::replica::Write;
 
 /// Appends that are done together, at most.
 const TOGETHER: usize = 256;
@@ -45,20 +45,11 @@ fn keep(log: &mut Log, jobs: &Receiver<Write>, events: &Sender<Message>) -> Resu
         };
         let mut write = first;
         // What came while the disk was busy goes in one append.
-        if let Job::Append { records, sync } = &mut write.job {
-            for _ in 1..TOGETHER {
-                match jobs.try_recv() {
-                    Ok(Write { number, job: Job::Append { records: more, sync: also } }) => {
-                        records.extend(more);
-                        *sync |= also;
-                        write.number = number;
-                    }
-                    Ok(other) => {
-                        next = Some(other);
-                        break;
-                    }
-                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-                }
+        for _ in 1..TOGETHER {
+            let Ok(other) = jobs.try_recv() else { break };
+            if let Err(other) = write.merge(other) {
+                next = Some(other);
+                break;
             }
         }
         let space = loop {
@@ -66,7 +57,7 @@ fn keep(log: &mut Log, jobs: &Receiver<Write>, events: &Sender<Message>) -> Resu
                 Ok(space) => break Some(space),
                 Err(error @ LogError::Full { .. }) if !log.is_poisoned() => {
                     let told = events.send(Message::Full { number: write.number, why: error.to_string() });
-                    if told.is_err() || matches!(write.job, Job::Reserve(_)) {
+                    if told.is_err() || write.is_wish() {
                         break None;
                     }
                     std::thread::sleep(AGAIN);

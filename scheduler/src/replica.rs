@@ -63,8 +63,6 @@ const OFFER: u64 = 1200;
 const SPARE: u64 = 4096;
 /// What one proposal adds to its data in the log at most, bytes: head, numbers, a hard state.
 const FRAME: u64 = 96;
-/// Entries that stay in memory behind a snapshot, so that a follower that is a little late needs none.
-const TRAILING: u64 = 2000;
 /// Entries that a slow follower still needs stay up to this size, bytes; then it gets a snapshot.
 const FOR_SLOW: usize = 32 << 20;
 /// A larger frame is sent in parts of this size, bytes.
@@ -85,6 +83,8 @@ pub struct Settings {
     pub nonce: u64,
     /// The log is replaced by a snapshot when it is larger, bytes.
     pub compact_at: u64,
+    /// Entries that stay in memory behind a snapshot, so that a follower that is a little late needs none.
+    pub trailing: u64,
 }
 
 /// A replica cannot start from what it found.
@@ -155,6 +155,12 @@ struct Unwritten {
     term: u64,
     /// The index of the snapshot that it installs.
     installs: Option<u64>,
+    /// It only asks for room.
+    wish: bool,
+    /// The commit that is durable when it is done; 0 for one that says nothing about it.
+    commit: u64,
+    /// Entries that may be applied when it is done.
+    applies: Vec<Committed>,
 }
 
 /// See the module.
@@ -176,6 +182,7 @@ pub struct Replica {
     /// Term and vote, and commit, as they were last written.
     hard_written: (u64, u64, u64),
     durable_term: u64,
+    durable_commit: u64,
     next_write: u64,
     unwritten: VecDeque<Unwritten>,
     space: Space,
@@ -185,6 +192,8 @@ pub struct Replica {
     compact_at: u64,
     building: bool,
     proposals: Proposals,
+    /// Proposals of this batch.
+    gathered: Vec<Proposal>,
     reads: Reads,
     download: Option<Download>,
     /// A snapshot that is whole and whose state is being looked at, or that raft is about to install.
@@ -232,7 +241,6 @@ impl Replica {
         let found = record::read(recovered, identity)?;
         let record::Found { identity, before, state, entries, hard_state } = found;
         let conf = record::conf_state(identity.id, &state.members);
-        let alone = conf.voters == [identity.id];
         let config = Config {
             id: identity.id,
             election_tick: ELECTION,
@@ -245,23 +253,21 @@ impl Replica {
             max_inflight_msgs: 256,
             max_uncommitted_size: 64 << 20,
             max_committed_size_per_ready: 4 << 20,
-            batch_append: true,
+            // Not `batch_append`: the library then puts entries into a waiting message that they do not follow (raft 0.7.0, `is_continuous_ents` of an
+            // empty message), and the follower acknowledges what it does not have. Proposals are gathered by `propose_gathered` instead.
             applied: before.0,
             ..Config::default()
         };
         let entries = Entries::new(before, entries, hard_state.clone(), conf);
-        let mut raw = RawNode::new(&config, entries, &crate::slog_bridge::logger())?;
-        if alone {
-            // Nobody else can lead: there is nothing to wait for.
-            raw.campaign()?;
-        }
-        let replica = Self {
+        let raw = RawNode::new(&config, entries, &crate::slog_bridge::logger())?;
+        let mut replica = Self {
             cluster: crc32c::crc32c(identity.cluster.as_bytes()),
             members: state.members.clone(),
             applied: before,
             configured: before.0,
             hard_written: (hard_state.term, hard_state.vote, hard_state.commit),
             durable_term: hard_state.term,
+            durable_commit: hard_state.commit,
             hard_state,
             compact_at: settings.compact_at,
             identity,
@@ -278,6 +284,7 @@ impl Replica {
             reserving: false,
             building: false,
             proposals: Proposals::default(),
+            gathered: Vec::new(),
             reads: Reads::default(),
             download: None,
             received: None,
@@ -291,7 +298,21 @@ impl Replica {
             told: Leadership::default(),
             led: false,
         };
+        replica.campaign_alone();
         Ok((replica, state))
+    }
+
+    /// Begins to lead at once when nobody else can: there is nothing to wait for. The library refuses while there are changes of the
+    /// configuration that it knows to be committed and that are not applied: it is tried again behind them.
+    fn campaign_alone(&mut self) {
+        let raft = &self.raw.raft;
+        let only = raft.prs().conf().voters().ids().iter().eq([self.identity.id]);
+        if only
+            && raft.state == StateRole::Follower
+            && let Err(error) = self.raw.campaign()
+        {
+            tracing::debug!(%error, "no election yet");
+        }
     }
 
     /// Who this is.
@@ -322,8 +343,15 @@ impl Replica {
     /// Whether nobody else takes part: then there is nobody to tick for, and nobody who could miss what only this disk had.
     pub fn is_alone(&self) -> bool {
         let id = self.identity.id;
-        let tracker = self.raw.raft.prs();
-        tracker.get(id).is_some() && tracker.iter().count() == 1
+        let raft = &self.raw.raft;
+        let only = raft.prs().get(id).is_some() && raft.prs().iter().count() == 1;
+        // A change that is in the log and not applied yet may say that there are others.
+        only && raft.state == StateRole::Leader && raft.pending_conf_index <= raft.raft_log.applied
+    }
+
+    /// Whether it could not lead without others.
+    pub fn has_others(&self) -> bool {
+        !self.raw.raft.prs().conf().voters().ids().iter().eq([self.identity.id])
     }
 
     fn is_leader(&self) -> bool {
@@ -397,31 +425,58 @@ impl Replica {
         let parked: u64 = self.proposals.parked.iter().map(|waiting| waiting.data.len() as u64 + FRAME).sum();
         // What is under way is written before the space is looked at.
         let bytes = usize::try_from(parked + 2 * SPARE).unwrap_or(usize::MAX);
-        self.push_write(Job::Reserve(bytes), Unwritten::default());
+        self.push_write(Job::Reserve(bytes), Unwritten { wish: true, ..Unwritten::default() });
     }
 
     fn propose_now(&mut self, proposal: Proposal) {
-        let Proposal { number, data, durable, change } = proposal;
-        let cost = data.len() as u64 + FRAME;
-        let proposed = match &change {
-            None => self.raw.propose(Vec::new(), data),
-            Some(change) => match members::configuration_change(change) {
-                Some(configuration) => self.raw.propose_conf_change(data, configuration),
-                None => self.raw.propose(Vec::new(), data),
-            },
-        };
-        if let Err(error) = proposed {
-            let why = match error {
-                raft::Error::ProposalDropped => {
-                    "too many changes are under way, or the leadership is changing".to_owned()
+        self.admitted += proposal.data.len() as u64 + FRAME;
+        let change = proposal.change.as_ref().and_then(members::configuration_change);
+        match change {
+            None => self.gathered.push(proposal),
+            Some(change) => {
+                self.propose_gathered();
+                let Proposal { number, data, durable, .. } = proposal;
+                match self.raw.propose_conf_change(data, change) {
+                    Ok(()) => self.placed(&[(number, durable)]),
+                    Err(error) => self.fail(number, dropped(&error)),
                 }
-                other => other.to_string(),
-            };
-            return self.fail(number, Failure::Busy(why));
+            }
         }
-        self.admitted += cost;
-        let index = self.raw.raft.raft_log.last_index();
-        self.proposals.placed(index, self.raw.raft.term, number, durable);
+    }
+
+    /// Gives raft all proposals of a batch at once: one message to each follower, one answer.
+    fn propose_gathered(&mut self) {
+        let gathered = std::mem::take(&mut self.gathered);
+        if gathered.is_empty() {
+            return;
+        }
+        if !self.is_leader() {
+            // The library would send them on to the new leader: then whoever tries again has it done twice.
+            let leader = self.leader();
+            return gathered.iter().for_each(|gone| self.fail(gone.number, Failure::NotLeader(leader.clone())));
+        }
+        let places: Vec<_> = gathered.iter().map(|proposal| (proposal.number, proposal.durable)).collect();
+        let entries: Vec<Entry> =
+            gathered.into_iter().map(|proposal| Entry { data: proposal.data.into(), ..Entry::default() }).collect();
+        let mut message = Message { from: self.identity.id, ..Message::default() };
+        message.set_msg_type(MessageType::MsgPropose);
+        message.set_entries(entries.into());
+        match self.raw.raft.step(message) {
+            Ok(()) => self.placed(&places),
+            Err(error) => {
+                let failure = dropped(&error);
+                places.into_iter().for_each(|(number, _)| self.fail(number, failure.clone()));
+            }
+        }
+    }
+
+    /// The last entries of the log are these proposals.
+    fn placed(&mut self, proposals: &[(u64, bool)]) {
+        let (last, term) = (self.raw.raft.raft_log.last_index(), self.raw.raft.term);
+        let first = last + 1 - proposals.len() as u64;
+        for (index, (number, durable)) in (first..).zip(proposals) {
+            self.proposals.placed(index, term, *number, *durable);
+        }
     }
 
     /// Begins a read that sees everything that was acknowledged anywhere before; the answer is in [`Work::reads`].
@@ -446,10 +501,14 @@ impl Replica {
                 self.raw.on_persist_ready(write.ready);
             }
             self.send(write.messages);
+            self.durable_commit = self.durable_commit.max(write.commit);
             if let Some(index) = write.installs {
                 self.out.tasks.push(Task::Restore(index));
             }
-            if write.ready == 0 && self.reserving {
+            if !write.applies.is_empty() {
+                self.out.tasks.push(Task::Apply(write.applies));
+            }
+            if write.wish {
                 self.reserving = false;
                 self.release_parked();
             }
@@ -461,7 +520,7 @@ impl Replica {
 
     /// A write cannot be done now for want of space; whoever has the disk tries it again. A wish for space alone is over with that.
     pub fn full(&mut self, number: u64, why: String) {
-        if self.unwritten.front().is_some_and(|write| write.number == number && write.ready == 0 && self.reserving) {
+        if self.unwritten.front().is_some_and(|write| write.number == number && write.wish) {
             self.unwritten.pop_front();
             self.reserving = false;
             for proposal in std::mem::take(&mut self.proposals.parked) {
@@ -505,6 +564,7 @@ impl Replica {
             return;
         }
         self.raw.advance_apply_to(applied.index);
+        self.campaign_alone();
         if self.raw.store().first() == 1 {
             // A new member must begin with a snapshot: it would not know the first one's configuration from the entries.
             self.raw.mut_store().compact(1);
@@ -552,7 +612,7 @@ impl Replica {
     fn compact_memory(&mut self, snapshot: u64) {
         let mut target = snapshot.min(self.applied.0);
         if !self.is_alone() {
-            target = target.saturating_sub(TRAILING);
+            target = target.saturating_sub(self.settings.trailing);
             if self.raw.store().bytes() < FOR_SLOW && self.is_leader() {
                 let slow = self.raw.raft.prs().iter().filter(|(_, progress)| progress.recent_active);
                 target = slow.map(|(_, progress)| progress.matched).fold(target, u64::min);
@@ -570,6 +630,7 @@ impl Replica {
 
     /// What is to be done now.
     pub fn work(&mut self) -> Work {
+        self.propose_gathered();
         while !self.removed && self.raw.has_ready() {
             self.take_ready();
         }
@@ -739,6 +800,35 @@ impl Replica {
             };
             committed.push(Committed { index: entry.index, term: entry.term, content, number });
         }
-        self.out.tasks.push(Task::Apply(committed));
+        self.release(committed);
     }
+
+    /// Gives committed entries to the state machine.
+    ///
+    /// Before a change of the configuration is applied, it must be durable that it is committed. A replica that came back with an older
+    /// configuration than it had acted upon would decide with those who were enough once: one that had been alone would decide alone. (A
+    /// replica that knows of a committed change does not call an election before it has applied it.)
+    fn release(&mut self, committed: Vec<Committed>) {
+        let configures = committed.iter().any(|entry| matches!(entry.content, Content::Members(_)));
+        let last = committed.last().map_or(0, |entry| entry.index);
+        if configures && last > self.durable_commit {
+            let record = record::hard_state_record(&self.hard_state);
+            self.hard_written = (self.hard_state.term, self.hard_state.vote, self.hard_state.commit);
+            let unwritten = Unwritten { applies: committed, commit: self.hard_state.commit, ..Unwritten::default() };
+            return self.push_write(Job::Append { records: vec![record], sync: true }, unwritten);
+        }
+        // What is committed later is applied later.
+        match self.unwritten.iter_mut().rev().find(|write| !write.applies.is_empty()) {
+            Some(write) => write.applies.extend(committed),
+            None => self.out.tasks.push(Task::Apply(committed)),
+        }
+    }
+}
+
+/// Why raft did not take a proposal.
+fn dropped(error: &raft::Error) -> Failure {
+    Failure::Busy(match error {
+        raft::Error::ProposalDropped => "too many changes are under way, or the leadership is changing".to_owned(),
+        other => other.to_string(),
+    })
 }

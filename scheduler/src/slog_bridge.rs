@@ -9,11 +9,12 @@ impl Drain for Bridge {
     type Err = slog::Never;
 
     fn log(&self, record: &Record<'_>, _: &OwnedKVList) -> Result<(), slog::Never> {
-        let message = record.msg().to_string();
+        // Formatted only when somebody listens: the library says much on its hot paths.
+        let message = record.msg();
         match record.level() {
             Level::Critical | Level::Error => tracing::error!(target: "raft", "{message}"),
             Level::Warning => tracing::warn!(target: "raft", "{message}"),
-            // Elections and configuration of a cluster of one are no news.
+            // The driver says who leads; the library's own news are for those who look for its bugs.
             Level::Info | Level::Debug => tracing::debug!(target: "raft", "{message}"),
             Level::Trace => tracing::trace!(target: "raft", "{message}"),
         }

@@ -48,6 +48,29 @@ pub struct Space {
     pub size: u64,
 }
 
+impl Write {
+    /// Takes another append into this one: both are done with one fsync, and reported by the later number. Gives back what does not fit.
+    ///
+    /// # Errors
+    /// The other, when one of them is no append.
+    pub fn merge(&mut self, other: Self) -> Result<(), Self> {
+        match (&mut self.job, other) {
+            (Job::Append { records, sync }, Self { number, job: Job::Append { records: more, sync: also } }) => {
+                records.extend(more);
+                *sync |= also;
+                self.number = number;
+                Ok(())
+            }
+            (_, other) => Err(other),
+        }
+    }
+
+    /// Whether it is only a wish, which is over when it cannot be fulfilled.
+    pub fn is_wish(&self) -> bool {
+        matches!(self.job, Job::Reserve(_))
+    }
+}
+
 impl Job {
     /// Does it.
     ///

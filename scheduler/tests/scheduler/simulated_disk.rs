@@ -27,6 +27,22 @@ struct Inode {
     pending: Vec<(usize, Vec<u8>)>,
 }
 
+impl Inode {
+    /// Everything that was written is durable.
+    fn settle(&mut self) {
+        for (at, bytes) in self.pending.drain(..) {
+            put(&mut self.durable, at, &bytes);
+        }
+    }
+}
+
+fn put(content: &mut Vec<u8>, at: usize, bytes: &[u8]) {
+    if content.len() < at + bytes.len() {
+        content.resize(at + bytes.len(), 0);
+    }
+    content[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
 #[derive(Debug, Default)]
 struct Inner {
     inodes: Vec<Inode>,
@@ -190,10 +206,7 @@ impl Inner {
 
     fn write(&mut self, inode: usize, bytes: &[u8], at: usize) {
         let file = &mut self.inodes[inode];
-        if file.now.len() < at + bytes.len() {
-            file.now.resize(at + bytes.len(), 0);
-        }
-        file.now[at..at + bytes.len()].copy_from_slice(bytes);
+        put(&mut file.now, at, bytes);
         file.pending.push((at, bytes.to_vec()));
     }
 }
@@ -290,9 +303,7 @@ impl DiskFile for SimulatedFile {
             if inner.fails_to_sync {
                 return Err(io::Error::other("the disk does not answer"));
             }
-            let file = &mut inner.inodes[self.inode];
-            file.durable = file.now.clone();
-            file.pending.clear();
+            inner.inodes[self.inode].settle();
             Ok(())
         })
     }

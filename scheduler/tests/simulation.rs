@@ -1,0 +1,128 @@
+//! A whole cluster in one thread, from one seed: replicas on simulated disks and a simulated network, with everything going wrong that can.
+//!
+//! The replicas, the log and the state machine are the real ones; only disk, network and clock are simulated. After every event the
+//! properties of [`oracle`] must hold. Two modes, as TigerBeetle has them: in *safety* everything fails all the time and nothing may ever be
+//! untrue; in *liveness* a majority stays well, all other faults become permanent, and there must be progress.
+//!
+//! A seed that fails prints a line that runs it again; it is then added to [`REGRESSIONS`].
+
+#![expect(clippy::print_stdout, reason = "what was seen is told")]
+
+#[path = "simulation/network.rs"]
+mod network;
+#[path = "simulation/node.rs"]
+mod node;
+#[path = "simulation/oracle.rs"]
+mod oracle;
+#[allow(dead_code, reason = "shared with the tests of the single replica, which need more of it")]
+#[path = "scheduler/simulated_disk.rs"]
+mod simulated_disk;
+#[path = "simulation/world.rs"]
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+
+use world::{Mode, Summary, World};
+
+/// Seeds of each mode in every run of the tests.
+const SEEDS: u64 = 200;
+
+/// Seeds that found something once, with what it was.
+const REGRESSIONS: &[(Mode, u64)] = &[];
+
+fn run(mode: Mode, seed: u64) -> Summary {
+    match catch_unwind(AssertUnwindSafe(|| World::new(mode, seed).run())) {
+        Ok(summary) => summary,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map_or_else(
+                || panic.downcast_ref::<&str>().copied().unwrap_or("no reason given").to_owned(),
+                Clone::clone,
+            );
+            panic!(
+                "seed {seed} in {mode:?} mode: {text}\n\
+                 again: ORCH_SIM={mode:?}:{seed} cargo test -p orch-scheduler --test simulation one_seed -- --nocapture"
+            )
+        }
+    }
+}
+
+/// Runs seeds on two threads, and sums up what happened in them.
+fn sweep(mode: Mode, first: u64, count: u64) -> Summary {
+    let next = std::sync::atomic::AtomicU64::new(first);
+    let total = Mutex::new(Summary::default());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    if seed >= first + count {
+                        return;
+                    }
+                    let summary = run(mode, seed);
+                    *total.lock().expect("no thread panics with it") += summary;
+                }
+            });
+        }
+    });
+    total.into_inner().expect("all threads are done")
+}
+
+/// What a sweep must have seen to mean anything.
+fn require_coverage(total: &Summary) {
+    println!("{total:?}");
+    for (what, count) in [
+        ("acknowledged changes", total.acknowledged),
+        ("linearizable reads", total.reads),
+        ("elections", total.leaders),
+        ("losses of power", total.power_losses),
+        ("killed processes", total.kills),
+        ("lost messages", total.lost_messages),
+        ("snapshots installed", total.restored),
+        ("snapshots stored", total.stored),
+        ("members added", total.added),
+        ("members removed", total.removed),
+        ("voters made of learners", total.promoted),
+    ] {
+        assert!(count > 10, "the seeds have seen too few {what} to mean anything: {count}");
+    }
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_or_done_twice_whatever_fails() {
+    let total = sweep(Mode::Safety, 0, SEEDS);
+    require_coverage(&total);
+    assert!(total.damaged > 0, "no seed has damaged a disk");
+}
+
+#[test]
+fn a_healthy_majority_makes_progress_whatever_the_others_do() {
+    let total = sweep(Mode::Liveness, 0, SEEDS);
+    assert_eq!(total.live, SEEDS, "every seed ends with progress");
+    println!("{total:?}");
+}
+
+#[test]
+fn seeds_that_found_something_once_stay_quiet() {
+    for (mode, seed) in REGRESSIONS {
+        run(*mode, *seed);
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    for mode in [Mode::Safety, Mode::Liveness] {
+        assert_eq!(run(mode, 7), run(mode, 7), "{mode:?}");
+    }
+}
+
+/// Runs what `ORCH_SIM=<mode>:<seed>[+<count>]` says; without it, nothing.
+#[test]
+fn one_seed() {
+    let Ok(wish) = std::env::var("ORCH_SIM") else { return };
+    let (mode, seeds) = wish.split_once(':').expect("ORCH_SIM=Safety:17");
+    let mode = if mode == "Safety" { Mode::Safety } else { Mode::Liveness };
+    let (seed, count) = seeds.split_once('+').unwrap_or((seeds, "1"));
+    let number = |text: &str| text.parse::<u64>().expect("a number");
+    println!("{:?}", sweep(mode, number(seed), number(count)));
+}
