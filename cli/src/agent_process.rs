@@ -1,27 +1,24 @@
-//! `orch agent`: control plane and node in one process, their API on one unix socket.
+//! `orch agent`: control plane and node in one process, their API on one unix socket, and for other hosts on one port.
 //!
-//! Order: directories and the node's identity, the control plane (its log), the agent (which locks the data directory and takes over what
-//! runs), the socket, "ready". Ends on SIGTERM or SIGINT, or when idle long enough if it was started for that; what it ran goes on.
+//! Order: directories and the node's identity, then what [`composition`] makes of it (the control plane's log, the agent, which takes over
+//! what runs), the socket, "ready". Ends on SIGTERM or SIGINT, or when idle long enough if it was started for that; what it ran goes on.
 
-use std::collections::BTreeMap;
+mod composition;
+mod plane;
+
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use axum::Router;
-use futures_util::future::BoxFuture;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use orch_agent::{Agent, AgentConfig};
-use orch_api::control::{AddressRequest, AddressResponse, ImageResolver};
-use orch_api::error::ErrorDetail;
-use orch_api::plane::ControlPlane;
-use orch_core::Command;
-use orch_scheduler::{Control, ControlConfig};
-use orch_spec::assignment::{NodeId, NodeReport};
+use orch_scheduler::peer::entry;
+use orch_spec::assignment::NodeId;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tower::Service;
@@ -29,6 +26,7 @@ use tower::Service;
 use crate::args;
 use crate::connect::READY;
 use crate::exit::Exit;
+use composition::Composition;
 
 /// Connections at once. More wait in the socket's queue: descriptors are kept for containers.
 const CONNECTIONS: usize = 1024;
@@ -38,6 +36,8 @@ const HEADER_TIME: Duration = Duration::from_secs(30);
 const HEADER: usize = 32 * 1024;
 /// How long the agent before us may take to die of the signal that has killed it.
 const DYING: Duration = Duration::from_secs(5);
+/// How long an answer may take to reach whoever has asked on this host, before the process starts again.
+const ANSWERING: Duration = Duration::from_millis(100);
 /// How often to look whether the agent may go.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 
@@ -63,10 +63,21 @@ pub(crate) fn run(args: &args::Agent) -> Result<Exit> {
         .build()?;
     let result = runtime.block_on(serve(args));
     runtime.shutdown_timeout(Duration::from_secs(2));
-    result.map(|()| Exit::Done)
+    match result? {
+        End::Gone => Ok(Exit::Done),
+        End::Again => Err(again()),
+    }
 }
 
-async fn serve(args: &args::Agent) -> Result<()> {
+/// Why the process has ended its work.
+enum End {
+    /// It goes.
+    Gone,
+    /// It starts again as something else: the node has joined or left a cluster, or has another role there.
+    Again,
+}
+
+async fn serve(args: &args::Agent) -> Result<End> {
     for (dir, mode) in [(&args.data_dir, 0o700), (&args.run_dir, 0o755)] {
         std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode))
@@ -74,60 +85,57 @@ async fn serve(args: &args::Agent) -> Result<()> {
     }
     refuse_foreign(&args.data_dir)?;
     let lock = lock(&args.data_dir)?;
+    if entry::has_left(&args.data_dir) {
+        entry::finish_leaving(&args.data_dir).context("forget the cluster that was left")?;
+    }
     let node = node_id(&args.data_dir)?;
-    let control = Control::start(ControlConfig::alone(args.data_dir.join("control"), node.clone()))
-        .await
-        .context("open the control plane's state")?;
-    let link = control.connect_node(node.clone());
-    let plane = Arc::new(LocalPlane(control.clone()));
-    let config = AgentConfig {
-        data_dir: args.data_dir.clone(),
-        run_dir: args.run_dir.clone(),
-        instance: args.instance.clone(),
-        node: node.clone(),
-        address: None,
-        shim_command: vec!["/proc/self/exe".into(), "shim".into()],
-    };
-    let agent = {
-        let handle = tokio::runtime::Handle::current();
-        tokio::task::spawn_blocking(move || {
-            let _entered = handle.enter();
-            Agent::start(config, link, plane)
-        })
-        .await
-        .context("start the node")??
-    };
-    let images = Arc::new(Images {
-        agent: agent.clone(),
-        control: control.clone(),
-        node: node.clone(),
-        routes: Mutex::default(),
-    });
-    let router = orch_scheduler::server::routes(control.clone(), images).merge(agent.routes());
+    let composition = Composition::start(args, node).await?;
     let socket = args.run_dir.join("orch.sock");
     let listener = listen(&socket)?;
     tracing::info!(socket = %socket.display(), pid = std::process::id(), "ready");
     ready();
     let activity = Arc::new(Activity::default());
-    tokio::select! {
-        () = accept(listener, router, activity.clone()) => {}
-        reason = ending(args.idle_exit, &agent, &activity) => tracing::info!(reason, "going"),
-    }
+    let end = tokio::select! {
+        () = accept(listener, composition.router.clone(), activity.clone()) => End::Gone,
+        reason = ending(args.idle_exit, &composition, &activity) => {
+            tracing::info!(reason, "going");
+            End::Gone
+        }
+        () = composition.restart.notified() => {
+            // The answer to whoever asked for it is on its way.
+            tokio::time::sleep(ANSWERING).await;
+            End::Again
+        }
+    };
     // Refuse new clients first; what they asked for is in the log already.
     let _ = std::fs::remove_file(&socket);
-    let releasing = agent.clone();
+    if entry::has_left(&args.data_dir) {
+        composition.evict().await;
+    }
+    let releasing = composition.agent.clone();
     let _ = tokio::task::spawn_blocking(move || releasing.release()).await;
-    control.shutdown().await;
+    if let Some(control) = &composition.control {
+        control.shutdown().await;
+    }
     drop(lock);
-    Ok(())
+    Ok(end)
+}
+
+/// Starts this program again in this very process: whoever supervises it sees one that goes on.
+fn again() -> anyhow::Error {
+    let mut command = std::process::Command::new("/proc/self/exe");
+    command.arg0("orch").args(std::env::args_os().skip(1));
+    // Whoever waited for the first start has heard of it.
+    command.env_remove("ORCH_READY_STDOUT");
+    anyhow::Error::new(command.exec()).context("start the agent again")
 }
 
 /// Refuses a directory that holds somebody else's things, before anything is made in it.
 fn refuse_foreign(data_dir: &Path) -> Result<()> {
-    if data_dir.join("node-id").exists() {
+    if data_dir.join("node-id").exists() || entry::has_left(data_dir) {
         return Ok(());
     }
-    let ours = ["agent.lock", "node-id.part"];
+    let ours = ["agent.lock", "node-id.part", "left"];
     let foreign = std::fs::read_dir(data_dir)
         .with_context(|| format!("read {}", data_dir.display()))?
         .flatten()
@@ -274,7 +282,7 @@ async fn accept(listener: UnixListener, router: Router, activity: Arc<Activity>)
 }
 
 /// Waits for a reason to end.
-async fn ending(idle_exit: u64, agent: &Agent, activity: &Activity) -> &'static str {
+async fn ending(idle_exit: u64, composition: &Composition, activity: &Activity) -> &'static str {
     let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         return std::future::pending().await;
@@ -285,67 +293,14 @@ async fn ending(idle_exit: u64, agent: &Agent, activity: &Activity) -> &'static 
             _ = terminate.recv() => return "SIGTERM",
             _ = interrupt.recv() => return "SIGINT",
             () = tokio::time::sleep(IDLE_LOOK), if idle_exit > 0 => {
-                if !agent.is_idle() || activity.connections.load(Ordering::Relaxed) > 0 {
+                // A member of a cluster is there for the others.
+                let is_alone = composition.peers.membership().borrow().is_none();
+                if !is_alone || !composition.agent.is_idle() || activity.connections.load(Ordering::Relaxed) > 0 {
                     idle_since = Instant::now();
                 } else if idle_since.elapsed() >= Duration::from_secs(idle_exit) {
                     return "idle";
                 }
             }
         }
-    }
-}
-
-/// The agent as the control plane's finder of images. Asked right before every plan, it also says when the host's routes have changed, so
-/// that no subnet is chosen which the host reaches otherwise.
-struct Images {
-    agent: Agent,
-    control: Control,
-    node: NodeId,
-    routes: Mutex<Vec<String>>,
-}
-
-impl Images {
-    async fn tell_new_routes(&self) {
-        let agent = self.agent.clone();
-        let Ok(facts) = tokio::task::spawn_blocking(move || agent.facts()).await else { return };
-        let changed = {
-            let mut told = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
-            let changed = *told != facts.routes;
-            told.clone_from(&facts.routes);
-            changed
-        };
-        if changed {
-            let report = NodeReport::Facts(facts);
-            if let Err(e) = self.control.propose(Command::Report { node: self.node.clone(), report }).await {
-                tracing::warn!(error = %e, "the host's routes could not be reported");
-            }
-        }
-    }
-}
-
-impl ImageResolver for Images {
-    fn resolve<'a>(&'a self, references: &'a [String]) -> BoxFuture<'a, BTreeMap<String, Option<String>>> {
-        let (agent, references) = (self.agent.clone(), references.to_vec());
-        Box::pin(async move {
-            self.tell_new_routes().await;
-            tokio::task::spawn_blocking(move || agent.resolve_images(&references)).await.unwrap_or_default()
-        })
-    }
-}
-
-/// The control plane as the agent of the same process sees it.
-struct LocalPlane(Control);
-
-impl ControlPlane for LocalPlane {
-    fn reserve_address(
-        &self,
-        network: String,
-        request: AddressRequest,
-    ) -> BoxFuture<'_, Result<AddressResponse, ErrorDetail>> {
-        Box::pin(orch_scheduler::server::reserve_address(&self.0, network, request))
-    }
-
-    fn release_address(&self, network: String, holder: String) -> BoxFuture<'_, Result<(), ErrorDetail>> {
-        Box::pin(orch_scheduler::server::release_address(&self.0, network, holder))
     }
 }

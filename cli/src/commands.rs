@@ -117,7 +117,7 @@ fn client(settings: &Settings) -> Result<Client> {
 }
 
 /// Escapes one segment or value of a URL (RFC 3986: everything but the unreserved characters).
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {

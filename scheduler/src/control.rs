@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use orch_api::control::NodeLink;
 use orch_core::{Answer, Command, Refusal, State};
-use orch_spec::assignment::NodeId;
+use orch_spec::assignment::{Assignment, NodeId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot, watch};
 
@@ -325,10 +325,21 @@ impl Control {
     /// Attaches the agent of this process: it is told what to run, now and whenever that changes, and what it reports goes into the log.
     /// Must be called within a tokio runtime.
     pub fn connect_node(&self, node: NodeId) -> NodeLink {
+        NodeLink { assignments: self.assignments(node.clone()), reports: link::spawn(self.clone(), node) }
+    }
+
+    /// What a node shall run, now and whenever that changes, as this manager's state says it. A later call for the same node ends this
+    /// one's news. Must be called within a tokio runtime.
+    pub fn assignments(&self, node: NodeId) -> watch::Receiver<Arc<Assignment>> {
         let (sender, assignments) = watch::channel(Arc::default());
         // A driver that is gone tells nobody anything, which its node hears when it reports.
-        let _ = self.messages.send(Message::Connect { node: node.clone(), assignments: sender });
-        NodeLink { assignments, reports: link::spawn(self.clone(), node) }
+        let _ = self.messages.send(Message::Connect { node, assignments: sender });
+        assignments
+    }
+
+    /// Whether the control plane takes nothing any more.
+    pub fn is_gone(&self) -> bool {
+        self.shared.gone.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// Ends the driver after what it has been given; a leader hands its leadership over first.

@@ -14,6 +14,7 @@ pub mod identity;
 mod keeper;
 mod link;
 pub mod log;
+pub mod peer;
 pub mod replica;
 pub mod seal;
 pub mod server;

@@ -51,7 +51,7 @@ async fn deliver(control: &Control, node: &NodeId, report: NodeReport) -> bool {
 }
 
 /// Neighbouring lists of statuses become one, with the last status of each task.
-fn merge(reports: Vec<NodeReport>) -> Vec<NodeReport> {
+pub(crate) fn merge(reports: Vec<NodeReport>) -> Vec<NodeReport> {
     let mut merged: Vec<NodeReport> = Vec::new();
     for report in reports {
         match (merged.last_mut(), report) {

@@ -1,5 +1,6 @@
 //! The control plane's part of the API; see [`orch_api::control`] for the table. Handlers translate; the state machine decides.
 
+pub mod cluster;
 mod stream;
 mod view;
 
@@ -59,6 +60,13 @@ impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.0.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         (status, Json(ErrorBody { error: self.0 })).into_response()
+    }
+}
+
+impl Refused {
+    /// What is said.
+    pub(crate) fn into_detail(self) -> ErrorDetail {
+        self.0
     }
 }
 

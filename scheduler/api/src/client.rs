@@ -1,10 +1,13 @@
-//! The HTTP client: one connection a request over the agent's unix socket, made for short-lived commands.
+//! The HTTP client: one connection a request, over the agent's unix socket, mutual TLS, or a program such as ssh; made for short-lived
+//! commands.
 //!
 //! Absent on purpose: a connection pool, retries and redirects. A command makes one to three requests, and whether to try again is its
 //! decision.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
@@ -15,7 +18,8 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 
 use crate::error::{ErrorBody, ErrorDetail};
 use crate::stream::PROTOCOL;
@@ -27,10 +31,10 @@ const MAX_LINE: usize = 16 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens.
-    #[error("cannot reach the orch agent at {path}")]
+    #[error("cannot reach the orch agent at {to}")]
     Connect {
-        /// The socket.
-        path: PathBuf,
+        /// The socket or address.
+        to: String,
         /// What connecting said.
         #[source]
         source: std::io::Error,
@@ -64,21 +68,108 @@ pub type Body = BoxBody<Bytes, std::io::Error>;
 /// An upgraded connection, framed by [`crate::stream`].
 pub type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
 
+/// Where an agent is, and how it is reached.
+#[derive(Debug, Clone)]
+pub enum Endpoint {
+    /// A unix socket of this host.
+    Unix(PathBuf),
+    /// Another host, by mutual TLS.
+    Tls {
+        /// `address:port`.
+        address: String,
+        /// The name that its certificate must have.
+        name: String,
+        /// Own certificate, and whom to believe.
+        config: Arc<rustls::ClientConfig>,
+    },
+    /// A program whose standard input and output are the connection (`ssh host orch system dial-stdio`).
+    Program(Vec<String>),
+}
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::Tls { address, .. } => f.write_str(address),
+            Self::Program(words) => f.write_str(&words.join(" ")),
+        }
+    }
+}
+
+/// How long connecting to another host, with all of TLS, may take.
+const CONNECT_TIME: Duration = Duration::from_secs(10);
+
+/// Both directions of a connection.
+pub trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
+
+impl Endpoint {
+    /// Connects.
+    ///
+    /// # Errors
+    /// The system's, or what TLS has against it.
+    pub async fn connect(&self) -> std::io::Result<Box<dyn Connection>> {
+        match self {
+            Self::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+            Self::Tls { address, name, config } => {
+                let connecting = connect_tls(address, name, config.clone());
+                let elapsed = |_| std::io::Error::new(std::io::ErrorKind::TimedOut, "it does not answer");
+                Ok(Box::new(tokio::time::timeout(CONNECT_TIME, connecting).await.map_err(elapsed)??))
+            }
+            Self::Program(words) => {
+                let (program, arguments) = words.split_first().ok_or(std::io::ErrorKind::InvalidInput)?;
+                let mut child = tokio::process::Command::new(program)
+                    .args(arguments)
+                    .stdin(std::process::Stdio::piped())
+                    .stdout(std::process::Stdio::piped())
+                    .spawn()?;
+                let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+                    return Err(std::io::ErrorKind::BrokenPipe.into());
+                };
+                // It ends with its pipes; whoever waits for it is this task.
+                tokio::spawn(async move { child.wait().await });
+                Ok(Box::new(tokio::io::join(stdout, stdin)))
+            }
+        }
+    }
+}
+
+/// Connects by TLS; whoever answers must have a certificate of this name.
+///
+/// # Errors
+/// The system's, or what TLS has against it.
+pub async fn connect_tls(
+    address: &str,
+    name: &str,
+    config: Arc<rustls::ClientConfig>,
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let name = rustls::pki_types::ServerName::try_from(name.to_owned()).map_err(std::io::Error::other)?;
+    tokio_rustls::TlsConnector::from(config).connect(name, stream).await
+}
+
 /// A client of one agent.
 #[derive(Debug, Clone)]
 pub struct Client {
-    socket: PathBuf,
+    endpoint: Endpoint,
 }
 
 impl Client {
     /// A client of the agent that listens at this unix socket.
     pub fn unix(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self::new(Endpoint::Unix(socket.into()))
     }
 
-    /// The socket.
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    /// A client of the agent there.
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self { endpoint }
+    }
+
+    /// Where the agent is.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     /// `GET`, decoded.
@@ -124,7 +215,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn download(&self, path: &str) -> Result<ByteStream, ClientError> {
-        let response = self.send(Method::GET, path, empty(), false).await?;
+        let response = self.send(Method::GET, path, empty(), None).await?;
         Ok(ByteStream { body: response.into_body(), doing: path.to_owned() })
     }
 
@@ -142,7 +233,20 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn upgrade(&self, path: &str, body: &impl Serialize) -> Result<Upgraded, ClientError> {
-        let response = self.send(Method::POST, path, json(path, body)?, true).await?;
+        self.upgrade_to(path, PROTOCOL, body).await
+    }
+
+    /// `POST` that upgrades the connection to this protocol.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn upgrade_to(
+        &self,
+        path: &str,
+        protocol: &'static str,
+        body: &impl Serialize,
+    ) -> Result<Upgraded, ClientError> {
+        let response = self.send(Method::POST, path, json(path, body)?, Some(protocol)).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let detail = ErrorDetail::new("failed", format!("the agent did not upgrade the connection for {path}"));
             return Err(ClientError::Refused(detail));
@@ -152,7 +256,7 @@ impl Client {
     }
 
     async fn exchange<T: DeserializeOwned>(&self, method: Method, path: &str, body: Body) -> Result<T, ClientError> {
-        let response = self.send(method, path, body, false).await?;
+        let response = self.send(method, path, body, None).await?;
         let bytes = response.into_body().collect().await.map_err(|e| broken(path, e))?.to_bytes();
         // An empty answer stands for "done": `()` and `Option` decode from null.
         let text: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
@@ -164,17 +268,17 @@ impl Client {
         method: Method,
         path: &str,
         body: Body,
-        upgrade: bool,
+        upgrade: Option<&'static str>,
     ) -> Result<Response<Incoming>, ClientError> {
-        let connect = |source| ClientError::Connect { path: self.socket.clone(), source };
-        let stream = UnixStream::connect(&self.socket).await.map_err(connect)?;
+        let connect = |source| ClientError::Connect { to: self.endpoint.to_string(), source };
+        let stream = self.endpoint.connect().await.map_err(connect)?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(path, e))?;
         tokio::spawn(connection.with_upgrades());
         let mut request =
             Request::builder().method(method).uri(path).header(HOST, "orch").header(CONTENT_TYPE, "application/json");
-        if upgrade {
-            request = request.header(CONNECTION, "Upgrade").header(UPGRADE, PROTOCOL);
+        if let Some(protocol) = upgrade {
+            request = request.header(CONNECTION, "Upgrade").header(UPGRADE, protocol);
         }
         let request = request.body(body).map_err(|e| broken(path, e))?;
         let response = sender.send_request(request).await.map_err(|e| broken(path, e))?;

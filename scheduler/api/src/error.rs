@@ -52,6 +52,7 @@ impl ErrorDetail {
             "not_found" | "image_missing" => 404,
             "conflict" | "in_use" => 409,
             "invalid" => 400,
+            "unauthenticated" => 401,
             "forbidden" => 403,
             "too_large" => 413,
             "unavailable" => 503,

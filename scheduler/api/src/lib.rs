@@ -5,10 +5,13 @@
 //! `node` in `orch-agent`.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod client;
+pub mod cluster;
 pub mod control;
 pub mod error;
 pub mod node;
 pub mod plane;
+pub mod session;
 pub mod stream;
 pub mod tls;

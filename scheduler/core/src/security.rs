@@ -39,6 +39,8 @@ pub struct Security {
     pub authority: Vec<u8>,
     /// Its private key (PKCS #8).
     pub authority_key: Hidden,
+    /// How long certificates of nodes count, seconds; 0 = as long as orch thinks fit.
+    pub certificate_life: u64,
     /// Join tokens by their public half.
     pub tokens: BTreeMap<String, Token>,
     /// Nodes that have a certificate.
@@ -109,6 +111,8 @@ pub enum SecurityCommand {
         authority: Vec<u8>,
         /// Private key (PKCS #8).
         key: Hidden,
+        /// See [`Security::certificate_life`].
+        certificate_life: u64,
         /// The node that says so.
         first: Candidate,
     },
@@ -272,12 +276,13 @@ impl Security {
             return Err(SecurityFault::Closed);
         }
         match command {
-            SecurityCommand::Open { authority, key, first } => {
+            SecurityCommand::Open { authority, key, certificate_life, first } => {
                 if self.is_open() {
                     return Err(SecurityFault::Open);
                 }
                 self.authority.clone_from(authority);
                 self.authority_key = key.clone();
+                self.certificate_life = *certificate_life;
                 self.admit(now_ms, Role::Manager, first);
             }
             SecurityCommand::AddToken { id, token, rotate } => self.add_token(now_ms, id, token, *rotate)?,
@@ -411,7 +416,7 @@ mod tests {
         fn open() -> Self {
             let mut cluster = Self { state: State::new("c"), now_ms: 1000 };
             let first = candidate("first", "k0");
-            let open = SecurityCommand::Open { authority: vec![1], key: Hidden(vec![2]), first };
+            let open = SecurityCommand::Open { authority: vec![1], key: Hidden(vec![2]), certificate_life: 0, first };
             assert_eq!(cluster.send(open), Ok(()));
             cluster
         }

@@ -1,0 +1,279 @@
+//! Nodes talk to each other: connections by mutual TLS, and what goes over them.
+//!
+//! [`Peers`] is a node's own end: its certificate, and connections to others. [`listener`] takes connections in, [`guard`] decides who may
+//! call what. Over these, [`session`] and [`link`] are the two ends of a node's conversation with a manager, [`heartbeat`] says that a
+//! node lives, [`transport`] carries raft's messages, [`forward`] passes on to the leader what only it can answer. [`renewal`] keeps the
+//! certificate young.
+
+pub mod entry;
+pub mod forward;
+pub mod guard;
+pub mod heartbeat;
+pub mod link;
+pub mod listener;
+pub mod renewal;
+pub mod session;
+pub mod transport;
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use orch_api::client::{Endpoint, connect_tls};
+use orch_api::error::ErrorBody;
+use orch_api::tls::{self, Credentials, TlsError, Trust};
+use orch_spec::assignment::NodeId;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_rustls::client::TlsStream;
+
+use crate::identity::certificate::{Certificate, Unreadable};
+use crate::identity::{Identity, IdentityError, Membership};
+
+/// An upgraded connection to another node.
+pub type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
+
+/// A node's own end cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// What is kept of it.
+    #[error("read this node's identity")]
+    Identity(#[from] IdentityError),
+    /// TLS.
+    #[error("use this node's certificate")]
+    Tls(#[from] TlsError),
+    /// TLS, as a server.
+    #[error("use this node's certificate")]
+    Server(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The certificate.
+    #[error("read this node's certificate")]
+    Certificate(#[from] Unreadable),
+}
+
+/// What the present certificate makes possible.
+#[derive(Debug)]
+struct Present {
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+    certificate: Certificate,
+}
+
+#[derive(Debug)]
+struct Inner {
+    node: NodeId,
+    identity: Identity,
+    present: Mutex<Option<Arc<Present>>>,
+    membership: watch::Sender<Option<Membership>>,
+}
+
+/// See the module. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Peers(Arc<Inner>);
+
+impl Peers {
+    /// With what is kept in the identity's folder: nothing yet for a host that is alone.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    pub fn open(node: NodeId, identity: Identity) -> Result<Self, PeerError> {
+        let membership = identity.membership()?;
+        let inner = Inner { node, identity, present: Mutex::default(), membership: watch::Sender::new(membership) };
+        let peers = Self(Arc::new(inner));
+        peers.reload()?;
+        Ok(peers)
+    }
+
+    /// Takes up the certificate that is kept now. Connections that stand go on with the former one.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    pub fn reload(&self) -> Result<(), PeerError> {
+        let Some(credentials) = self.0.identity.credentials()? else { return Ok(()) };
+        let trust = Trust::Authority(credentials.authority.clone());
+        let present = Present {
+            client: tls::client_config(trust, Some(&credentials))?,
+            server: server_config(&credentials)?,
+            certificate: Certificate::read(credentials.chain.first().map_or(&[], |first| first.as_ref()))?,
+        };
+        *self.0.present.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(present));
+        Ok(())
+    }
+
+    fn present(&self) -> Option<Arc<Present>> {
+        self.0.present.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The node.
+    pub fn node(&self) -> &NodeId {
+        &self.0.node
+    }
+
+    /// What is kept of who it is.
+    pub fn identity(&self) -> &Identity {
+        &self.0.identity
+    }
+
+    /// Its certificate; `None` for a host that is alone.
+    pub fn certificate(&self) -> Option<Certificate> {
+        self.present().map(|present| present.certificate.clone())
+    }
+
+    /// How it takes connections in; `None` for a host that is alone.
+    pub fn server_config(&self) -> Option<Arc<ServerConfig>> {
+        self.present().map(|present| present.server.clone())
+    }
+
+    /// Which cluster it is a member of, now and whenever that changes.
+    pub fn membership(&self) -> watch::Receiver<Option<Membership>> {
+        self.0.membership.subscribe()
+    }
+
+    /// Remembers a membership, if it is another one.
+    ///
+    /// # Errors
+    /// See [`IdentityError`].
+    pub fn set_membership(&self, membership: Membership) -> Result<(), IdentityError> {
+        if self.0.membership.borrow().as_ref() == Some(&membership) {
+            return Ok(());
+        }
+        self.0.identity.keep_membership(&membership)?;
+        self.0.membership.send_replace(Some(membership));
+        Ok(())
+    }
+
+    /// Where a client finds whoever has a certificate of this name; `None` for a host that is alone.
+    pub fn endpoint(&self, address: &str, name: &str) -> Option<Endpoint> {
+        let config = self.present()?.client.clone();
+        Some(Endpoint::Tls { address: address.to_owned(), name: name.to_owned(), config })
+    }
+
+    /// Connects to whoever has a certificate of this name.
+    ///
+    /// # Errors
+    /// The system's, what TLS has against it, or [`io::ErrorKind::NotConnected`] for a host that is alone.
+    pub async fn connect(&self, address: &str, name: &str) -> io::Result<TlsStream<TcpStream>> {
+        let present = self.present().ok_or(io::ErrorKind::NotConnected)?;
+        connect_tls(address, name, present.client.clone()).await
+    }
+
+    /// Sends one request over a connection of its own.
+    ///
+    /// # Errors
+    /// The connection's, and what the other side has refused with.
+    pub async fn post(&self, address: &str, name: &str, path: &str, body: Vec<u8>) -> Result<Bytes, CallError> {
+        let stream = self.connect(address, name).await?;
+        post(stream, path, body).await
+    }
+
+    /// `DELETE`, over a connection of its own.
+    ///
+    /// # Errors
+    /// What the other side has refused with, or `unavailable`.
+    pub async fn delete(&self, address: &str, name: &str, path: &str) -> Result<(), orch_api::error::ErrorDetail> {
+        let sending = async {
+            let stream = self.connect(address, name).await?;
+            send(stream, Method::DELETE, path, Vec::new()).await
+        };
+        match sending.await {
+            Ok(_) => Ok(()),
+            Err(CallError::Refused(detail)) => Err(detail),
+            Err(error) => {
+                let text = format!("{address}: {}", crate::driver::chain(&error));
+                Err(orch_api::error::ErrorDetail::new("unavailable", text))
+            }
+        }
+    }
+
+    /// Connects and upgrades the connection to a protocol.
+    ///
+    /// # Errors
+    /// The connection's, and what the other side has refused with.
+    pub async fn upgrade(
+        &self,
+        address: &str,
+        name: &str,
+        path: &str,
+        protocol: &'static str,
+    ) -> Result<Upgraded, CallError> {
+        let stream = self.connect(address, name).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection.with_upgrades());
+        let request = Request::builder().method(Method::POST).uri(path).header(HOST, "orch");
+        let request = request.header(CONNECTION, "Upgrade").header(UPGRADE, protocol).body(Full::new(Bytes::new()));
+        let response = sender.send_request(request.map_err(io::Error::other)?).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(refused(response).await);
+        }
+        Ok(TokioIo::new(hyper::upgrade::on(response).await?))
+    }
+}
+
+/// A call of another node has failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// It has refused.
+    #[error(transparent)]
+    Refused(#[from] orch_api::error::ErrorDetail),
+    /// The connection.
+    #[error("connect")]
+    Connect(#[from] io::Error),
+    /// HTTP.
+    #[error("the connection broke")]
+    Http(#[from] hyper::Error),
+}
+
+async fn refused(response: hyper::Response<hyper::body::Incoming>) -> CallError {
+    let status = response.status();
+    let bytes = match response.into_body().collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => return error.into(),
+    };
+    match serde_json::from_slice::<ErrorBody>(&bytes) {
+        Ok(body) => body.error.into(),
+        Err(_) => io::Error::other(format!("{status} {}", String::from_utf8_lossy(&bytes).trim())).into(),
+    }
+}
+
+/// Sends one request over this connection.
+///
+/// # Errors
+/// The connection's, and what the other side has refused with.
+pub async fn post(stream: TlsStream<TcpStream>, path: &str, body: Vec<u8>) -> Result<Bytes, CallError> {
+    send(stream, Method::POST, path, body).await
+}
+
+async fn send(stream: TlsStream<TcpStream>, method: Method, path: &str, body: Vec<u8>) -> Result<Bytes, CallError> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = Request::builder().method(method).uri(path).header(HOST, "orch");
+    let request = request.header(CONTENT_TYPE, "application/json").body(Full::new(Bytes::from(body)));
+    let response = sender.send_request(request.map_err(io::Error::other)?).await?;
+    if !response.status().is_success() {
+        return Err(refused(response).await);
+    }
+    Ok(response.into_body().collect().await?.to_bytes())
+}
+
+fn server_config(own: &Credentials) -> Result<Arc<ServerConfig>, PeerError> {
+    let wrong = |e: Box<dyn std::error::Error + Send + Sync>| PeerError::Server(e);
+    let mut roots = RootCertStore::empty();
+    roots.add(own.authority.clone()).map_err(|e| wrong(e.into()))?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), tls::provider())
+        // A new node has no certificate yet. What may be called without one is the guard's business.
+        .allow_unauthenticated()
+        .build()
+        .map_err(|e| wrong(e.into()))?;
+    let config = ServerConfig::builder_with_provider(tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| wrong(e.into()))?
+        .with_client_cert_verifier(Arc::new(guard::WheneverValid(verifier)))
+        .with_single_cert(own.chain.clone(), own.key.clone_key())
+        .map_err(|e| wrong(e.into()))?;
+    Ok(Arc::new(config))
+}

@@ -1,0 +1,171 @@
+//! Saying that a node lives, and on the leader, seeing which do.
+//!
+//! A node's heartbeat is a thread of its own with nothing else to do, so that neither a full queue nor a slow disk nor a busy agent looks
+//! like a dead host. It goes to the leader alone, which keeps times by its own steady clock; another manager says who leads.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use orch_api::cluster::PeerView;
+use orch_api::session::{self, Beat, HEARTBEAT};
+use orch_api::tls::{MANAGER_NAME, node_name};
+use orch_spec::assignment::NodeId;
+
+use super::forward::{Leader, Place};
+use super::{Peers, Upgraded};
+
+/// How often a node says that it lives.
+pub const PERIOD: Duration = Duration::from_millis(300);
+/// How long an answer may take before another manager is asked.
+const ANSWER_TIME: Duration = Duration::from_millis(1500);
+/// A node that has said nothing for so long is suspect: five beats lost in a row, and within the two seconds in which nobody may be sent
+/// to a host that is gone.
+pub const SUSPECT_AFTER: Duration = Duration::from_millis(1600);
+/// So long, and it is down: beyond stalls of three seconds that loaded machines have, and early enough that its tasks run elsewhere
+/// within five.
+pub const DOWN_AFTER: Duration = Duration::from_millis(3800);
+
+/// How well a node seems.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Seen {
+    /// It was heard of just now.
+    Ready,
+    /// It has been silent for a moment.
+    Suspect,
+    /// It has been silent for long.
+    Down,
+}
+
+/// When nodes were heard of, by this process's steady clock.
+#[derive(Debug, Clone, Default)]
+pub struct Pulse(Arc<Mutex<BTreeMap<NodeId, Instant>>>);
+
+impl Pulse {
+    /// A node was heard of.
+    pub fn heard(&self, node: &NodeId, at: Instant) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node.clone(), at);
+    }
+
+    /// How well a node seems at a moment. `from` is the earliest moment that its silence counts from: when this manager began to lead, or
+    /// woke from a stall of its own, in which it could hear nobody.
+    pub fn seen(&self, node: &NodeId, from: Instant, now: Instant) -> Seen {
+        let heard = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(node).copied();
+        let silent = now.saturating_duration_since(heard.map_or(from, |heard| heard.max(from)));
+        if silent >= DOWN_AFTER {
+            Seen::Down
+        } else if silent >= SUSPECT_AFTER {
+            Seen::Suspect
+        } else {
+            Seen::Ready
+        }
+    }
+}
+
+/// Answers a node's heartbeats until it goes away.
+pub async fn answer(leader: Leader, pulse: Pulse, node: NodeId, mut connection: Upgraded) {
+    while let Ok(Some(beat)) = session::read::<Beat>(&mut connection).await {
+        let (counted, other) = match leader.place() {
+            Place::Here => (true, None),
+            Place::There(other) => (false, Some(other)),
+            Place::Nowhere => (false, None),
+        };
+        if counted {
+            // One that was shut out is not alive to the cluster, whatever it says.
+            if !leader.control.read(|state| state.security.members.contains_key(&node)) {
+                return;
+            }
+            pulse.heard(&node, Instant::now());
+        }
+        let answer = Beat { number: beat.number, counted, leader: other };
+        if session::write(&mut connection, &answer).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Starts the thread that says that this node lives; it ends with the process.
+///
+/// # Errors
+/// When there can be no such thread.
+pub fn start(peers: Peers) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || runtime.block_on(beat(peers))).map(drop)
+}
+
+async fn beat(peers: Peers) {
+    let mut target: Option<PeerView> = None;
+    let mut turn = 0;
+    loop {
+        let began = Instant::now();
+        let aim = target.take().or_else(|| {
+            let membership = peers.membership();
+            let known = membership.borrow();
+            let managers = &known.as_ref()?.managers;
+            let manager = managers.get(turn % managers.len().max(1))?;
+            Some(PeerView { node: manager.node.0.clone(), address: manager.address.clone(), ..PeerView::default() })
+        });
+        turn += 1;
+        if let Some(aim) = aim {
+            target = talk(&peers, &aim).await;
+        }
+        // Whoever knows the leader goes there at once; else not faster than it would beat.
+        if target.is_none() {
+            tokio::time::sleep(PERIOD.saturating_sub(began.elapsed()).max(PERIOD / 3)).await;
+        }
+    }
+}
+
+/// Beats at one manager as long as that counts; says who leads when it is another.
+async fn talk(peers: &Peers, aim: &PeerView) -> Option<PeerView> {
+    let name = if aim.node.is_empty() { MANAGER_NAME.to_owned() } else { node_name(&aim.node) };
+    let upgrading = peers.upgrade(&aim.address, &name, "/v1/peer/heartbeat", HEARTBEAT);
+    let mut connection = tokio::time::timeout(ANSWER_TIME, upgrading).await.ok()?.ok()?;
+    let mut number = 0;
+    loop {
+        let began = Instant::now();
+        number += 1;
+        let exchange = async {
+            session::write(&mut connection, &Beat { number, counted: false, leader: None }).await?;
+            session::read::<Beat>(&mut connection).await
+        };
+        let answer = tokio::time::timeout(ANSWER_TIME, exchange).await.ok()?.ok()??;
+        if !answer.counted {
+            return answer.leader.filter(|leader| leader.node != aim.node);
+        }
+        tokio::time::sleep(PERIOD.saturating_sub(began.elapsed())).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_suspect_and_then_down_by_its_silence_and_ready_at_its_next_word() {
+        let pulse = Pulse::default();
+        let node = NodeId::from("n");
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        pulse.heard(&node, start);
+        assert_eq!(pulse.seen(&node, start, at(1500)), Seen::Ready);
+        assert_eq!(pulse.seen(&node, start, at(1700)), Seen::Suspect);
+        assert_eq!(pulse.seen(&node, start, at(4000)), Seen::Down);
+        pulse.heard(&node, at(4000));
+        assert_eq!(pulse.seen(&node, start, at(4100)), Seen::Ready);
+    }
+
+    #[test]
+    fn silence_counts_only_since_this_manager_could_hear() {
+        let pulse = Pulse::default();
+        let (known, unknown) = (NodeId::from("k"), NodeId::from("u"));
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        pulse.heard(&known, start);
+        let woke = at(60_000);
+        for node in [&known, &unknown] {
+            assert_eq!(pulse.seen(node, woke, at(61_000)), Seen::Ready);
+            assert_eq!(pulse.seen(node, woke, at(62_000)), Seen::Suspect);
+        }
+    }
+}
