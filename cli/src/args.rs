@@ -1,11 +1,13 @@
 //! What can be typed: the grammar of the command line, nothing else. What was meant is worked out in [`crate::settings`] and the commands.
 
+mod cluster;
 mod objects;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub(crate) use cluster::{ClientCommand, ClusterCommand, ClusterInit, ClusterJoin, ClusterToken};
 pub(crate) use objects::{
     ContainerCommand, ContainerLogs, ContainerLs, ContainerRm, ContainerRun, ContainerStop, ImageCommand,
     NetworkCommand, SystemCommand, VolumeCommand,
@@ -50,7 +52,7 @@ pub(crate) struct Global {
     /// Accepted for Compose's sake: the node itself bounds what it does at once
     #[arg(long, global = true, value_name = "N", hide = true)]
     pub _parallel: Option<i32>,
-    /// The agent to talk to: unix://PATH
+    /// The agent to talk to: unix://PATH, tcp://HOST:PORT with the client certificate in $ORCH_CERT_PATH, or ssh://[USER@]HOST[:PORT]
     #[arg(long, global = true, value_name = "URL", env = "ORCH_HOST")]
     pub host: Option<String>,
     /// How to show progress
@@ -151,6 +153,9 @@ pub(crate) enum Command {
     /// Networks
     #[command(subcommand)]
     Network(NetworkCommand),
+    /// Several hosts as one
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// This machine
     #[command(subcommand)]
     System(SystemCommand),

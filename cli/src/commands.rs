@@ -1,6 +1,7 @@
 //! Runs what was asked for. One module a family of verbs; each ends with an [`Exit`] or an error that knows its own.
 
 mod act;
+mod cluster;
 mod config;
 mod container;
 mod copy;
@@ -100,6 +101,7 @@ async fn dispatch(command: Command, settings: &Settings) -> Result<Exit> {
         Command::Image(command) => image::run(settings, command).await,
         Command::Volume(command) => volume::run(settings, command).await,
         Command::Network(command) => network::run(settings, command).await,
+        Command::Cluster(command) => cluster::run(settings, command).await,
         Command::System(command) => system::run(settings, command).await,
         Command::Agent(_)
         | Command::Explain { .. }

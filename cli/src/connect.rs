@@ -30,6 +30,9 @@ pub(crate) const READY: &str = "ready\n";
 /// # Errors
 /// When none listens and none could be started.
 pub(crate) fn connect(settings: &Settings) -> Result<Client> {
+    if let Some(endpoint) = &settings.remote {
+        return Ok(Client::new(endpoint.clone()));
+    }
     let client = Client::unix(&settings.socket);
     match probe(&settings.socket) {
         Ok(()) => return Ok(client),

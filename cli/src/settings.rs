@@ -3,6 +3,10 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
+use orch_api::client::Endpoint;
+use orch_api::cluster::PORT;
+use orch_api::tls::{Credentials, MANAGER_NAME, Trust, client_config};
+
 use crate::args::{ColorMode, Global, ProgressMode};
 use crate::exit::Failure;
 
@@ -39,6 +43,8 @@ pub(crate) struct Settings {
     pub env_files: Vec<String>,
     /// The agent's socket.
     pub socket: PathBuf,
+    /// Another host's agent instead.
+    pub remote: Option<Endpoint>,
     /// Whether to start an agent where none listens: only for the default socket, an explicit `--host` names one that must be there.
     pub start_agent: bool,
     /// For an agent that is started.
@@ -68,18 +74,14 @@ impl Settings {
         let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
         let run_dir = variable("ORCH_RUN_DIR").map_or_else(|| PathBuf::from(RUN_DIR), PathBuf::from);
         let data_dir = variable("ORCH_DATA_DIR").map_or_else(|| PathBuf::from(DATA_DIR), PathBuf::from);
-        let (socket, start_agent) = match &global.host {
-            None => (run_dir.join("orch.sock"), true),
+        let (socket, remote) = match &global.host {
+            None => (run_dir.join("orch.sock"), None),
             Some(host) => match host.strip_prefix("unix://") {
-                Some(path) if path.starts_with('/') => (PathBuf::from(path), false),
-                _ => {
-                    return Err(Failure::usage(format!(
-                        "--host {host}: only unix:///path/to/orch.sock can be reached yet"
-                    ))
-                    .hint("remote hosts come with the cluster; until then run orch on the host itself"));
-                }
+                Some(path) if path.starts_with('/') => (PathBuf::from(path), None),
+                _ => (PathBuf::new(), Some(remote(host)?)),
             },
         };
+        let start_agent = global.host.is_none();
         let stderr = std::io::stderr().is_terminal();
         let dumb = variable("TERM").is_some_and(|term| term == "dumb");
         let color = |terminal: bool| match global.color {
@@ -108,6 +110,7 @@ impl Settings {
             profiles: or(&global.profiles, list("COMPOSE_PROFILES", ',')),
             env_files: or(&global.env_files, list("COMPOSE_ENV_FILES", ',')),
             socket,
+            remote,
             start_agent,
             data_dir,
             run_dir,
@@ -119,4 +122,50 @@ impl Settings {
             dry_run: global.dry_run,
         })
     }
+}
+
+/// Another host: `tcp://` with a client certificate, or `ssh://` with whatever ssh has.
+fn remote(host: &str) -> Result<Endpoint, Failure> {
+    let wrong = || {
+        Failure::usage(format!("--host {host} is not understood"))
+            .hint("write unix:///path/to/orch.sock, tcp://HOST[:PORT] or ssh://[USER@]HOST[:PORT]")
+    };
+    if let Some(address) = host.strip_prefix("tcp://") {
+        let address = address.trim_end_matches('/');
+        let has_port = address.rsplit_once(':').is_some_and(|(before, port)| {
+            port.parse::<u16>().is_ok() && (!before.contains(':') || before.ends_with(']'))
+        });
+        let address = if has_port { address.to_owned() } else { format!("{address}:{PORT}") };
+        let folder = certificates();
+        let prepared = Credentials::read(&folder).and_then(|own| {
+            let trust = Trust::Authority(own.authority.clone());
+            client_config(trust, Some(&own))
+        });
+        let config = prepared.map_err(|e| {
+            let source = std::error::Error::source(&e).map(|s| format!(": {s}")).unwrap_or_default();
+            Failure::usage(format!("--host {host} needs a client certificate, and {e}{source}"))
+                .hint("`orch cluster client create NAME` on a manager makes one; name its folder with ORCH_CERT_PATH")
+        })?;
+        return Ok(Endpoint::Tls { address, name: MANAGER_NAME.to_owned(), config });
+    }
+    let rest = host.strip_prefix("ssh://").ok_or_else(wrong)?.trim_end_matches('/');
+    let (target, port) = match rest.rsplit_once(':') {
+        Some((target, port)) if port.parse::<u16>().is_ok() => (target, Some(port)),
+        _ => (rest, None),
+    };
+    // A target that begins with a dash would be an option to ssh.
+    if target.is_empty() || target.starts_with('-') || target.contains(char::is_whitespace) {
+        return Err(wrong());
+    }
+    let program = std::env::var("ORCH_SSH").ok().filter(|p| !p.is_empty()).unwrap_or_else(|| "ssh".to_owned());
+    let mut words = vec![program, "-T".to_owned()];
+    words.extend(port.into_iter().flat_map(|port| ["-p".to_owned(), port.to_owned()]));
+    words.extend(["--", target, "orch", "system", "dial-stdio"].map(str::to_owned));
+    Ok(Endpoint::Program(words))
+}
+
+/// The folder with ca.pem, cert.pem and key.pem.
+fn certificates() -> PathBuf {
+    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    variable("ORCH_CERT_PATH").unwrap_or_else(|| variable("HOME").unwrap_or_default().join(".orch"))
 }

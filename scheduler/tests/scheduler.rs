@@ -1,5 +1,7 @@
 //! The control plane as its users and its disk see it.
 
+#[path = "scheduler/access.rs"]
+mod access;
 #[path = "scheduler/api.rs"]
 mod api;
 #[path = "scheduler/damage.rs"]

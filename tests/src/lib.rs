@@ -17,6 +17,7 @@ pub mod machine;
 pub mod nameserver;
 pub mod output;
 pub mod process;
+pub mod segment;
 pub mod terminal;
 pub mod tidy;
 pub mod traces;

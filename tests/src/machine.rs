@@ -1,4 +1,4 @@
-//! A machine of its own on this kernel: network, mounts and processes, with a neighbour on its LAN.
+//! A machine of its own on this kernel: network, mounts, processes and host name, with a neighbour on its LAN.
 //!
 //! Process 1 is a small shell that ends when the test lets go of its standard input, however the test ends; with it end all
 //! processes of the machine, and with them its mounts and its network. Control groups are the kernel's, not the machine's, so they
@@ -97,8 +97,13 @@ impl Machine {
         );
         // Namespaces belong to a thread; this one ends when process 1 has inherited them.
         let made = std::thread::spawn(|| -> Result<Child> {
-            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID)
-                .context("unshare")?;
+            unshare(
+                CloneFlags::CLONE_NEWNET
+                    | CloneFlags::CLONE_NEWNS
+                    | CloneFlags::CLONE_NEWPID
+                    | CloneFlags::CLONE_NEWUTS,
+            )
+            .context("unshare")?;
             let mut shell = Command::new("/bin/sh");
             shell.args(["-c", PROCESS_1, "process-1"]).current_dir("/");
             shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -119,6 +124,12 @@ impl Machine {
     /// Process 1, as this test's procfs numbers it.
     fn keeper(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}", self.process_1.id()))
+    }
+
+    /// Process 1, by the number that this test sees.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process_1.id()
     }
 
     /// A path of the machine, as this test reaches it.
@@ -145,12 +156,14 @@ impl Machine {
             Place::Neighbour => open(self.processes().path(self.neighbour).join("ns/net"))?,
         };
         let (pid, mnt) = (open(self.keeper().join("ns/pid"))?, open(self.keeper().join("ns/mnt"))?);
+        let uts = open(self.keeper().join("ns/uts"))?;
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| -> Result<T> {
                 // setns(2): a thread that shares its root and working folder with others cannot change its mount namespace.
                 unshare(CloneFlags::CLONE_FS).context("unshare(CLONE_FS)")?;
                 setns(net.as_fd(), CloneFlags::CLONE_NEWNET).context("enter the network")?;
                 setns(pid.as_fd(), CloneFlags::CLONE_NEWPID).context("enter the processes")?;
+                setns(uts.as_fd(), CloneFlags::CLONE_NEWUTS).context("enter the host name")?;
                 setns(mnt.as_fd(), CloneFlags::CLONE_NEWNS).context("enter the mounts")?;
                 Ok(act())
             });

@@ -13,7 +13,7 @@ use orch_api::plane::ControlPlane;
 use orch_scheduler::identity::{Identity, Membership};
 use orch_scheduler::peer::entry::{self, Host};
 use orch_scheduler::peer::forward::{Leader, to_leader};
-use orch_scheduler::peer::guard::{Admission, ManagersOnly, guarded};
+use orch_scheduler::peer::guard::{Admission, ManagersOnly, Members, guarded};
 use orch_scheduler::peer::heartbeat::{self, Pulse};
 use orch_scheduler::peer::link::{self, Knowledge};
 use orch_scheduler::peer::transport::TlsTransport;
@@ -109,7 +109,7 @@ async fn manager(
         .merge(own_routes(manager.clone()))
         .merge(leader_routes(manager))
         .merge(agent.routes());
-    let admission: Arc<dyn Admission> = Arc::new(control.clone());
+    let admission: Arc<dyn Admission> = Arc::new(Members { control: control.clone(), peers: peers.clone() });
     serve_others(sockets, &host, guarded(router.clone(), admission), membership.as_ref());
     heartbeat::start(peers.clone()).context("start the heartbeat")?;
     keep_certificate(&host, Some(control.clone()), Arc::default());

@@ -474,6 +474,9 @@ pub(crate) enum NetworkCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SystemCommand {
+    /// Connect standard input and output with the agent: the far end of `--host ssh://`
+    #[command(hide = true)]
+    DialStdio,
     /// What the machine and the agent are
     Info {
         /// `text` or `json`

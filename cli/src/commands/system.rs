@@ -112,7 +112,33 @@ pub(super) async fn run(settings: &Settings, command: SystemCommand) -> Result<E
             Ok(Exit::Done)
         }
         SystemCommand::Doctor { format } => doctor(&format),
+        SystemCommand::DialStdio => dial_stdio(settings).await,
     }
+}
+
+/// Passes bytes on, both ways, until the agent is done. The other side has ended when standard input has; its last answer may be under
+/// way then.
+async fn dial_stdio(settings: &Settings) -> Result<Exit> {
+    let endpoint = client(settings)?.endpoint().clone();
+    let (mut reader, mut writer) = tokio::io::split(endpoint.connect().await.context("connect to the agent")?);
+    let up = async {
+        tokio::io::copy(&mut tokio::io::stdin(), &mut writer).await?;
+        tokio::io::AsyncWriteExt::shutdown(&mut writer).await
+    };
+    let down = async {
+        let mut stdout = tokio::io::stdout();
+        tokio::io::copy(&mut reader, &mut stdout).await?;
+        tokio::io::AsyncWriteExt::flush(&mut stdout).await
+    };
+    tokio::pin!(up, down);
+    tokio::select! {
+        ended = &mut down => ended.context("pass the agent's answer on")?,
+        ended = &mut up => {
+            ended.context("pass the request on")?;
+            down.await.context("pass the agent's answer on")?;
+        }
+    }
+    Ok(Exit::Done)
 }
 
 /// One finding of the doctor.

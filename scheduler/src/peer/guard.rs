@@ -16,6 +16,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, SignatureScheme};
 
+use super::Peers;
 use crate::control::Control;
 use crate::identity::certificate::{Certificate, Validity};
 use crate::server::Refused;
@@ -52,13 +53,29 @@ pub trait Admission: Send + Sync + 'static {
 }
 
 /// A manager knows all members.
-impl Admission for Control {
+#[derive(Debug, Clone)]
+pub struct Members {
+    /// What it knows them by.
+    pub control: Control,
+    /// Its own membership.
+    pub peers: Peers,
+}
+
+impl Admission for Members {
     fn admit(&self, certificate: &Certificate) -> Result<Role, ErrorDetail> {
         let subject = &certificate.subject;
-        let (cluster, role) = self.read(|state| {
+        let (is_open, cluster, role) = self.control.read(|state| {
             let admitted = state.security.admits(&subject.name, subject.role, &certificate.key);
-            (state.cluster.clone(), admitted)
+            (state.security.is_open(), state.cluster.clone(), admitted)
         });
+        if !is_open {
+            // A new manager has no state before another one has sent it: until then a manager's certificate must do.
+            let own = self.peers.membership().borrow().as_ref().map(|membership| membership.cluster.clone());
+            if subject.role == Role::Manager && own.as_ref() == Some(&subject.cluster) {
+                return Ok(Role::Manager);
+            }
+            return Err(ErrorDetail::new("unavailable", "this manager has just joined and knows nobody yet"));
+        }
         if cluster != subject.cluster {
             return Err(ErrorDetail::new("forbidden", format!("this is not cluster {}", subject.cluster)));
         }

@@ -23,7 +23,7 @@ use tower::ServiceExt;
 use crate::simulated_disk::SimulatedDisk;
 
 /// Knows every image whose name does not begin with `missing`.
-struct Images;
+pub(crate) struct Images;
 
 impl ImageResolver for Images {
     fn resolve<'a>(&'a self, references: &'a [String]) -> BoxFuture<'a, BTreeMap<String, Option<String>>> {
