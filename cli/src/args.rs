@@ -2,6 +2,7 @@
 
 mod cluster;
 mod objects;
+mod service;
 
 use std::path::PathBuf;
 
@@ -11,6 +12,9 @@ pub(crate) use cluster::{ClientCommand, ClusterCommand, ClusterInit, ClusterJoin
 pub(crate) use objects::{
     ContainerCommand, ContainerLogs, ContainerLs, ContainerRm, ContainerRun, ContainerStop, ImageCommand,
     NetworkCommand, SystemCommand, VolumeCommand,
+};
+pub(crate) use service::{
+    AvailabilityArg, NodeCommand, NodeUpdateArgs, RoleArg, ServiceCommand, ServiceUpdateArgs, ServiceWait, TaskCommand,
 };
 
 /// Stacks of containers, on one host or many, from one file.
@@ -156,6 +160,15 @@ pub(crate) enum Command {
     /// Several hosts as one
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Nodes of the cluster
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Services, one by one
+    #[command(subcommand)]
+    Service(ServiceCommand),
+    /// Tasks, one by one
+    #[command(subcommand)]
+    Task(TaskCommand),
     /// This machine
     #[command(subcommand)]
     System(SystemCommand),

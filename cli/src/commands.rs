@@ -12,7 +12,9 @@ mod image;
 mod list;
 mod logs;
 mod network;
+mod node;
 mod one_off;
+mod service;
 mod session;
 mod statistics;
 mod system;
@@ -102,6 +104,9 @@ async fn dispatch(command: Command, settings: &Settings) -> Result<Exit> {
         Command::Volume(command) => volume::run(settings, command).await,
         Command::Network(command) => network::run(settings, command).await,
         Command::Cluster(command) => cluster::run(settings, command).await,
+        Command::Node(command) => node::run(settings, command).await,
+        Command::Service(command) => service::run(settings, command).await,
+        Command::Task(command) => service::task(settings, command).await,
         Command::System(command) => system::run(settings, command).await,
         Command::Agent(_)
         | Command::Explain { .. }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use orch_api::control::{NetworkView, ServiceView, StackChange, StackView, TaskView, VolumeView};
+use orch_api::service::UpdateView;
 use orch_spec::assignment::{DesiredTask, Health, TaskState};
 
 use crate::printer;
@@ -22,6 +23,8 @@ pub(crate) struct Board {
     pub volumes: BTreeMap<String, VolumeView>,
     /// The stack is no more.
     pub gone: bool,
+    /// Rolling updates that began with this entry of the log or later are ours: how they end counts. `None` = none is.
+    pub since: Option<u64>,
     /// The first message, which is the whole stack, has come.
     known: bool,
 }
@@ -40,6 +43,24 @@ pub(crate) struct Step {
 }
 
 impl Board {
+    /// The rolling update of a service that counts here, if there is one.
+    pub(crate) fn update(&self, service: &str) -> Option<&UpdateView> {
+        let update = self.services.get(service)?.update.as_ref()?;
+        self.since.is_some_and(|since| update.begun >= since).then_some(update)
+    }
+
+    /// Tasks that have failed while their service was being updated: what failed may be gone when the update is over.
+    pub(crate) fn failed_in_update(&self) -> impl Iterator<Item = &TaskView> {
+        self.tasks.values().filter(|task| {
+            let bad = match task.status.state {
+                TaskState::Failed | TaskState::Restarting => true,
+                TaskState::Exited => code(task) != 0,
+                _ => task.status.health == Health::Unhealthy,
+            };
+            bad && task.up_to_date && self.update(&task.service).is_some()
+        })
+    }
+
     /// Whether anything has been told yet.
     pub(crate) fn is_known(&self) -> bool {
         self.known
@@ -97,10 +118,32 @@ impl Board {
 
     fn whole(&mut self, stack: StackView) -> Vec<Step> {
         self.services = stack.services.into_iter().map(|s| (s.name.clone(), s)).collect();
+        // One that goes on already is waited for as well.
+        let active =
+            self.services.values().filter_map(|s| s.update.as_ref()).filter(|u| is_active(u)).map(|u| u.begun).min();
+        self.since = self.since.map(|since| active.map_or(since, |begun| begun.min(since)));
         self.networks = stack.networks.into_iter().map(|n| (n.name.clone(), n)).collect();
         self.volumes = stack.volumes.into_iter().map(|v| (v.name.clone(), v)).collect();
         self.tasks = stack.tasks.into_iter().map(|t| (t.id.clone(), t)).collect();
         self.tasks.values().map(task_step).collect()
+    }
+}
+
+fn is_active(update: &UpdateView) -> bool {
+    matches!(update.state.as_str(), "updating" | "rollback_started")
+}
+
+/// What a rolling update means for who waits for it.
+fn judge_update(service: &str, update: &UpdateView) -> Judgement {
+    let why = if update.message.is_empty() { String::new() } else { format!(": {}", update.message) };
+    match update.state.as_str() {
+        "paused" => Judgement::Bad(format!("the update of service {service} is paused{why}")),
+        "rollback_paused" => Judgement::Bad(format!("going back with service {service} is paused{why}")),
+        "rollback_completed" if !update.asked => {
+            Judgement::Bad(format!("service {service} is what it was before the update{why}"))
+        }
+        _ if is_active(update) => Judgement::Waiting,
+        _ => Judgement::Good,
     }
 }
 
@@ -210,7 +253,26 @@ pub(crate) fn verdict(board: &Board, services: Option<&BTreeSet<String>>, goal: 
     }
     let mut missing = Vec::new();
     let mut troubles = Vec::new();
-    for task in board.tasks.values().filter(|t| services.is_none_or(|s| s.contains(&t.service))) {
+    let up = matches!(goal, Goal::Created | Goal::Started | Goal::Ready);
+    let mut rolling = BTreeSet::new();
+    for name in board.services.keys().filter(|name| up && services.is_none_or(|s| s.contains(*name))) {
+        let Some(update) = board.update(name) else { continue };
+        match judge_update(name, update) {
+            Judgement::Good => {}
+            Judgement::Waiting => {
+                rolling.insert(name.as_str());
+                missing.push(format!("service {name}: {} of {} updated", update.done.min(update.total), update.total));
+            }
+            Judgement::Bad(text) => troubles.push(trouble_of(&text)),
+        }
+    }
+    // What fails while it goes on is for the update to judge.
+    let counts =
+        |t: &&TaskView| services.is_none_or(|s| s.contains(&t.service)) && !rolling.contains(t.service.as_str());
+    if !troubles.is_empty() {
+        return Verdict::Failed(troubles);
+    }
+    for task in board.tasks.values().filter(counts) {
         match judge(task, goal, now) {
             Judgement::Good => {}
             Judgement::Waiting => missing.push(waiting(task)),
@@ -420,6 +482,31 @@ mod tests {
         board.tasks.values_mut().for_each(|t| t.status.started_at = Some(9_900));
         assert!(matches!(verdict(&board, None, Goal::Ready, 10_000), Verdict::Waiting(_)));
         assert_eq!(verdict(&board, None, Goal::Ready, 10_200), Verdict::Reached);
+    }
+
+    #[test]
+    fn a_rolling_update_is_judged_by_its_end_and_only_if_it_is_ours() {
+        let mut board = task(TaskState::Exited, Health::None, Some(1));
+        let update = |state: &str| UpdateView {
+            state: state.into(),
+            message: "it broke".into(),
+            begun: 7,
+            ..UpdateView::default()
+        };
+        let service =
+            |state: &str| ServiceView { name: "web".into(), update: Some(update(state)), ..ServiceView::default() };
+        board.services.insert("web".into(), service("updating"));
+        board.since = Some(7);
+        assert!(
+            matches!(verdict(&board, None, Goal::Ready, 10_000), Verdict::Waiting(_)),
+            "a failure on the way is no end"
+        );
+        board.services.insert("web".into(), service("rollback_completed"));
+        let Verdict::Failed(troubles) = verdict(&board, None, Goal::Ready, 10_000) else { panic!("not failed") };
+        assert_eq!(troubles[0].text, "service web is what it was before the update: it broke");
+        board.tasks.clear();
+        board.since = Some(8);
+        assert_eq!(verdict(&board, None, Goal::Ready, 10_000), Verdict::Reached);
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod seal;
 pub mod server;
 mod slog_bridge;
 pub mod start;
+pub mod steward;
 pub mod transport;
 
 pub use control::{Bootstrap, Control, ControlConfig, Invitation, Leadership, ProposeError, Standing, StartError};

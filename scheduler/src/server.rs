@@ -1,6 +1,8 @@
 //! The control plane's part of the API; see [`orch_api::control`] for the table. Handlers translate; the state machine decides.
 
 pub mod cluster;
+mod node;
+mod service;
 mod stream;
 mod view;
 
@@ -145,7 +147,13 @@ pub fn routes(control: Control, images: Arc<dyn ImageResolver>) -> Router {
         .route("/v1/networks/{name}/addresses", post(reserve).merge(delete(release)))
         .route("/v1/volumes", get(volumes).post(create_volume))
         .route("/v1/volumes/{name}", get(volume).delete(remove_volume))
+        .route("/v1/tasks/{id}/why", get(service::why))
         .route("/v1/nodes", get(nodes))
+        .route("/v1/nodes/{id}", get(node::node).post(node::update).delete(node::remove))
+        .route("/v1/services", get(service::services))
+        .route("/v1/services/{id}", get(service::service).delete(service::remove))
+        .route("/v1/services/{id}/update", post(service::update))
+        .route("/v1/services/{id}/rollback", post(service::rollback))
         .layer(DefaultBodyLimit::max(BODY))
         .with_state(Arc::new(Server { control, images }))
 }
@@ -369,12 +377,13 @@ async fn stack(Inject(server): Injected, Path(name): Path<String>) -> Reply<Stac
     server.control.read(|state| view::stack(state, &name)).map(Json).ok_or_else(|| not_found("stack", &name))
 }
 
-/// `?stack=&service=`.
+/// `?stack=&service=&node=`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct TaskQuery {
     stack: Option<String>,
     service: Option<String>,
+    node: Option<String>,
 }
 
 /// `GET /v1/tasks`.
@@ -382,7 +391,11 @@ async fn tasks(Inject(server): Injected, query: Asked<TaskQuery>) -> Reply<Vec<T
     let Query(query) = query?;
     let fits = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|w| w == is);
     Ok(Json(server.control.read(|state: &State| {
-        let chosen = state.tasks.values().filter(|t| fits(&query.stack, &t.stack) && fits(&query.service, &t.service));
+        let chosen = state
+            .tasks
+            .values()
+            .filter(|t| fits(&query.stack, &t.stack) && fits(&query.service, &t.service))
+            .filter(|t| fits(&query.node, t.node.as_ref().map_or("", |node| node.as_str())));
         let mut found: Vec<&Task> = chosen.collect();
         found.sort_by(|a, b| (&a.stack, a.order()).cmp(&(&b.stack, b.order())));
         found.into_iter().map(|t| view::task(state, t)).collect()
@@ -565,5 +578,7 @@ async fn remove_volume(Inject(server): Injected, Path(name): Path<String>) -> Re
 
 /// `GET /v1/nodes`.
 async fn nodes(Inject(server): Injected) -> Json<Vec<NodeView>> {
-    Json(server.control.read(|state| state.nodes.iter().map(|(id, n)| view::node(state, id, n)).collect()))
+    let views: Vec<NodeView> =
+        server.control.read(|state| state.nodes.iter().map(|(id, n)| view::node(state, id, n)).collect());
+    Json(views.into_iter().map(|view| view::led(view, &server.control)).collect())
 }

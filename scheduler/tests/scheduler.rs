@@ -14,5 +14,7 @@ mod kill;
 mod power_loss;
 #[path = "scheduler/sealed.rs"]
 mod sealed;
+#[path = "scheduler/service.rs"]
+mod service;
 #[path = "scheduler/simulated_disk.rs"]
 mod simulated_disk;

@@ -52,7 +52,7 @@ async fn act_and_follow(settings: &Settings, request: ActRequest, goal: Goal, ti
         follow(
             &client,
             settings,
-            &Follow { stack: &stack, services, goal, timeout, show_logs: true, made: Vec::new() },
+            &Follow { stack: &stack, services, goal, timeout, show_logs: true, made: Vec::new(), since: None },
         )
         .await?;
     }
@@ -187,7 +187,7 @@ pub(super) async fn remove(settings: &Settings, args: Rm) -> Result<Exit> {
         follow(
             &client,
             settings,
-            &Follow { stack: &stack, services, goal, timeout: None, show_logs: false, made: Vec::new() },
+            &Follow { stack: &stack, services, goal, timeout: None, show_logs: false, made: Vec::new(), since: None },
         )
         .await?;
     }

@@ -62,7 +62,7 @@ pub(super) async fn run(settings: &Settings, args: Down) -> Result<Exit> {
     follow(
         &client,
         settings,
-        &Follow { stack: &stack, services, goal, timeout: None, show_logs: false, made: Vec::new() },
+        &Follow { stack: &stack, services, goal, timeout: None, show_logs: false, made: Vec::new(), since: None },
     )
     .await?;
     match args.rmi.as_deref() {

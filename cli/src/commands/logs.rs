@@ -161,6 +161,11 @@ fn time(flag: &str, text: &str) -> Result<String, Failure> {
 /// `logs`.
 pub(super) async fn stack(settings: &Settings, args: Logs) -> Result<Exit> {
     let stack = stack_file::name(settings)?;
+    of_stack(settings, &stack, args).await
+}
+
+/// The logs of services of a stack.
+pub(super) async fn of_stack(settings: &Settings, stack: &str, args: Logs) -> Result<Exit> {
     let client = client(settings)?;
     let select = LogSelection {
         follow: args.follow,
@@ -178,7 +183,7 @@ pub(super) async fn stack(settings: &Settings, args: Logs) -> Result<Exit> {
     let wanted = |service: &str, slot: u32| {
         (args.services.is_empty() || args.services.iter().any(|s| s == service)) && args.index.is_none_or(|i| i == slot)
     };
-    let view: StackView = client.get(&format!("/v1/stacks/{}", escape(&stack))).await?;
+    let view: StackView = client.get(&format!("/v1/stacks/{}", escape(stack))).await?;
     super::act::check_services(&view, &args.services)?;
     let mut collector = Collector::new(client.clone(), style);
     // Prefixes line up from the first line on.
@@ -193,7 +198,7 @@ pub(super) async fn stack(settings: &Settings, args: Logs) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     // By service, not by container: what is made anew or scaled up while we follow is followed too.
-    let mut changes = client.lines::<StackChange>(&format!("/v1/stacks/{}/watch", escape(&stack))).await?;
+    let mut changes = client.lines::<StackChange>(&format!("/v1/stacks/{}/watch", escape(stack))).await?;
     loop {
         tokio::select! {
             change = changes.next() => match change? {

@@ -111,8 +111,15 @@ pub(super) async fn run(settings: &Settings, args: Run) -> Result<Exit> {
         let request = ApplyRequest { spec: loaded.spec.clone(), files: loaded.files.clone(), options };
         client.post::<ApplyResponse>(&format!("/v1/stacks/{}/apply", escape(&stack)), &request).await?;
         let services = Some(dependencies.into_iter().collect());
-        let what =
-            Follow { stack: &stack, services, goal: Goal::Ready, timeout: None, show_logs: true, made: Vec::new() };
+        let what = Follow {
+            stack: &stack,
+            services,
+            goal: Goal::Ready,
+            timeout: None,
+            show_logs: true,
+            made: Vec::new(),
+            since: None,
+        };
         follow(&client, settings, &what).await?;
     }
     let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();

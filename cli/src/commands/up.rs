@@ -122,7 +122,8 @@ pub(super) async fn create(settings: &Settings, args: Create) -> Result<Exit> {
     send(&client, "apply", &request).await?;
     let services = with_dependencies(&loaded, &args.services, args.common.no_deps);
     let stack = &loaded.spec.name;
-    let what = Follow { stack, services, goal: Goal::Created, timeout: None, show_logs: false, made: Vec::new() };
+    let what =
+        Follow { stack, services, goal: Goal::Created, timeout: None, show_logs: false, made: Vec::new(), since: None };
     follow(&client, settings, &what).await?;
     Ok(Exit::Done)
 }
@@ -136,8 +137,15 @@ pub(super) async fn scale(settings: &Settings, args: Scale) -> Result<Exit> {
     let response: ApplyResponse = client.post(&format!("/v1/stacks/{}/scale", escape(&stack)), &request).await?;
     response.warnings.iter().for_each(|w| printer::say(&format!("warning: {w}")));
     let goal = if args.wait { Goal::Ready } else { Goal::Started };
-    let what =
-        Follow { stack: &stack, services: Some(services), goal, timeout: None, show_logs: true, made: Vec::new() };
+    let what = Follow {
+        stack: &stack,
+        services: Some(services),
+        goal,
+        timeout: None,
+        show_logs: true,
+        made: Vec::new(),
+        since: Some(response.index),
+    };
     follow(&client, settings, &what).await?;
     Ok(Exit::Done)
 }
@@ -165,8 +173,8 @@ pub(super) async fn up(settings: &Settings, args: Up) -> Result<Exit> {
     };
     let timeout = args.wait_timeout.map(Duration::from_secs);
     let stack = loaded.spec.name.clone();
-    let made = made(&response);
-    let what = Follow { stack: &stack, services: services.clone(), goal, timeout, show_logs: true, made };
+    let (made, since) = (made(&response), Some(response.index));
+    let what = Follow { stack: &stack, services: services.clone(), goal, timeout, show_logs: true, made, since };
     if args.detach || args.wait || args.no_start {
         follow(&client, settings, &what).await?;
         return Ok(Exit::Done);

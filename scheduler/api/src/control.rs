@@ -13,7 +13,7 @@
 //! | `GET /v1/stacks` | | `[`[`StackSummary`]`]` |
 //! | `GET /v1/stacks/{name}` | | [`StackView`] |
 //! | `GET /v1/stacks/{name}/watch` | | stream of [`StackChange`], one a line |
-//! | `GET /v1/tasks?stack=&service=` | | `[`[`TaskView`]`]` |
+//! | `GET /v1/tasks?stack=&service=&node=` | | `[`[`TaskView`]`]` |
 //! | `GET /v1/tasks/{id}` | | [`TaskView`] |
 //! | `GET /v1/events?since_index=&follow=&stack=` | | stream of [`Event`], one a line |
 //! | `GET /v1/networks`, `/v1/networks/{name}` | | `[`[`NetworkView`]`]`, [`NetworkView`] |
@@ -344,8 +344,11 @@ pub struct ServiceView {
     pub image: String,
     /// Published ports as the file says them.
     pub ports: Vec<PortAssignment>,
-    /// Progress of a rolling update; empty when there is none.
+    /// The word for how far a rolling update is, or how the last one ended; empty when there was none.
     pub update_status: String,
+    /// The same in full.
+    #[serde(default)]
+    pub update: Option<crate::service::UpdateView>,
     /// The file has it no more.
     pub orphan: bool,
     /// It has a health check of its own in the file.
@@ -658,4 +661,19 @@ pub struct NodeView {
     pub memory: u64,
     /// Tasks placed on it that are not gone.
     pub tasks: u32,
+    /// Labels that people gave it.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Labels that its own configuration gives it.
+    #[serde(default)]
+    pub engine_labels: BTreeMap<String, String>,
+    /// Processor time that its tasks are promised, in billionths of a processor.
+    #[serde(default)]
+    pub reserved_cpus: u64,
+    /// Memory that its tasks are promised, bytes.
+    #[serde(default)]
+    pub reserved_memory: u64,
+    /// Since when its state is what it is, milliseconds since the epoch.
+    #[serde(default)]
+    pub since: u64,
 }

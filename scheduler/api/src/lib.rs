@@ -12,6 +12,7 @@ pub mod control;
 pub mod error;
 pub mod node;
 pub mod plane;
+pub mod service;
 pub mod session;
 pub mod stream;
 pub mod tls;

@@ -179,6 +179,7 @@ fn go_back(
     *rollout = Rollout {
         state: RolloutState::RollingBack,
         message,
+        begun: state.index,
         started_at: moment.now_ms,
         rules,
         total,
@@ -316,6 +317,7 @@ pub(crate) fn roll_back(
     };
     let mut rollout = Rollout::default();
     go_back(state, moment, stack, name, &former, "asked for".to_owned(), &mut rollout);
+    rollout.asked = true;
     enter(state, moment, stack, name, rollout, changes);
     Ok(())
 }

@@ -128,7 +128,7 @@ pub(super) struct EventQuery {
     stack: Option<String>,
 }
 
-fn event(event: &Event) -> EventView {
+pub(super) fn event(event: &Event) -> EventView {
     let mut attributes = event.attributes.clone();
     if !event.stack.is_empty() {
         attributes.entry("stack".to_owned()).or_insert_with(|| event.stack.clone());

@@ -6,9 +6,12 @@ use orch_api::control::{
     EndpointView, NetworkView, NodeView, OperationView, PlanView, ServiceView, StackSummary, StackView, TaskView,
     VolumeView, WaitView,
 };
-use orch_core::{Availability, Network, NetworkPhase, Node, Plan, RevisionId, State, Task, Volume};
-use orch_spec::assignment::{DesiredTask, Health, NodeId, TaskState, TaskStatus};
+use orch_api::service::UpdateView;
+use orch_core::{Network, NetworkPhase, Node, Plan, RevisionId, Rollout, Service, State, Task, Volume};
+use orch_spec::assignment::{DesiredTask, Health, NodeId, PortAssignment, TaskState, TaskStatus};
 use orch_spec::model::{DependencyCondition, HealthTest, RestartPolicy, ServiceSpec};
+
+use crate::control::Control;
 
 /// A plan as data.
 pub(crate) fn plan(plan: &Plan) -> PlanView {
@@ -120,8 +123,9 @@ fn service(state: &State, stack: &str, name: &str, one_shot: bool) -> Option<Ser
         running: count(tasks.iter().filter(runs).count()),
         ready: count(tasks.iter().filter(ready).count()),
         image: spec.image.clone(),
-        ports: tasks.first().map(|t| t.ports().to_vec()).unwrap_or_default(),
-        update_status: String::new(),
+        ports: ports(service, tasks.first().copied()),
+        update_status: service.rollout.as_ref().map(|r| r.state.as_str().to_owned()).unwrap_or_default(),
+        update: service.rollout.as_ref().map(update),
         orphan: service.orphan,
         health_check: spec
             .healthcheck
@@ -132,6 +136,37 @@ fn service(state: &State, stack: &str, name: &str, one_shot: bool) -> Option<Ser
         hash: revision.hash.clone(),
         depends_on: spec.depends_on.keys().cloned().collect(),
     })
+}
+
+/// Ports that every node publishes, and those that tasks publish where they are.
+fn ports(service: &Service, task: Option<&Task>) -> Vec<PortAssignment> {
+    let everywhere = service.mesh_ports.iter().map(|port| PortAssignment {
+        host_ip: port.host_ip,
+        host_ports: (port.published, port.published),
+        target: port.target,
+        protocol: port.protocol.clone(),
+    });
+    everywhere.chain(task.into_iter().flat_map(|task| task.ports().iter().cloned())).collect()
+}
+
+/// A rolling update.
+fn update(rollout: &Rollout) -> UpdateView {
+    UpdateView {
+        state: rollout.state.as_str().to_owned(),
+        message: rollout.message.clone(),
+        total: rollout.total,
+        done: rollout.done,
+        failed: rollout.failed.len(),
+        asked: rollout.asked,
+        begun: rollout.begun,
+        started_at: rollout.started_at,
+        finished_at: rollout.finished_at,
+    }
+}
+
+/// The word of a state.
+pub(crate) fn state_word(state: TaskState) -> String {
+    serde_json::to_value(state).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 fn count(number: usize) -> u32 {
@@ -242,25 +277,32 @@ pub(crate) fn volume(state: &State, volume: &Volume) -> VolumeView {
     }
 }
 
-/// A node. One host for now: the only one manages and leads.
+/// A node. Who leads is not in the state: see [`led`].
 pub(crate) fn node(state: &State, id: &NodeId, node: &Node) -> NodeView {
+    let alone = !state.is_cluster();
     NodeView {
         id: id.0.clone(),
         hostname: node.facts.hostname.clone(),
-        address: String::new(),
-        role: "manager".to_owned(),
-        leader: true,
-        state: "ready".to_owned(),
-        availability: match node.availability {
-            Availability::Active => "active",
-            Availability::Pause => "pause",
-            Availability::Drain => "drain",
-        }
-        .to_owned(),
+        address: node.facts.address.map(|address| address.to_string()).unwrap_or_default(),
+        role: if alone { "manager" } else { node.role.as_str() }.to_owned(),
+        leader: alone,
+        state: node.state.as_str().to_owned(),
+        availability: node.availability.as_str().to_owned(),
         version: node.facts.version.clone(),
         platform: node.facts.platform.clone(),
         cpus: node.facts.cpus,
         memory: node.facts.memory,
-        tasks: count(state.tasks.values().filter(|t| t.node.as_ref() == Some(id)).count()),
+        tasks: count(node.tasks.len()),
+        labels: node.labels.clone(),
+        engine_labels: node.facts.labels.clone(),
+        reserved_cpus: node.usage.cpus,
+        reserved_memory: node.usage.memory,
+        since: node.since,
     }
+}
+
+/// Whether the node leads, as this manager knows it.
+pub(crate) fn led(view: NodeView, control: &Control) -> NodeView {
+    let leader = control.leadership().borrow().leader.as_ref().is_some_and(|leader| leader.0 == view.id);
+    NodeView { leader: view.leader || leader, ..view }
 }

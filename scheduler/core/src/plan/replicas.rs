@@ -148,12 +148,12 @@ fn begin_rollout(
 ) {
     let former = remember_former(draft, want);
     let rules = RolloutRules::new(draft.revision(want.revision).spec.deploy.update_config.as_ref());
-    let started_at = draft.moment.now_ms;
+    let (started_at, begun) = (draft.moment.now_ms, draft.state.index);
     let Some(record) = draft.stack.services.get_mut(want.service) else { return };
     record.generation += 1;
     let generation = record.generation;
     let total = u32::try_from(rolled.len()).unwrap_or(u32::MAX);
-    record.rollout = Some(Rollout { started_at, rules, total, former, ..Rollout::default() });
+    record.rollout = Some(Rollout { started_at, begun, rules, total, former, ..Rollout::default() });
     for (id, _) in present.iter().filter(|(id, _)| !rolled.iter().any(|(other, _)| other == id)) {
         if draft.task(id).is_some_and(Task::is_replica) {
             draft.task_mut(id).generation = generation;

@@ -117,6 +117,12 @@ pub struct Rollout {
     pub state: RolloutState,
     /// Why it is so, for people.
     pub message: String,
+    /// Somebody asked to go back.
+    #[serde(default)]
+    pub asked: bool,
+    /// Index of the entry that it began with.
+    #[serde(default)]
+    pub begun: u64,
     /// Milliseconds since the epoch.
     pub started_at: u64,
     /// Milliseconds since the epoch.

@@ -1,0 +1,100 @@
+//! How long it takes to place tasks: `cargo run --release -p orch-core --example placement -- [TASKS] [NODES]`.
+//!
+//! Everything goes through the log's commands, as in production: one command a stack makes its tasks, with reservations, two constraints
+//! and a preference, and gives each a node in the same entry.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use orch_core::{ApplyStack, ClusterSettings, Command, Entry, State, UpOptions, UpdateNode};
+use orch_spec::assignment::{NodeFacts, NodeReport};
+use orch_spec::model::{
+    Constraint, DeployResources, DeploySpec, NanoCpus, NetworkMode, PlacementSpec, ResourceReservations, ServiceSpec,
+    StackSpec,
+};
+
+/// Tasks of one stack: more than the state machine lets one service have would be refused.
+const STACK: usize = 10_000;
+
+struct Log {
+    state: State,
+    spent: Duration,
+}
+
+impl Log {
+    fn apply(&mut self, command: Command) -> bool {
+        let index = self.state.index + 1;
+        let entry = Entry { now_ms: index, nonce: index.wrapping_mul(0x9e37_79b9_7f4a_7c15), command };
+        let begun = Instant::now();
+        let done = self.state.apply(index, &entry).result.is_ok();
+        self.spent += begun.elapsed();
+        done
+    }
+}
+
+fn stack(name: &str, tasks: usize) -> Arc<StackSpec> {
+    let constraint = |text: &str| text.parse::<Constraint>().ok();
+    let placement = PlacementSpec {
+        constraints: ["node.platform.os == linux", "node.labels.kind != spare"]
+            .into_iter()
+            .filter_map(constraint)
+            .collect(),
+        spread: vec!["node.labels.zone".to_owned()],
+        max_replicas_per_node: 0,
+    };
+    let reservations = ResourceReservations { cpus: Some(NanoCpus(10_000_000)), ..ResourceReservations::default() };
+    let resources = DeployResources { reservations, ..DeployResources::default() };
+    let deploy = DeploySpec { replicas: u32::try_from(tasks).ok(), placement, resources, ..DeploySpec::default() };
+    let service =
+        ServiceSpec { image: "app".to_owned(), network_mode: NetworkMode::None, deploy, ..ServiceSpec::default() };
+    let services = BTreeMap::from([("app".to_owned(), service)]).into_iter().collect();
+    Arc::new(StackSpec { name: name.to_owned(), services, ..StackSpec::default() })
+}
+
+fn main() -> std::io::Result<()> {
+    let numbers: Vec<usize> = std::env::args().skip(1).filter_map(|text| text.parse().ok()).collect();
+    let (tasks, nodes) = (numbers.first().copied().unwrap_or(100_000), numbers.get(1).copied().unwrap_or(1_000));
+    let mut log = Log { state: State::new("bench"), spent: Duration::ZERO };
+    log.apply(Command::FormCluster(ClusterSettings::default()));
+    for number in 0..nodes {
+        let id = format!("node-{number:05}");
+        let facts = NodeFacts {
+            id: id.as_str().into(),
+            hostname: id.clone(),
+            cpus: 64,
+            memory: 256 << 30,
+            platform: "linux/amd64".to_owned(),
+            ..NodeFacts::default()
+        };
+        log.apply(Command::Report { node: id.as_str().into(), report: NodeReport::Facts(facts) });
+        let labels = BTreeMap::from([("zone".to_owned(), format!("z{}", number % 5))]);
+        log.apply(Command::UpdateNode(UpdateNode { node: id.as_str().into(), labels, ..UpdateNode::default() }));
+    }
+    let joined = std::mem::take(&mut log.spent);
+    let mut left = tasks;
+    let mut stacks = 0;
+    while left > 0 {
+        let count = left.min(STACK);
+        let name = format!("s{stacks}");
+        let (spec, images) = (stack(&name, count), BTreeMap::new());
+        let request = ApplyStack { spec, files: Vec::new(), options: UpOptions::default(), images };
+        let done = log.apply(Command::ApplyStack(request));
+        assert!(done, "the stack is valid");
+        left -= count;
+        stacks += 1;
+    }
+    let placed = log.state.tasks.values().filter(|task| task.node.is_some()).count();
+    let most = log.state.nodes.values().map(|node| node.tasks.len()).max().unwrap_or(0);
+    let least = log.state.nodes.values().map(|node| node.tasks.len()).min().unwrap_or(0);
+    let seconds = log.spent.as_secs_f64();
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{nodes} nodes joined in {:.3} s", joined.as_secs_f64())?;
+    writeln!(
+        out,
+        "{placed} of {tasks} tasks placed on {nodes} nodes in {seconds:.3} s, {:.0} a second",
+        tasks as f64 / seconds
+    )?;
+    writeln!(out, "between {least} and {most} tasks a node")
+}
