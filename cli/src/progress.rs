@@ -43,6 +43,11 @@ pub(crate) struct Step {
 }
 
 impl Board {
+    /// A board of nothing yet; see the field of this name.
+    pub(crate) fn since(since: Option<u64>) -> Self {
+        Self { since, ..Self::default() }
+    }
+
     /// The rolling update of a service that counts here, if there is one.
     pub(crate) fn update(&self, service: &str) -> Option<&UpdateView> {
         let update = self.services.get(service)?.update.as_ref()?;

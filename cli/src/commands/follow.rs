@@ -53,7 +53,7 @@ pub(super) struct Follow<'a> {
 pub(super) async fn follow(client: &Client, settings: &Settings, what: &Follow<'_>) -> Result<Board> {
     let mut painter = Painter::new(settings.progress, settings.color_stderr);
     let deadline = what.timeout.map(|t| tokio::time::Instant::now() + t);
-    let mut board = Board { since: what.since, ..Board::default() };
+    let mut board = Board::since(what.since);
     let mut last_lines: BTreeMap<String, LastLines> = BTreeMap::new();
     for resource in &what.made {
         painter.show(&Step { resource: resource.clone(), word: "Created".to_owned(), settled: true, failed: false });
