@@ -57,6 +57,8 @@ $inside address add 198.51.100.2/24 dev lan0
 $inside address add fd00:1ab::2/64 dev lan0 nodad
 $inside link set lan0 up
 $inside route add default via 198.51.100.1
+# Until the kernel has seen the carrier, routes are marked as down, and those of IPv6 are missing.
+until ip -6 route show table local | grep -q 'ff00::/8 dev lan0' && ! ip route | grep -q linkdown; do sleep 0.01; done
 # The end of standard input is the end of the test; `wait` takes in orphans meanwhile, as any process 1 does.
 exec 3<&0 </dev/null
 cat <&3 >/dev/null &

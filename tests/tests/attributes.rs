@@ -304,3 +304,46 @@ networks: {default: {ipam: {config: [{subnet: 172.30.9.0/24}]}}, second: {}}",
     host.down();
     host.leaves_no_trace();
 }
+
+#[test]
+fn a_services_life_goes_as_the_file_says() {
+    let host = Host::with_busybox();
+    host.stack(
+        "x-a: &a {image: busybox, command: sleep infinity, init: true, stop_grace_period: 1s}
+services:
+  db:
+    <<: *a
+    healthcheck: {test: [CMD, 'true'], interval: 1h, start_period: 1h, start_interval: 200ms}
+  follows: {<<: *a, depends_on: {db: {condition: service_healthy, restart: true}}}
+  stays: {<<: *a, depends_on: {db: {condition: service_healthy}, absent: {condition: service_started, required: false}}}
+  absent: {<<: *a, profiles: [off]}
+  asked:
+    image: busybox
+    command: sh -c 'trap \"echo asked; exit 3\" USR1; while :; do sleep 0.05; done'
+    stop_signal: SIGUSR1
+    stop_grace_period: 2m
+  silent: {<<: *a, command: sh -c 'echo said; exec sleep infinity', logging: {driver: none}}",
+    );
+    // Within an hour there is no regular probe: only those of the start make it healthy.
+    host.up();
+    let before = host.running();
+    host.orch(&["restart", "db"]).ok();
+    let follower = eventually(PATIENCE, "what follows was restarted too", || {
+        let now = host.running();
+        match now.get("work-follows-1") {
+            Some(now) if *now != before["work-follows-1"] => Ok(*now),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    assert_ne!(follower, before["work-follows-1"]);
+    let after = host.running();
+    assert_ne!(after["work-db-1"], before["work-db-1"]);
+    assert_eq!(after["work-stays-1"], before["work-stays-1"]);
+    host.orch(&["stop", "asked"]).ok();
+    let asked = host.becomes("asked", "over", |c| c["state"] == "exited");
+    assert_eq!(asked["exit_code"], 3);
+    host.orch(&["logs", "--no-log-prefix", "asked"]).ok().prints(&["asked"]);
+    assert_eq!(host.orch(&["logs", "--no-log-prefix", "silent"]).ok().text(), "");
+    host.down();
+    host.leaves_no_trace();
+}
