@@ -9,7 +9,12 @@
 //! and executes until what is equals what shall be.
 //!
 //! Threads: callers' own, for the short time of a call; one that a new namespace is made on, for each sandbox; one that
-//! hears what other programs do to nf_tables; one that forgets old flows; one for the relay, once a port needs it. No async runtime is needed outside.
+//! hears what other programs do to nf_tables; one that forgets old flows, and one that does so inside sandboxes; one for the
+//! relay, once a port needs it. No async runtime is needed outside.
+//!
+//! What a node of several shall know of the others is one value with a version, [`DesiredCluster`]:
+//! [`Netd::apply_cluster`] returns when the kernel has it. Tunnels (`wiring`, `overlay`), services (`service`, `slots`) and
+//! ports of every node (`mesh`) follow from it; a node that is alone has none of them.
 //!
 //! Absent on purpose: no command is started (`ip`, `nft`, `iptables` need not be there), no packet of a published port is
 //! copied through user space but for `[::1]` and a family the sandbox lacks, nothing is written to `bridge-nf-call-*`.
@@ -34,6 +39,7 @@ mod network;
 mod nft;
 mod overlay;
 pub mod port;
+pub mod probe;
 mod publish;
 mod record;
 mod relay;
@@ -59,5 +65,6 @@ pub use namespace::Namespace;
 pub use netd::Netd;
 pub use netlink::NetlinkError;
 pub use nft::table::TableError;
+pub use probe::UnderlayVerdict;
 pub use sync::{NetOp, SyncReport};
 pub use sysctl::SysctlError;

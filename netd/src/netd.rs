@@ -21,6 +21,7 @@ use crate::namespace::Namespace;
 use crate::nft::table::Table;
 use crate::overlay::ClusterState;
 use crate::port::{self, UsedPort};
+use crate::probe::UnderlayVerdict;
 use crate::publish::Holding;
 use crate::record::{NetworkRecord, RunDir, SandboxRecord};
 use crate::relay::Relay;
@@ -247,7 +248,7 @@ impl Netd {
 
     /// Whether this node knows of others.
     pub fn is_clustered(&self) -> bool {
-        lock(&self.shared.cluster).desired != DesiredCluster::default()
+        *lock(&self.shared.cluster).desired != DesiredCluster::default()
     }
 
     /// MTU of the link that has this address: what a node says of itself to its cluster.
@@ -258,9 +259,24 @@ impl Netd {
         self.shared.underlay_mtu(address)
     }
 
+    /// Whether the network under the tunnels carries them to a peer, at the size that the link here promises; to be asked when
+    /// a node joins, once the mesh is up on both. It judges one direction: the other node judges its own. Takes a second or
+    /// two when something is wrong.
+    ///
+    /// # Errors
+    /// When there is no tunnel to the peer from here.
+    pub fn probe_underlay(&self, peer: IpAddr) -> Result<UnderlayVerdict, NetdError> {
+        self.shared.probe_underlay(peer)
+    }
+
+    /// Whether this is what [`Netd::apply_cluster`] was last asked for.
+    pub fn is_wanted(&self, desired: &DesiredCluster) -> bool {
+        *lock(&self.shared.cluster).desired == *desired
+    }
+
     /// What [`Netd::apply_cluster`] was last asked for, also by an earlier netd.
     pub fn cluster(&self) -> DesiredCluster {
-        lock(&self.shared.cluster).desired.clone()
+        DesiredCluster::clone(&lock(&self.shared.cluster).desired)
     }
 
     /// Prefixes that the host routes or holds outside our own bridges: address pools keep out of them.

@@ -286,7 +286,7 @@ impl Shared {
     /// can begin to be made while the state is locked.
     pub(crate) fn leave_nothing(&self, errors: &mut NetdErrors) {
         self.refresh_foreign();
-        let alone = lock(&self.cluster).desired == DesiredCluster::default();
+        let alone = *lock(&self.cluster).desired == DesiredCluster::default();
         let state = lock(&self.state);
         if !(alone && state.networks.is_empty() && state.sandboxes.is_empty() && state.busy.is_empty()) {
             return;

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
@@ -16,7 +17,7 @@ use crate::netd::{Shared, lock};
 use crate::nft::Element;
 use crate::nft::ruleset::{self, Set};
 use crate::nft::table::Change;
-use crate::record::{self, ClusterRecord};
+use crate::record::{self, NewClusterRecord};
 use crate::wiring::{self, Tunnel, WireOp, Wiring};
 
 /// Bytes that a tunnel puts before a frame: Ethernet 14, VXLAN 8, UDP 8, and the outer IP header.
@@ -26,7 +27,7 @@ const OVERHEAD6: u32 = 14 + 8 + 8 + 40;
 /// What is known of the cluster.
 #[derive(Debug, Default)]
 pub(crate) struct ClusterState {
-    pub(crate) desired: DesiredCluster,
+    pub(crate) desired: Arc<DesiredCluster>,
     numbers: Numbers,
     /// Of what was wanted before: it is reached until nothing leads to it any more.
     leaving: Option<Mesh>,
@@ -48,9 +49,14 @@ impl ClusterState {
         self.desired.overlays.iter().find(|overlay| overlay.network == *network)
     }
 
+    /// What a peer is called in marks.
+    pub(crate) fn number(&self, peer: &IpAddr) -> Option<u16> {
+        self.numbers.get(peer).copied()
+    }
+
     /// Takes over what an earlier agent was told.
     pub(crate) fn remember(&mut self, desired: &DesiredCluster, numbers: &Numbers) {
-        self.desired = desired.clone();
+        self.desired = Arc::new(desired.clone());
         self.numbers = mesh::number(&desired.peers, numbers);
     }
 
@@ -133,18 +139,21 @@ impl Shared {
     }
 
     /// Notes what is wanted, before the kernel is touched: whoever comes after a kill knows it. Returns what was wanted before.
-    fn note(&self, desired: &DesiredCluster) -> Result<DesiredCluster, NetdError> {
+    fn note(&self, desired: &DesiredCluster) -> Result<Arc<DesiredCluster>, NetdError> {
         let mut cluster = lock(&self.cluster);
-        let before = cluster.desired.clone();
+        let before = Arc::clone(&cluster.desired);
+        if *desired == *before {
+            cluster.leaving = None;
+            return Ok(before);
+        }
         let numbers = mesh::number(&desired.peers, &cluster.numbers);
-        if *desired != DesiredCluster::default() && *desired != before {
+        if *desired != DesiredCluster::default() {
             self.run_dir.create()?;
-            let record = ClusterRecord { desired: desired.clone(), numbers: numbers.clone() };
-            record::write(&self.run_dir.cluster(), &record)?;
+            record::write(&self.run_dir.cluster(), &NewClusterRecord { desired, numbers: &numbers })?;
         }
         cluster.leaving = before.mesh.clone().filter(|mesh| desired.mesh.as_ref() != Some(mesh));
         cluster.numbers = numbers;
-        cluster.desired = desired.clone();
+        cluster.desired = Arc::new(desired.clone());
         Ok(before)
     }
 
@@ -180,7 +189,7 @@ impl Shared {
     /// The wires that shall be.
     fn wanted_wiring(&self, cluster: &mut ClusterState) -> Result<Wiring, NetdError> {
         let mut wiring = Wiring::default();
-        let desired = &cluster.desired;
+        let desired = &Arc::clone(&cluster.desired);
         let Some(underlay) = desired.underlay else { return Ok(wiring) };
         if desired.mesh.is_some() {
             let mtu = match cluster.mtu.filter(|(address, _)| *address == underlay.address) {

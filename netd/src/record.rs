@@ -34,6 +34,13 @@ pub(crate) struct ClusterRecord {
     pub(crate) numbers: Numbers,
 }
 
+/// The same, to be written.
+#[derive(Debug, Serialize)]
+pub(crate) struct NewClusterRecord<'a> {
+    pub(crate) desired: &'a DesiredCluster,
+    pub(crate) numbers: &'a Numbers,
+}
+
 /// A sandbox as remembered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SandboxRecord {

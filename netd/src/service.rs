@@ -68,7 +68,7 @@ fn slot_map(ipv4: bool, count: u32) -> SetLayout {
 }
 
 /// By address.
-type Services = BTreeMap<IpAddr, Service>;
+type Services = BTreeMap<IpAddr, Arc<Service>>;
 
 /// Which sandboxes know which services.
 #[derive(Debug, Default)]
@@ -260,11 +260,20 @@ impl Shared {
     /// Tells all sandboxes of services. When this returns, the tables are as they shall be; flows to who is gone are forgotten
     /// soon after.
     pub(crate) fn balance(&self, services: &[Service], report: &mut ClusterReport) {
-        let new: Arc<Services> = Arc::new(services.iter().map(|service| (service.vip, service.clone())).collect());
         let mut balancing = lock(&self.balancing);
-        let old = std::mem::replace(&mut balancing.services, Arc::clone(&new));
-        let vips: BTreeSet<&IpAddr> = old.keys().chain(new.keys()).collect();
-        let changed: Vec<&IpAddr> = vips.into_iter().filter(|vip| old.get(vip) != new.get(vip)).collect();
+        let old = Arc::clone(&balancing.services);
+        // What has not changed is the same value as before, so that it costs a look and no copy.
+        let keep = |service: &Service| {
+            let present = old.get(&service.vip).filter(|present| ***present == *service);
+            (service.vip, present.map_or_else(|| Arc::new(service.clone()), Arc::clone))
+        };
+        let new: Arc<Services> = Arc::new(services.iter().map(keep).collect());
+        let gone = old.keys().filter(|vip| !new.contains_key(vip));
+        let differs = |(vip, service): &(&IpAddr, &Arc<Service>)| {
+            old.get(vip).is_none_or(|present| !Arc::ptr_eq(present, service))
+        };
+        let changed: Vec<&IpAddr> = gone.chain(new.iter().filter(differs).map(|(vip, _)| vip)).collect();
+        balancing.services = Arc::clone(&new);
         for (id, client) in &mut balancing.clients {
             if changed.is_empty() && !client.doubtful {
                 continue;
@@ -291,7 +300,8 @@ impl Shared {
         new: &Services,
     ) -> Result<(), NetdError> {
         fn known<'a>(client: &Client, changed: &[&IpAddr], services: &'a Services) -> Vec<&'a Service> {
-            changed.iter().filter_map(|vip| services.get(vip)).filter(|service| client.knows(service)).collect()
+            let services = changed.iter().filter_map(|vip| services.get(vip)).map(|service| &**service);
+            services.filter(|service| client.knows(service)).collect()
         }
         let (before, after) = (known(client, changed, old), known(client, changed, new));
         if before.is_empty() && after.is_empty() && !client.doubtful {
@@ -312,7 +322,7 @@ impl Shared {
         }
         let whole = match outcome {
             Ok(()) => Ok(()),
-            Err(()) => table.write(new.values().filter(|service| client.knows(service))),
+            Err(()) => table.write(new.values().map(|service| &**service).filter(|service| client.knows(service))),
         };
         client.table = Some(table);
         whole.map_err(fail)?;
@@ -326,7 +336,10 @@ impl Shared {
         let strays: Vec<Strays> = before
             .iter()
             .filter(lost)
-            .map(|service| strays(service.vip, new.get(&service.vip).filter(|service| client.knows(service))))
+            .map(|service| {
+                let now = new.get(&service.vip).filter(|service| client.knows(service));
+                strays(service.vip, now.map(|service| &**service))
+            })
             .collect();
         self.straying.forget(namespace, strays);
         Ok(())
@@ -353,7 +366,7 @@ impl Shared {
     /// written anew, and what leads elsewhere is forgotten.
     pub(crate) fn tell_all(&self, services: &[Service]) {
         lock(&self.balancing).services =
-            Arc::new(services.iter().map(|service| (service.vip, service.clone())).collect());
+            Arc::new(services.iter().map(|service| (service.vip, Arc::new(service.clone()))).collect());
         let records: Vec<SandboxRecord> =
             lock(&self.state).sandboxes.values().map(|sandbox| sandbox.record.clone()).collect();
         for record in records {

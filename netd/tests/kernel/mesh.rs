@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
-use orch_netd::{DesiredCluster, Mesh, MeshBackend, MeshPort, Namespace, Protocol};
+use orch_netd::{DesiredCluster, Mesh, MeshBackend, MeshPort, Namespace, Protocol, UnderlayVerdict};
 
 use crate::cluster::*;
 use crate::world::*;
@@ -315,5 +315,34 @@ fn a_port_on_one_address_is_published_by_the_host_that_has_it() {
         cluster.hosts[0].apply(&only(cluster, 0, 3, &[]));
         let why = connect(&cluster.wire, at(address("198.51.100.77"), 8080), PATIENCE).unwrap_err();
         assert_eq!(why.kind(), ErrorKind::ConnectionRefused, "{why}");
+    });
+}
+
+#[test]
+fn a_probe_says_whether_tunnels_get_through_and_why_not() {
+    in_cluster_of(2, 1500, |cluster| {
+        apply(cluster, 1, &[]);
+        let verdict = || cluster.hosts[0].netd().probe_underlay(cluster.hosts[1].address.into()).unwrap();
+        assert_eq!(verdict(), UnderlayVerdict::Carries { mtu: 1450 });
+        // A port of the switch that carries less than its cards say.
+        cluster.wire.run(|| ip("link set port2 mtu 1400")).unwrap();
+        let small = verdict();
+        assert_eq!(small, UnderlayVerdict::TooSmall { mtu: 1450, fits: 1350, overhead: 50 });
+        assert!(small.to_string().contains("only 1400 of the 1500 bytes"), "{small}");
+        cluster.wire.run(|| ip("link set port2 mtu 1500")).unwrap();
+        let other = &cluster.hosts[1];
+        other.run("nft", "add table inet fw");
+        other.run("nft", "add chain inet fw input { type filter hook input priority 0 ; }");
+        other.run("nft", &format!("add rule inet fw input udp dport {TUNNEL_PORT} drop"));
+        assert_eq!(verdict(), UnderlayVerdict::Filtered { port: TUNNEL_PORT });
+        // A card that spoils checksums: what has one made by it is dropped.
+        other.run("nft", "flush chain inet fw input");
+        other.run("nft", "add rule inet fw input iifname \"orx-*\" meta l4proto { tcp, udp } drop");
+        assert_eq!(verdict(), UnderlayVerdict::Checksums);
+        other.run("nft", "delete table inet fw");
+        assert!(verdict().is_good());
+        cluster.wire.run(|| ip("link set port2 down")).unwrap();
+        assert_eq!(verdict(), UnderlayVerdict::Unreachable);
+        cluster.hosts[0].netd().probe_underlay(address("192.0.2.9")).unwrap_err();
     });
 }
