@@ -84,6 +84,7 @@ fn once(
     let mut context = PrepareContext {
         instance: format!("launch-times-{}", std::process::id()),
         lower: vec![root.join("image")],
+        init_layer: None,
         upper,
         work,
         mountpoint: root.join("mountpoint"),
@@ -145,6 +146,7 @@ fn config(number: usize) -> ContainerConfig {
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         auto_remove: false,
+        ephemeral: false,
         caller: serde_json::Value::Null,
     }
 }

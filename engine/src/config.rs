@@ -99,12 +99,24 @@ pub struct ContainerConfig {
     /// OCI annotations, kept and shown.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
-    /// Remove the container once it has exited (`run --rm`).
+    /// Remove the container once it has exited.
     #[serde(default)]
     pub auto_remove: bool,
+    /// Its end is also its removal (`run --rm`, carried out by the caller): neither its configuration nor its end need survive a power
+    /// cut.
+    #[serde(default)]
+    pub ephemeral: bool,
     /// Opaque to the engine: whatever the caller must find again after a restart (restart policy, network request, health check).
     #[serde(default)]
     pub caller: serde_json::Value,
+}
+
+impl ContainerConfig {
+    /// Whether a power cut must leave what is known of it.
+    #[must_use]
+    pub fn is_durable(&self) -> bool {
+        !self.auto_remove && !self.ephemeral
+    }
 }
 
 /// What to execute, where and as whom.

@@ -166,7 +166,8 @@ impl Inner {
         let image = self.images.0.resolve(&container.config().image_id).map_err(|e| failed(io::Error::other(e)))?;
         let (upper, below) = (container.directory.join("upper"), container.directory.join("work"));
         let scratch = self.config.run_dir.join("root");
-        let root = Root::of_layers(&image.layers, Some((&upper, &below)), &scratch).map_err(failed)?;
+        let layers: Vec<_> = image.layers.into_iter().chain([self.data.init_layer.clone()]).collect();
+        let root = Root::of_layers(&layers, Some((&upper, &below)), &scratch).map_err(failed)?;
         work(&root)
     }
 }

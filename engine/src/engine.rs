@@ -199,7 +199,7 @@ pub struct Engine {
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) config: EngineConfig,
-    data: DataDir,
+    pub(crate) data: DataDir,
     layout: Layout,
     boot_id: String,
     pub(crate) images: DebugLess<ImageStore>,

@@ -26,12 +26,13 @@ mod user;
 
 pub use crate::sys::seal::{is_sealed, sealed_executable};
 pub(crate) use capabilities::bit as capability_bit;
-pub use init_layer::create_init_layer;
-pub use launch::{LaunchError, LaunchTimes, Launched, Launcher};
+pub use init_layer::{create_init_layer, has_init_layer};
+pub use launch::{LAUNCH_PATIENCE, LaunchError, LaunchTimes, Launched, Launcher, Launching};
 pub use plan::{
     ExecPlan, Identity, LaunchPlan, MountSource, NamespacePlan, PlannedDevice, PlannedMount, ProcessPlan, Propagation,
     RootPlan, Space,
 };
+pub(crate) use prepare::cgroup_below;
 pub use prepare::{ExecConfig, PrepareContext, PrepareError, RunningContainer, cgroup_path, prepare, prepare_exec};
 pub use stdio::{PipeEnds, Stdio};
 pub use user::UserError;

@@ -53,11 +53,16 @@ pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(own(fd as RawFd)) }
 }
 
-/// One message of the child, with the descriptor it carries. Length 0: the other end is closed.
+/// One message of the child, with the descriptor it carries, or `WouldBlock`. Length 0: the other end is closed.
 pub(crate) fn receive_record(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
     let mut space = nix::cmsg_space!([RawFd; 1]);
     let mut parts = [IoSliceMut::new(bytes)];
-    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let message = recvmsg::<()>(
+        socket.as_raw_fd(),
+        &mut parts,
+        Some(&mut space),
+        MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT,
+    )?;
     let mut descriptor = None;
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(numbers) = control {

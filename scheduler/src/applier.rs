@@ -152,7 +152,7 @@ impl Applier {
 
     fn publish_to(&mut self, node: &NodeId) {
         let Some(sender) = self.nodes.get(node) else { return };
-        let assignment = {
+        let mut assignment = {
             let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
             // A node that has never said what it is has nothing to run.
             if !state.nodes.contains_key(node) {
@@ -162,8 +162,10 @@ impl Applier {
         };
         // Most reports of a node change nothing for it: it is not woken for them.
         sender.send_if_modified(|told| {
-            let same = told.version > 0 && Assignment { version: assignment.version, ..(**told).clone() } == assignment;
+            let version = std::mem::replace(&mut assignment.version, told.version);
+            let same = told.version > 0 && **told == assignment;
             if !same {
+                assignment.version = version;
                 *told = Arc::new(assignment);
             }
             !same

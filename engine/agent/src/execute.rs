@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use orch_engine::config::{ContainerId, NetworkNs};
 use orch_engine::container::merge::parse_signal;
@@ -11,14 +12,14 @@ use orch_engine::engine::EngineError;
 use orch_netd::dns::resolv_conf::{self, ResolvOverrides};
 use orch_netd::{EndpointConfig, NetdError, NetworkConfig, NetworkId, PortRequest, Protocol, SandboxConfig, SandboxId};
 use orch_spec::assignment::{
-    EndpointAssignment, Health, NetworkAssignment, NetworkName, PortAssignment, PublishedPort, TaskAssignment, TaskId,
-    TaskNetwork, VolumeAssignment,
+    DesiredTask, EndpointAssignment, Health, NetworkAssignment, NetworkName, PortAssignment, PublishedPort,
+    TaskAssignment, TaskId, TaskNetwork, VolumeAssignment,
 };
 
 use crate::lower::{HostNames, LowerContext, lower};
 use crate::plan::{Operation, StartCause};
 use crate::reconcile::{observed, refresh};
-use crate::task::TaskError;
+use crate::task::{ObservedTask, TaskError};
 use crate::{Shared, chain, names, now_ms};
 
 /// Why an operation on a task failed.
@@ -120,13 +121,17 @@ fn container_of(shared: &Arc<Shared>, id: &TaskId) -> Option<ContainerId> {
     shared.lock().observed.tasks.get(id)?.container.as_ref().map(|c| c.id.clone())
 }
 
-/// Writes the task's record down.
+/// Writes the task's record down, where its file says something else: for most tasks nothing is worth a file.
 fn save(shared: &Arc<Shared>, id: &TaskId) {
-    let record = shared.lock().observed.tasks.get(id).map(|t| t.record.clone());
-    if let Some(record) = record
-        && let Err(e) = shared.records.write_task(id, &record)
-    {
-        tracing::warn!(task = %id, error = chain(&e), "what is known of a task could not be written down");
+    let changed = |t: &ObservedTask| (t.record != t.saved).then(|| t.record.clone());
+    let Some(record) = shared.lock().observed.tasks.get(id).and_then(changed) else { return };
+    match shared.records.write_task(id, &record) {
+        Ok(()) => {
+            if let Some(seen) = shared.lock().observed.tasks.get_mut(id) {
+                seen.saved = record;
+            }
+        }
+        Err(e) => tracing::warn!(task = %id, error = chain(&e), "what is known of a task could not be written down"),
     }
 }
 
@@ -290,20 +295,23 @@ fn create_container(shared: &Arc<Shared>, task: &TaskAssignment) -> Result<(), T
     }
     let reference = if task.image_id.is_empty() { &task.spec.image } else { &task.image_id };
     let image = shared.engine.images().resolve(reference).map_err(|e| Trouble::new(&e))?;
-    let (containers, bound_volumes, cluster, owner, lenders) = {
+    let (containers, bound_volumes, cluster, owner, lenders, ephemeral) = {
         let state = shared.lock();
         let bound = |v: &VolumeAssignment| Some((v.name.clone(), bound_path(v)?));
+        let lenders: Vec<_> = crate::plan::lenders(task, state.desired().into_iter())
+            .map(|(lender, read_only)| (lender.id.clone(), read_only))
+            .collect();
+        let joined = [&task.pid_of, &task.ipc_of].into_iter().flatten();
         (
-            state.containers(),
+            state.containers_of(joined.chain(lenders.iter().map(|(lender, _)| lender))),
             state.assignment.volumes.iter().filter_map(bound).collect(),
             state.assignment.cluster.clone(),
             match &task.network {
                 TaskNetwork::Task(owner) => state.task(owner).cloned(),
                 _ => None,
             },
-            crate::plan::lenders(task, state.desired().into_iter())
-                .map(|(lender, read_only)| (lender.id.clone(), read_only))
-                .collect::<Vec<_>>(),
+            lenders,
+            state.locals.get(&task.id).is_some_and(|local| local.auto_remove),
         )
     };
     let mut lent = Vec::new();
@@ -329,6 +337,7 @@ fn create_container(shared: &Arc<Shared>, task: &TaskAssignment) -> Result<(), T
         bound_volumes: &bound_volumes,
         cluster: &cluster,
         now: i64::try_from(now_ms().saturating_mul(1_000_000)).unwrap_or(i64::MAX),
+        ephemeral,
     };
     let config = lower(task, &context).map_err(|e| Trouble::new(&e))?;
     shared.engine.create(config)?;
@@ -382,6 +391,7 @@ pub(crate) fn random_id() -> String {
 fn start_container(shared: &Arc<Shared>, task: &TaskAssignment, cause: StartCause) -> Result<(), Trouble> {
     let Some(container) = container_of(shared, &task.id) else { return Ok(()) };
     count_start(shared, task, cause);
+    let begun = Instant::now();
     let network = match &task.network {
         TaskNetwork::None => NetworkNs::None,
         TaskNetwork::Host => NetworkNs::Host,
@@ -394,6 +404,9 @@ fn start_container(shared: &Arc<Shared>, task: &TaskAssignment, cause: StartCaus
         }
         TaskNetwork::Endpoints { endpoints, ports } => NetworkNs::Path(sandbox(shared, task, endpoints, ports)?),
     };
+    if let Some(seen) = shared.lock().observed.tasks.get_mut(&task.id) {
+        seen.network_time = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    }
     if !task.files.is_empty() {
         shared.engine.supply_files(&container, &crate::lower::files(task))?;
     }
@@ -503,7 +516,10 @@ fn stop_container(shared: &Arc<Shared>, id: &TaskId, by_request: bool) {
             if let Some(seen) = shared.lock().observed.tasks.get_mut(id) {
                 seen.record.stopped_by_request = true;
             }
-            save(shared, id);
+            // Of a task that goes nothing need be remembered.
+            if task.as_ref().is_some_and(|task| task.desired != DesiredTask::Removed) {
+                save(shared, id);
+            }
         }
         let signal = task.as_ref().and_then(|t| t.stop_signal.as_deref()).and_then(parse_signal);
         let timeout = task.as_ref().and_then(|t| t.stop_timeout);
@@ -519,9 +535,7 @@ fn remove_sandbox(shared: &Arc<Shared>, id: &TaskId) {
     let sandbox = SandboxId(id.0.clone());
     shared.dns.detach(&sandbox);
     shared.dns.remove_sandbox(&sandbox);
-    if let Err(e) = shared.netd.remove_sandboxes(std::slice::from_ref(&sandbox)) {
-        tracing::warn!(task = %id, error = chain(&e), "a network namespace could not be removed");
-    }
+    shared.removals.remove(&shared.netd, sandbox.clone());
     if let Some(seen) = shared.lock().observed.tasks.get_mut(id) {
         seen.sandbox = shared.netd.sandbox(&sandbox).is_some();
         seen.record.ports.clear();

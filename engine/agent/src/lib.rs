@@ -18,6 +18,7 @@ pub mod plan;
 mod probe;
 mod reconcile;
 pub mod record;
+mod removal;
 pub mod routes;
 pub mod state;
 pub mod task;
@@ -90,6 +91,7 @@ pub struct Shared {
     dns: Arc<Dns>,
     control: Arc<dyn ControlPlane>,
     records: Records,
+    removals: removal::Removals,
     state: Mutex<State>,
     /// Digest of what the name server was last told about each network.
     name_digests: Mutex<std::collections::BTreeMap<orch_spec::assignment::NetworkName, u64>>,
@@ -163,6 +165,7 @@ impl Agent {
             dns,
             control,
             records,
+            removals: removal::Removals::default(),
             state: Mutex::new(state),
             name_digests: Mutex::default(),
             applying: cluster::Applying::default(),

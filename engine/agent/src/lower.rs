@@ -63,6 +63,8 @@ pub struct LowerContext<'a> {
     pub cluster: &'a str,
     /// Now, ns since the epoch.
     pub now: i64,
+    /// It is removed with its end.
+    pub ephemeral: bool,
 }
 
 /// What the host calls itself and others.
@@ -162,6 +164,7 @@ pub fn lower(task: &TaskAssignment, context: &LowerContext<'_>) -> Result<Contai
         labels: labels(task, context.cluster, merged.labels),
         annotations: spec.annotations.clone(),
         auto_remove: false,
+        ephemeral: context.ephemeral,
         // Plain data: it always serialises.
         caller: serde_json::to_value(caller).unwrap_or_default(),
     })

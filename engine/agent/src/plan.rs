@@ -113,9 +113,9 @@ pub struct NodePlan {
 /// Plans. `desired` are all tasks of this node, those of the assignment and those of containers that belong to no stack.
 pub fn plan(assignment: &Assignment, desired: &[&TaskAssignment], observed: &Observed, now: u64) -> NodePlan {
     let mut out = NodePlan::default();
-    networks(assignment, desired, observed, &mut out);
-    volumes(assignment, observed, &mut out);
     let by_id: BTreeMap<&TaskId, &TaskAssignment> = desired.iter().map(|t| (&t.id, *t)).collect();
+    networks(assignment, &by_id, observed, &mut out);
+    volumes(assignment, observed, &mut out);
     for task in desired {
         let none = ObservedTask::default();
         let seen = observed.tasks.get(&task.id).unwrap_or(&none);
@@ -133,7 +133,12 @@ pub fn plan(assignment: &Assignment, desired: &[&TaskAssignment], observed: &Obs
     out
 }
 
-fn networks(assignment: &Assignment, desired: &[&TaskAssignment], observed: &Observed, out: &mut NodePlan) {
+fn networks(
+    assignment: &Assignment,
+    by_id: &BTreeMap<&TaskId, &TaskAssignment>,
+    observed: &Observed,
+    out: &mut NodePlan,
+) {
     let wanted: BTreeSet<&NetworkName> = assignment.networks.iter().map(|n| &n.name).collect();
     for name in &wanted {
         let failed = observed.failures.contains_key(name.as_str());
@@ -142,12 +147,12 @@ fn networks(assignment: &Assignment, desired: &[&TaskAssignment], observed: &Obs
         }
     }
     // A bridge goes only after the last namespace on it: its tasks are gone from `tasks` or have no sandbox any more.
-    let in_use: BTreeSet<&NetworkName> = desired
-        .iter()
+    let in_use: BTreeSet<&NetworkName> = by_id
+        .values()
         .filter(|t| observed.tasks.get(&t.id).is_some_and(|seen| seen.sandbox || seen.activity.is_some()))
         .flat_map(|t| networks_of(t))
         .collect();
-    let strays = observed.tasks.iter().any(|(id, seen)| seen.sandbox && !desired.iter().any(|t| t.id == *id));
+    let strays = observed.tasks.iter().any(|(id, seen)| seen.sandbox && !by_id.contains_key(id));
     for name in &observed.networks {
         let gone = !wanted.contains(name) && !in_use.contains(name) && !strays;
         if gone && !observed.busy_networks.contains(name) {

@@ -22,7 +22,7 @@ use crate::{Shared, cluster, execute, names, now_ms};
 
 /// Operations at once. Most of an operation is waiting: for the kernel's network lock, for a file system, for a grace period to end.
 const OPERATIONS_AT_ONCE: usize = 16;
-/// Stops at once: each only waits for a process to end.
+/// Stops and removals at once: each only waits, for a process to end or for the network namespaces that go together with its own.
 const STOPS_AT_ONCE: usize = 64;
 /// A look at everything though nothing happened: what an event missed is found then.
 const SWEEP: Duration = Duration::from_secs(10);
@@ -44,6 +44,7 @@ pub(crate) fn adopt(engine: &Engine, netd: &Netd, records: &Records) -> State {
         if let Some(id) = info.config.labels.get(label::TASK).cloned().map(TaskId) {
             let seen = state.observed.tasks.entry(id.clone()).or_default();
             seen.record = task_records.get(&id).cloned().unwrap_or_default();
+            seen.saved = seen.record.clone();
             seen.container = observed(&info);
             seen.cluster = info.config.labels.get(label::CLUSTER).cloned().unwrap_or_default();
             if probe(&info).is_some() {
@@ -295,8 +296,11 @@ async fn run(shared: Arc<Shared>) {
         wake_at = plan.wake_at;
         for operation in plan.operations {
             tracing::debug!(%operation, "plan");
-            let turn =
-                if matches!(operation, Operation::StopContainer { .. }) { stops.clone() } else { operations.clone() };
+            let waits = matches!(
+                operation,
+                Operation::StopContainer { .. } | Operation::RemoveContainer(_) | Operation::RemoveSandbox(_)
+            );
+            let turn = if waits { stops.clone() } else { operations.clone() };
             let shared = shared.clone();
             tokio::spawn(async move {
                 let Ok(_turn) = turn.acquire_owned().await else { return };

@@ -208,9 +208,9 @@ impl State {
     }
 
     /// Containers of tasks, for joining their namespaces.
-    pub fn containers(&self) -> BTreeMap<TaskId, ContainerId> {
-        let of = |(id, t): (&TaskId, &ObservedTask)| Some((id.clone(), t.container.as_ref()?.id.clone()));
-        self.observed.tasks.iter().filter_map(of).collect()
+    pub fn containers_of<'a>(&self, tasks: impl Iterator<Item = &'a TaskId>) -> BTreeMap<TaskId, ContainerId> {
+        let of = |id: &TaskId| Some((id.clone(), self.observed.tasks.get(id)?.container.as_ref()?.id.clone()));
+        tasks.filter_map(of).collect()
     }
 
     /// Whether this container runs, as far as is known.

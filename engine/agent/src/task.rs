@@ -95,6 +95,8 @@ pub struct ObservedTask {
     pub container: Option<ObservedContainer>,
     /// Its network namespace exists.
     pub sandbox: bool,
+    /// How long its network took before its last start, in ns: making the namespace, attaching the name server.
+    pub network_time: u64,
     /// An operation is under way: no other one is planned for it.
     pub activity: Option<Activity>,
     /// What its health probe says.
@@ -105,6 +107,8 @@ pub struct ObservedTask {
     pub cluster: String,
     /// What is remembered.
     pub record: TaskRecord,
+    /// What its file says; without one, nothing is remembered.
+    pub saved: TaskRecord,
 }
 
 /// Tasks by id.

@@ -185,7 +185,12 @@ impl Cgroup {
     fn allow_devices(&self, rules: &[DeviceRule]) -> Result<(), CgroupError> {
         if let Some(directory) = self.directory_of("devices") {
             write(&directory.join("devices.deny"), "a")?;
-            return rules.iter().try_for_each(|rule| write(&directory.join("devices.allow"), &rule.to_string()));
+            let mut allow = File::from(open_to_write(&directory, "devices.allow")?);
+            return rules.iter().map(ToString::to_string).try_for_each(|value| {
+                // Each write(2) is a command of its own.
+                let written = allow.write_all(value.as_bytes());
+                written.map_err(|source| CgroupError::Write { path: directory.join("devices.allow"), value, source })
+            });
         }
         let Some(v2) = &self.layout.v2 else {
             return Err(CgroupError::NoController { what: "the device filter".to_owned(), controller: "devices" });
@@ -207,12 +212,12 @@ impl Cgroup {
     /// `cgroup.procs` of the v2 group, open for writing.
     pub(crate) fn v2_procs(&self) -> Result<OwnedFd, CgroupError> {
         let hierarchy = self.layout.v2.as_ref().ok_or(CgroupError::NotMounted)?;
-        open_procs(&hierarchy.directory(&self.path))
+        open_to_write(&hierarchy.directory(&self.path), "cgroup.procs")
     }
 
-    /// `cgroup.procs` of every v1 group, open for writing.
-    pub(crate) fn v1_procs(&self) -> Result<Vec<OwnedFd>, CgroupError> {
-        self.layout.v1.iter().map(|hierarchy| open_procs(&hierarchy.directory(&self.path))).collect()
+    /// `tasks` of every v1 group, open for writing.
+    pub(crate) fn v1_tasks(&self) -> Result<Vec<OwnedFd>, CgroupError> {
+        self.layout.v1.iter().map(|hierarchy| open_to_write(&hierarchy.directory(&self.path), "tasks")).collect()
     }
 
     /// The v1 directories and their controllers, for showing them inside.
@@ -416,20 +421,31 @@ impl Cgroup {
     /// # Errors
     /// [`CgroupError::Remove`] when processes stay.
     pub fn remove(&self) -> Result<(), CgroupError> {
-        let mut result = Ok(());
+        let result = self.remove_itself();
+        self.remove_parents();
+        result
+    }
+
+    /// As [`Self::remove`], but the parents stay: the next group below them is made in a third of the time.
+    ///
+    /// # Errors
+    /// As [`Self::remove`].
+    pub fn remove_itself(&self) -> Result<(), CgroupError> {
+        // Go on with the others: the first error is told, as much as possible is gone.
+        self.directories().fold(Ok(()), |result, directory| result.and(remove_tree(&directory)))
+    }
+
+    /// Removes the parents of ours that are empty.
+    pub fn remove_parents(&self) {
         for hierarchy in self.layout.v2.iter().chain(&self.layout.v1) {
-            let directory = hierarchy.directory(&self.path);
-            // Go on with the others: the first error is told, as much as possible is gone.
-            result = result.and(remove_tree(&directory));
             let mut parent = self.path.as_str();
             while let Some((above, _)) = parent.rsplit_once('/') {
-                if fs::remove_dir(hierarchy.directory(above)).is_err() {
+                if fs::remove_dir(hierarchy.directory(above)).is_err_and(|e| e.kind() != io::ErrorKind::NotFound) {
                     break;
                 }
                 parent = above;
             }
         }
-        result
     }
 }
 
@@ -522,8 +538,8 @@ fn collect_procs(directory: &Path, found: &mut BTreeSet<i32>) -> Result<(), Cgro
     Ok(())
 }
 
-fn open_procs(directory: &Path) -> Result<OwnedFd, CgroupError> {
-    let path = directory.join("cgroup.procs");
+fn open_to_write(directory: &Path, file: &str) -> Result<OwnedFd, CgroupError> {
+    let path = directory.join(file);
     File::options().write(true).open(&path).map(OwnedFd::from).map_err(|source| CgroupError::Read { path, source })
 }
 

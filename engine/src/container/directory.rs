@@ -23,7 +23,7 @@ pub(crate) fn create(containers: &Path, config: &ContainerConfig) -> io::Result<
         // Docker's root directory of a container is 0755: processes of any user must be able to pass it.
         make(&new.join("upper"), 0o755)?;
         make(&new.join("work"), 0o700)?;
-        let durable = !config.auto_remove;
+        let durable = config.is_durable();
         write_new(&new.join(CONFIG_FILE), &serde_json::to_vec_pretty(config)?, durable)?;
         if durable {
             File::open(&new)?.sync_all()?;

@@ -249,6 +249,11 @@ impl Inner {
                 self.lose(&container, "its shim was killed");
             }
         }
+        // One that was killed with nothing running has left them; with anything else below them they stay.
+        let path = crate::runtime::cgroup_below(&self.config.instance, &link.group, "any");
+        if let Ok(group) = Cgroup::open(&self.layout, &path) {
+            group.remove_parents();
+        }
     }
 
     /// Ends a run that nobody watches any more: everything in its cgroup is killed, and its end recorded, unless the shim still did.
@@ -311,8 +316,12 @@ impl Inner {
         }
     }
 
+    /// Removes a container's cgroup. Its parents are its shim's business while there is one.
     pub(super) fn remove_group(&self, container: &Container) {
-        let removed = self.cgroup(container).and_then(|group| Ok(group.remove()?));
+        let group = container.config().group.clone();
+        let watched = lock(&self.links).values().any(|link| link.is_of(&group) && !link.is_ended());
+        let remove = |cgroup: Cgroup| if watched { cgroup.remove_itself() } else { cgroup.remove() };
+        let removed = self.cgroup(container).and_then(|cgroup| Ok(remove(cgroup)?));
         if let Err(error) = removed {
             tracing::warn!(container = %container.id, error = &error as &dyn std::error::Error, "a cgroup stays behind");
         }

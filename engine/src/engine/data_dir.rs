@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::container::directory::make;
+use crate::container::directory::{make, remove_tree};
+use crate::runtime::{create_init_layer, has_init_layer};
 
 /// The format of what lies in a data directory. A later program may raise it; this one then refuses to touch it.
 const FORMAT: u32 = 1;
@@ -51,6 +52,8 @@ pub(crate) struct DataDir {
     pub(crate) containers: PathBuf,
     pub(crate) volumes: PathBuf,
     pub(crate) trash: PathBuf,
+    /// The layer between each image and its containers' own.
+    pub(crate) init_layer: PathBuf,
     /// Held until the engine goes.
     _lock: Flock<File>,
 }
@@ -67,8 +70,18 @@ impl DataDir {
         // 0710 and not 0711: nobody but root walks below (CVE-2021-41091).
         make(path, 0o710).map_err(io("protect", path))?;
         let child = |name: &str| path.join(name);
-        let directory =
-            Self { containers: child("containers"), volumes: child("volumes"), trash: child("trash"), _lock: lock };
+        let directory = Self {
+            containers: child("containers"),
+            volumes: child("volumes"),
+            trash: child("trash"),
+            init_layer: child("init-layer"),
+            _lock: lock,
+        };
+        // A broken one belongs to no running container: those went with the power that broke it.
+        if !has_init_layer(&directory.init_layer) {
+            remove_tree(&directory.init_layer).map_err(io("remove", &directory.init_layer))?;
+            create_init_layer(&directory.init_layer).map_err(io("create", &directory.init_layer))?;
+        }
         for child in [&directory.containers, &directory.volumes, &directory.trash] {
             make(child, 0o710).map_err(io("create", child))?;
         }

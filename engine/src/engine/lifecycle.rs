@@ -1,7 +1,7 @@
 //! A container's life: made, started, stopped, removed.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::link::{LinkError, ShimLink};
@@ -162,7 +162,7 @@ impl Container {
             if left.is_zero() {
                 break;
             }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         state.public.clone()
     }
@@ -250,7 +250,7 @@ impl Inner {
         // Once more when the shim leaves, idle, at this very moment.
         for last in [false, true] {
             let link = self.link(&config.group)?;
-            let _starting = lock(&link.starting);
+            let _starting = link.starting.read().unwrap_or_else(PoisonError::into_inner);
             let directory = std::fs::File::open(&container.directory).map_err(|source| EngineError::Io {
                 doing: "open",
                 path: container.directory.clone(),
@@ -430,7 +430,7 @@ impl Inner {
             return Err(EngineError::Phase { name: container.name(), phase, wanted });
         }
         let group = self.cgroup(&container)?;
-        let freezing = container.freezing.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let freezing = container.freezing.write().unwrap_or_else(PoisonError::into_inner);
         if paused { group.freeze() } else { group.thaw() }?;
         let mut state = lock(&container.state);
         if state.public.phase != from {
@@ -507,7 +507,7 @@ impl Inner {
     }
 
     fn dismiss(&self, link: &Arc<ShimLink>) {
-        let _not_while_starting = lock(&link.starting);
+        let _not_while_starting = link.starting.write().unwrap_or_else(PoisonError::into_inner);
         if link.call(Request::Leave, Vec::new()).is_ok() {
             let deadline = Instant::now() + LEAVING;
             while !link.is_reaped() && Instant::now() < deadline {
@@ -550,7 +550,7 @@ fn start_request(config: &ContainerConfig, plan: Vec<u8>) -> Start {
         terminal: config.process.tty.then_some((24, 80)),
         stdin: config.process.stdin_open,
         stdin_once: config.process.stdin_once,
-        durable: !config.auto_remove,
+        durable: config.is_durable(),
         log: LogPlan {
             none: config.logging.none,
             max_size: config.logging.max_size,

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use super::exec::ExecEnd;
@@ -82,8 +82,8 @@ pub(crate) struct ShimLink {
     reaped: AtomicBool,
     /// Set when this engine started it, so that it can be reaped.
     child: Mutex<Option<Child>>,
-    /// Held while a container is being started, so that the shim is not told to leave at that moment.
-    pub(crate) starting: Mutex<()>,
+    /// Shared by those who start a container, so that the shim is not told to leave at that moment.
+    pub(crate) starting: RwLock<()>,
 }
 
 impl std::fmt::Debug for ShimLink {
@@ -182,7 +182,7 @@ impl ShimLink {
             execs: Mutex::default(),
             reaped: AtomicBool::new(false),
             child: Mutex::new(child),
-            starting: Mutex::new(()),
+            starting: RwLock::new(()),
         });
         let reader_link = Arc::clone(&link);
         // Notices that arrive before the reply to Subscribe has been dealt with wait in the socket: the thread starts after it.

@@ -24,6 +24,7 @@ impl Inner {
         let context = PrepareContext {
             instance: self.config.instance.clone(),
             lower: image.layers,
+            init_layer: Some(self.data.init_layer.clone()),
             upper: container.directory.join("upper"),
             work: container.directory.join("work"),
             mountpoint: self.config.run_dir.join("root"),

@@ -26,8 +26,6 @@ pub(super) struct Compiled {
     pub(super) process_namespace: Option<OwnedFd>,
     pub(super) new_time_namespace: bool,
     pub(super) keep: Vec<OwnedFd>,
-    /// `cgroup.procs` of the v1 groups, which the launcher moves the child into.
-    pub(super) placements: Vec<OwnedFd>,
     /// What `program.argv` and `program.envp` point into.
     _strings: Vec<CString>,
     pub(super) op_names: Vec<String>,
@@ -133,8 +131,9 @@ impl<'a> Compiler<'a> {
     }
 
     fn finish(mut self, mut compiled: Compiled, cgroup: &Cgroup) -> Result<Compiled, LaunchError> {
-        compiled.placements = cgroup.v1_procs()?;
-        compiled.program.placed_by_launcher = !compiled.placements.is_empty();
+        for group in cgroup.v1_tasks()? {
+            compiled.program.groups_to_enter.push(self.keep(group));
+        }
         compiled.keep.append(&mut self.keep);
         Ok(compiled)
     }
@@ -156,8 +155,7 @@ impl<'a> Compiler<'a> {
         let short = id.get(..12).unwrap_or(id);
         let program = Program {
             status: -1,
-            cgroup_procs: Vec::new(),
-            placed_by_launcher: false,
+            groups_to_enter: Vec::new(),
             joins: Vec::new(),
             new_cgroup_namespace: false,
             hostname: None,
@@ -190,7 +188,6 @@ impl<'a> Compiler<'a> {
             process_namespace: None,
             new_time_namespace: false,
             keep: Vec::new(),
-            placements: Vec::new(),
             _strings: argv.into_iter().chain(env).collect(),
             op_names: Vec::new(),
             sysctl_names: Vec::new(),

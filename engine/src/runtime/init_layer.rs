@@ -6,8 +6,18 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+
+const DIRECTORIES: [&str; 7] = ["", "dev", "dev/pts", "dev/shm", "proc", "sys", "etc"];
+const FILES: [&str; 5] = [".dockerenv", "dev/console", "etc/hosts", "etc/hostname", "etc/resolv.conf"];
+const LINK: &str = "etc/mtab";
+
+/// Whether the layer is there, and whole: one that a power cut has met may not be.
+#[must_use]
+pub fn has_init_layer(directory: &Path) -> bool {
+    DIRECTORIES.iter().chain(&FILES).chain([&LINK]).all(|name| directory.join(name).symlink_metadata().is_ok())
+}
 
 /// Makes the layer in `directory`, which must not exist; it appears whole or not at all.
 ///
@@ -26,14 +36,14 @@ pub fn create_init_layer(directory: &Path) -> io::Result<()> {
 }
 
 fn fill(root: &Path) -> io::Result<()> {
-    let directory = |name: &str| fs::DirBuilder::new().mode(0o755).create(root.join(name));
-    let file =
-        |name: &str| fs::File::options().write(true).create_new(true).mode(0o755).open(root.join(name)).map(drop);
-    for name in ["", "dev", "dev/pts", "dev/shm", "proc", "sys", "etc"] {
-        directory(name)?;
+    // Whatever our umask: containers' users must be able to pass.
+    let mode = || fs::Permissions::from_mode(0o755);
+    for name in DIRECTORIES {
+        fs::create_dir(root.join(name))?;
+        fs::set_permissions(root.join(name), mode())?;
     }
-    for name in [".dockerenv", "dev/console", "etc/hosts", "etc/hostname", "etc/resolv.conf"] {
-        file(name)?;
+    for name in FILES {
+        fs::File::create_new(root.join(name))?.set_permissions(mode())?;
     }
-    symlink("/proc/mounts", root.join("etc/mtab"))
+    symlink("/proc/mounts", root.join(LINK))
 }

@@ -2,12 +2,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::compile::{Compiled, Compiler};
@@ -18,7 +18,7 @@ use crate::sys::child::{self, Failure, Record, Step};
 use crate::sys::seal;
 
 /// A child that has neither executed nor failed by now hangs in the kernel, on a dead network file system for instance.
-const PATIENCE_MS: u16 = 60_000;
+pub const LAUNCH_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why a process was not started.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +113,24 @@ pub struct Launched {
     pub times: LaunchTimes,
 }
 
+/// A process that was made and is on its way to its execve. It needs nothing of the launcher any more but to be asked
+/// ([`Self::is_executing`]) when [`Self::socket`] can be read, so that the next one can be made meanwhile.
+#[derive(Debug)]
+pub struct Launching {
+    pid: i32,
+    pidfd: OwnedFd,
+    start_time: u64,
+    socket: OwnedFd,
+    terminal: Option<OwnedFd>,
+    cgroup: Cgroup,
+    /// The group was made for it, and goes with it when it fails.
+    owns_cgroup: bool,
+    /// What its failure is explained with.
+    compiled: Box<Compiled>,
+    times: LaunchTimes,
+    cloned_at: Instant,
+}
+
 /// How long each part of a start took, from the request to the kernel's word that the user's program is executing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LaunchTimes {
@@ -200,33 +218,48 @@ impl Launcher {
         self
     }
 
-    /// Starts a container. The control group is made and limited first; on any failure nothing of it is left.
+    /// Starts a container and waits for its execve. The control group is made and limited first; on any failure nothing of it is left.
     ///
     /// # Errors
     /// [`LaunchError`]; [`LaunchError::exit_code`] is what the client should exit with.
     pub fn launch(&mut self, plan: &LaunchPlan, stdio: Stdio) -> Result<Launched, LaunchError> {
+        self.begin(plan, stdio)?.wait()
+    }
+
+    /// As [`Self::launch`], up to the moment when the process is there.
+    ///
+    /// # Errors
+    /// As [`Self::launch`].
+    pub fn begin(&mut self, plan: &LaunchPlan, stdio: Stdio) -> Result<Launching, LaunchError> {
         let begin = Instant::now();
         let cgroup = Cgroup::create(&plan.cgroup)?;
         let made = begin.elapsed();
         match self.start(&cgroup, |launcher| Compiler::new(launcher).container(plan, &cgroup, stdio)) {
-            Ok(mut launched) => {
-                launched.times.cgroup = made;
-                Ok(launched)
+            Ok(mut launching) => {
+                launching.owns_cgroup = true;
+                launching.times.cgroup = made;
+                Ok(launching)
             }
             Err(error) => {
-                if let Err(leftover) = cgroup.remove() {
-                    tracing::warn!(error = %leftover, "control group of a failed start stays behind");
-                }
+                discard(&cgroup);
                 Err(error)
             }
         }
     }
 
-    /// Starts a process in a running container.
+    /// Starts a process in a running container and waits for its execve.
     ///
     /// # Errors
     /// As [`Self::launch`]; [`LaunchError::Gone`] when the container's first process is not that of the plan any more.
     pub fn launch_exec(&mut self, plan: &ExecPlan, stdio: Stdio) -> Result<Launched, LaunchError> {
+        self.begin_exec(plan, stdio)?.wait()
+    }
+
+    /// As [`Self::launch_exec`], up to the moment when the process is there.
+    ///
+    /// # Errors
+    /// As [`Self::launch_exec`].
+    pub fn begin_exec(&mut self, plan: &ExecPlan, stdio: Stdio) -> Result<Launching, LaunchError> {
         let cgroup = Cgroup::open(&plan.cgroup.layout, &plan.cgroup.path)?;
         self.start(&cgroup, |launcher| Compiler::new(launcher).exec(plan, &cgroup, stdio))
     }
@@ -235,37 +268,35 @@ impl Launcher {
         &mut self,
         cgroup: &Cgroup,
         compile: impl FnOnce(&Self) -> Result<Compiled, LaunchError>,
-    ) -> Result<Launched, LaunchError> {
+    ) -> Result<Launching, LaunchError> {
         let begin = Instant::now();
-        let mut compiled = compile(self)?;
+        let mut compiled = Box::new(compile(self)?);
         let compiled_at = Instant::now();
         let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
-        let (ours, theirs) = pair.map_err(|errno| LaunchError::Clone { source: errno.into() })?;
+        let (socket, theirs) = pair.map_err(|errno| LaunchError::Clone { source: errno.into() })?;
         compiled.program.status = theirs.as_raw_fd();
         let clone = self.clone(cgroup, &mut compiled);
-        // The child holds copies; ours must go, or the end of the status socket would never be seen.
+        // The child holds copies; ours must go, or the end of the status socket and of its streams would never be seen.
         drop(theirs);
+        compiled.keep.clear();
         let (pid, pidfd) = clone.map_err(|errno| LaunchError::Clone { source: errno.into() })?;
         let cloned_at = Instant::now();
-        let start_time = super::identity::start_time(pid).unwrap_or(0);
-        place(pid, &compiled, &ours);
-        match await_exec(&ours) {
-            Ok(terminal) => {
-                let times = LaunchTimes {
-                    cgroup: Duration::ZERO,
-                    compile: compiled_at - begin,
-                    clone: cloned_at - compiled_at,
-                    child: cloned_at.elapsed(),
-                };
-                Ok(Launched { pid, pidfd, start_time, terminal, cgroup: cgroup.clone(), times })
-            }
-            Err(silence) => {
-                // Dead already, or hanging. It is our child, so its number is its own until it is waited for.
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-                let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
-                Err(silence.map_or(LaunchError::Silent, |failure| compiled.explain(failure)))
-            }
-        }
+        Ok(Launching {
+            pid,
+            pidfd,
+            start_time: super::identity::start_time(pid).unwrap_or(0),
+            socket,
+            terminal: None,
+            cgroup: cgroup.clone(),
+            owns_cgroup: false,
+            compiled,
+            times: LaunchTimes {
+                compile: compiled_at - begin,
+                clone: cloned_at - compiled_at,
+                ..LaunchTimes::default()
+            },
+            cloned_at,
+        })
     }
 
     /// One clone3; the namespaces that apply to children only are entered around it.
@@ -317,7 +348,7 @@ fn clone_into(cgroup: &Cgroup, compiled: &mut Compiled, flags: u64) -> Result<(i
             // Frozen, threaded, or not allowed by that way.
             Err(Errno::EBUSY | Errno::EOPNOTSUPP | Errno::EACCES | Errno::EPERM) => {
                 if let Ok(procs) = cgroup.v2_procs() {
-                    compiled.program.cgroup_procs.push(procs.as_raw_fd());
+                    compiled.program.groups_to_enter.push(procs.as_raw_fd());
                     compiled.keep.push(procs);
                 }
             }
@@ -327,41 +358,89 @@ fn clone_into(cgroup: &Cgroup, compiled: &mut Compiled, flags: u64) -> Result<(i
     child::spawn(&compiled.program, flags, None)
 }
 
-/// Moves the child into its v1 groups while it builds its root, then lets it go on. When that fails the child reads the end instead
-/// and says so; when the child has failed meanwhile, it has said why.
-fn place(pid: i32, compiled: &Compiled, socket: &OwnedFd) {
-    use crate::sys::raw;
-    if !compiled.program.placed_by_launcher {
-        return;
+impl Launching {
+    /// Its number in the launcher's process namespace. It is the launcher's child.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
     }
-    let number = pid.to_string();
-    let moved =
-        compiled.placements.iter().try_for_each(|procs| raw::write(procs.as_raw_fd(), number.as_bytes()).map(drop));
-    if let Err(errno) = moved.and_then(|()| raw::send_with_fd(socket.as_raw_fd(), b"g", None)) {
-        tracing::debug!(pid, %errno, "the child was not moved into its control groups");
-        let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Write);
+
+    /// Its control group.
+    #[must_use]
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// Can be read when [`Self::is_executing`] has something new to say.
+    #[must_use]
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Whether the program is executing. Never waits for a child that is on its way; one that has failed is reaped, and its group
+    /// removed where it was made for it.
+    ///
+    /// # Errors
+    /// What kept the child from executing, or [`LaunchError::Silent`] when it has had time enough.
+    pub fn is_executing(&mut self) -> Result<bool, LaunchError> {
+        loop {
+            let mut bytes = [0; child::RECORD];
+            match (crate::sys::receive_record(self.socket.as_fd(), &mut bytes), Record::decode(&bytes)) {
+                (Ok((0, _)), _) => {
+                    self.times.child = self.cloned_at.elapsed();
+                    return Ok(true);
+                }
+                (Ok((child::RECORD, descriptor)), Some(Record::Terminal)) => self.terminal = descriptor,
+                (Ok((child::RECORD, _)), Some(Record::Failed(failure))) => {
+                    self.end();
+                    // It exits right after its word. It is our child, so its number is its own until it is waited for.
+                    let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(self.pid), None);
+                    if self.owns_cgroup {
+                        discard(&self.cgroup);
+                    }
+                    return Err(self.compiled.explain(failure));
+                }
+                (Err(e), _) if e.kind() == io::ErrorKind::WouldBlock && self.cloned_at.elapsed() < LAUNCH_PATIENCE => {
+                    return Ok(false);
+                }
+                (Err(e), _) if e.kind() == io::ErrorKind::Interrupted => {}
+                _ => {
+                    // It hangs in the kernel, perhaps for long: it is not waited for. Its group is found by its name later.
+                    self.end();
+                    return Err(LaunchError::Silent);
+                }
+            }
+        }
+    }
+
+    fn end(&self) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid), nix::sys::signal::Signal::SIGKILL);
+    }
+
+    /// Waits until it executes.
+    ///
+    /// # Errors
+    /// As [`Self::is_executing`].
+    pub fn wait(mut self) -> Result<Launched, LaunchError> {
+        while !self.is_executing()? {
+            // Its result is looked at by the next round, also when it is the end of our patience.
+            let _ = poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], PollTimeout::from(1000_u16));
+        }
+        Ok(self.executing())
+    }
+
+    /// The process, once [`Self::is_executing`] has said that it executes.
+    #[must_use]
+    pub fn executing(self) -> Launched {
+        let Self { pid, pidfd, start_time, terminal, cgroup, times, .. } = self;
+        Launched { pid, pidfd, start_time, terminal, cgroup, times }
     }
 }
 
-/// Waits until the socket closes (executed) or speaks. `Err(None)`: neither in time, or nonsense.
-fn await_exec(socket: &OwnedFd) -> Result<Option<OwnedFd>, Option<Failure>> {
-    let mut terminal = None;
-    loop {
-        let mut poll = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-        match nix::poll::poll(&mut poll, PollTimeout::from(PATIENCE_MS)) {
-            Ok(0) => return Err(None),
-            Err(Errno::EINTR) => continue,
-            Ok(_) => {}
-            Err(_) => return Err(None),
-        }
-        let mut bytes = [0; child::RECORD];
-        let (length, descriptor) = crate::sys::receive_record(socket.as_fd(), &mut bytes).map_err(|_| None)?;
-        match (length, Record::decode(&bytes)) {
-            (0, _) => return Ok(terminal),
-            (child::RECORD, Some(Record::Terminal)) => terminal = descriptor,
-            (child::RECORD, Some(Record::Failed(failure))) => return Err(Some(failure)),
-            _ => return Err(None),
-        }
+/// Removes the group of a start that failed.
+fn discard(cgroup: &Cgroup) {
+    if let Err(leftover) = cgroup.remove() {
+        tracing::warn!(error = %leftover, "control group of a failed start stays behind");
     }
 }
 

@@ -71,6 +71,8 @@ pub struct PrepareContext {
     pub instance: String,
     /// The image's layers, lowest first.
     pub lower: Vec<PathBuf>,
+    /// What lies between the image and the container's own layer ([`create_init_layer`](super::create_init_layer)).
+    pub init_layer: Option<PathBuf>,
     /// The container's own layer: an existing directory.
     pub upper: PathBuf,
     /// Overlayfs's work directory beside it: existing and empty.
@@ -96,15 +98,23 @@ pub struct PrepareContext {
 /// The group that a container lives in, below each hierarchy's base: `orch[-instance]/[parent/]group/short id`.
 #[must_use]
 pub fn cgroup_path(instance: &str, config: &ContainerConfig) -> String {
-    let root = if instance.is_empty() { "orch".to_owned() } else { format!("orch-{}", cgroup_part(instance)) };
     let parent = config.resources.cgroup_parent.as_deref().unwrap_or("");
     // Cleaned: a parent never leads above the engine's own root.
     let parents = parent.split('/').filter(|part| !part.is_empty()).map(cgroup_part);
-    let parts: Vec<_> = std::iter::once(root)
+    let parts: Vec<_> = std::iter::once(cgroup_root(instance))
         .chain(parents)
         .chain([cgroup_part(&config.group), config.id.short().to_owned()])
         .collect();
     parts.join("/")
+}
+
+/// The path of a group of this name below that of a group of containers, where they name no other parent.
+pub(crate) fn cgroup_below(instance: &str, group: &str, name: &str) -> String {
+    format!("{}/{}/{name}", cgroup_root(instance), cgroup_part(group))
+}
+
+fn cgroup_root(instance: &str) -> String {
+    if instance.is_empty() { "orch".to_owned() } else { format!("orch-{}", cgroup_part(instance)) }
 }
 
 /// One level's name: no slash, no dots alone, and never one of the kernel's own files, which all have a dot inside.
@@ -135,7 +145,7 @@ pub fn prepare(config: &ContainerConfig, context: &PrepareContext) -> Result<Lau
     Ok(LaunchPlan {
         id: config.id.to_string(),
         root: RootPlan {
-            lower: context.lower.clone(),
+            lower: context.lower.iter().chain(&context.init_layer).cloned().collect(),
             upper: context.upper.clone(),
             work: context.work.clone(),
             mountpoint: context.mountpoint.clone(),

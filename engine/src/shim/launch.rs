@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::cgroup::Cgroup;
-use crate::runtime::{ExecPlan, LaunchError, LaunchPlan, LaunchTimes, Launched, Launcher, Stdio};
+use crate::runtime::{ExecPlan, LaunchError, LaunchPlan, LaunchTimes, Launched, Launcher, Launching, PipeEnds, Stdio};
 
 /// A shim cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +26,13 @@ pub(super) enum Streams {
     Pipes { stdin: bool },
     /// /dev/null.
     Null,
+}
+
+/// A process on its way to its execve, and our ends of its pipes.
+#[derive(Debug)]
+pub(super) struct Launch {
+    pub(super) launching: Launching,
+    ends: Option<PipeEnds>,
 }
 
 /// A process whose execve has succeeded.
@@ -57,6 +64,12 @@ impl NotStarted {
     }
 }
 
+impl From<LaunchError> for NotStarted {
+    fn from(e: LaunchError) -> Self {
+        Self { code: e.exit_code(), message: chain(&e) }
+    }
+}
+
 /// An error with its causes on one line.
 fn chain(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
@@ -68,22 +81,22 @@ fn chain(e: &dyn std::error::Error) -> String {
     text
 }
 
-/// Starts the first process of a container.
-pub(super) fn container(launcher: &mut Launcher, plan: &[u8], streams: Streams) -> Result<Process, NotStarted> {
+/// Makes the first process of a container.
+pub(super) fn container(launcher: &mut Launcher, plan: &[u8], streams: Streams) -> Result<Launch, NotStarted> {
     let plan: LaunchPlan = postcard::from_bytes(plan).map_err(|e| NotStarted::new("read the start plan", &e))?;
-    with_streams(streams, |stdio| launcher.launch(&plan, stdio))
+    with_streams(streams, |stdio| launcher.begin(&plan, stdio))
 }
 
-/// Starts a further process.
-pub(super) fn exec(launcher: &mut Launcher, plan: &[u8], streams: Streams) -> Result<Process, NotStarted> {
+/// Makes a further process.
+pub(super) fn exec(launcher: &mut Launcher, plan: &[u8], streams: Streams) -> Result<Launch, NotStarted> {
     let plan: ExecPlan = postcard::from_bytes(plan).map_err(|e| NotStarted::new("read the plan", &e))?;
-    with_streams(streams, |stdio| launcher.launch_exec(&plan, stdio))
+    with_streams(streams, |stdio| launcher.begin_exec(&plan, stdio))
 }
 
 fn with_streams(
     streams: Streams,
-    launch: impl FnOnce(Stdio) -> Result<Launched, LaunchError>,
-) -> Result<Process, NotStarted> {
+    launch: impl FnOnce(Stdio) -> Result<Launching, LaunchError>,
+) -> Result<Launch, NotStarted> {
     let (stdio, ends) = match streams {
         Streams::Null => (Stdio::null(), None),
         Streams::Terminal(rows, columns) => (Stdio::terminal(rows, columns), None),
@@ -92,18 +105,25 @@ fn with_streams(
             (stdio, Some(ends))
         }
     };
-    let launched = launch(stdio).map_err(|e| NotStarted { code: e.exit_code(), message: chain(&e) })?;
-    let Launched { pid, pidfd, start_time, terminal, cgroup, times } = launched;
-    let (stdin, stdout, stderr) =
-        ends.map_or((None, None, None), |ends| (ends.stdin, Some(ends.stdout), Some(ends.stderr)));
-    Ok(Process { pid, start_time, pidfd, group: cgroup, times, stdin, stdout, stderr, terminal })
+    let launching = launch(stdio)?;
+    Ok(Launch { launching, ends })
 }
 
-/// Removes a container's group if nothing lives in it; never waits.
+impl Launch {
+    /// The process that executes, as its launching has said.
+    pub(super) fn executing(self) -> Process {
+        let Launched { pid, pidfd, start_time, terminal, cgroup, times } = self.launching.executing();
+        let (stdin, stdout, stderr) =
+            self.ends.map_or((None, None, None), |ends| (ends.stdin, Some(ends.stdout), Some(ends.stderr)));
+        Process { pid, start_time, pidfd, group: cgroup, times, stdin, stdout, stderr, terminal }
+    }
+}
+
+/// Removes a container's group if nothing lives in it; never waits. The parents stay until the shim leaves.
 pub(super) fn remove_if_empty(group: &Cgroup) -> bool {
     match group.procs() {
         Ok(processes) if !processes.is_empty() => false,
         // Unreadable: gone already, which removing says.
-        _ => group.remove().is_ok(),
+        _ => group.remove_itself().is_ok(),
     }
 }

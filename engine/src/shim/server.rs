@@ -17,6 +17,8 @@ use super::launch::{ShimError, remove_if_empty};
 use super::process::{Container, Ending, Exec, Got, reap};
 use super::protocol::{ExitRecord, Message, Notice, Reply, Request, Running, Target};
 use super::record;
+use super::start::Starting;
+use crate::cgroup::Cgroup;
 use crate::logs::Stream;
 use crate::runtime::Launcher;
 use crate::sys_descriptor::{pidfd_open, pidfd_signal, release_free_memory};
@@ -47,6 +49,8 @@ pub(super) enum Source {
     Listener,
     Children,
     Client,
+    /// A process that has not executed yet.
+    Starting,
     Init(String),
     Output(String, usize),
     Input(String),
@@ -63,8 +67,12 @@ pub(super) struct Server {
     listener: UnixListener,
     children: SignalFd,
     clients: BTreeMap<u64, (Client, EpollFlags)>,
+    /// Processes on their way to their execve, by the token of what tells of it.
+    pub(super) starting: BTreeMap<u64, Starting>,
     pub(super) containers: BTreeMap<String, Container>,
     pub(super) execs: BTreeMap<u64, Exec>,
+    /// A group below each parent in which we have made one: the parents stay while we do.
+    pub(super) parents: BTreeMap<String, Cgroup>,
     pub(super) boot_id: String,
     buffer: Vec<u8>,
     scratch: Vec<u8>,
@@ -103,8 +111,10 @@ impl Server {
             listener,
             children,
             clients: BTreeMap::new(),
+            starting: BTreeMap::new(),
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
+            parents: BTreeMap::new(),
             boot_id,
             buffer: vec![0; READ_STEP],
             scratch: Vec::new(),
@@ -127,7 +137,7 @@ impl Server {
         Ok(self.next_token)
     }
 
-    fn unwatch(&mut self, descriptor: impl AsFd, token: u64) {
+    pub(super) fn unwatch(&mut self, descriptor: impl AsFd, token: u64) {
         // It may have left the loop before, or never been in it.
         let _ = self.epoll.delete(descriptor);
         self.sources.remove(&token);
@@ -148,13 +158,14 @@ impl Server {
             self.tick();
             self.flush_clients();
             if self.is_done() {
+                self.parents.values().for_each(Cgroup::remove_parents);
                 return Ok(());
             }
         }
     }
 
     fn is_done(&mut self) -> bool {
-        if !self.containers.is_empty() || !self.execs.is_empty() {
+        if self.runs_something() {
             self.idle_since = None;
             self.leaving = false;
             return false;
@@ -170,6 +181,10 @@ impl Server {
         self.idle_since.get_or_insert_with(Instant::now).elapsed() >= IDLE
     }
 
+    fn runs_something(&self) -> bool {
+        !self.containers.is_empty() || !self.execs.is_empty() || !self.starting.is_empty()
+    }
+
     fn timeout(&self) -> EpollTimeout {
         let containers = self.containers.values();
         let wait = if matches!(self.terminated, Some((_, false))) {
@@ -181,6 +196,9 @@ impl Server {
             .any(|o| o.look_again.is_some() || o.held_until.is_some())
         {
             Some(TERMINAL_STEP)
+        } else if let Some(first) = self.starting.values().map(Starting::deadline).min() {
+            // A little later, so that its time is over when it is looked at.
+            Some(first.saturating_duration_since(Instant::now()) + ENDING_STEP)
         } else if self.idle_since.is_some() {
             Some(IDLE / 4)
         } else {
@@ -195,6 +213,7 @@ impl Server {
             Source::Listener => self.accept(),
             Source::Children => self.reap_orphans(),
             Source::Client => self.client_event(token, what),
+            Source::Starting => self.progress_start(token),
             Source::Init(container) => self.init_ended(&container),
             Source::Output(container, index) => {
                 // A terminal's input is written through the same descriptor.
@@ -232,6 +251,7 @@ impl Server {
     /// The host goes down, or somebody wants this shim to go: what it runs is ended in order, for without it nobody would watch.
     fn terminate(&mut self) {
         self.terminated.get_or_insert((Instant::now(), false));
+        self.settle_starts();
         for container in self.containers.values() {
             // One that ends at this moment needs no signal.
             let _ = pidfd_signal(container.init.as_fd(), libc::SIGTERM);
@@ -255,7 +275,8 @@ impl Server {
             let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
             let Ok(status) = waitid(Id::All, peek) else { return };
             let Some(pid) = status.pid() else { return };
-            let started = self.containers.values().any(|c| c.run.pid == pid.as_raw())
+            let started = self.starting_of(pid.as_raw()).is_some()
+                || self.containers.values().any(|c| c.run.pid == pid.as_raw())
                 || self.execs.values().any(|e| e.pid == pid.as_raw());
             if !started {
                 let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
@@ -270,6 +291,10 @@ impl Server {
     }
 
     fn reap_ours(&mut self, pid: i32) {
+        if let Some(token) = self.starting_of(pid) {
+            // It has failed, or has ended as soon as it executed; then it is a container or an exec from here on.
+            self.progress_start(token);
+        }
         let container = self.containers.iter().find(|(_, c)| c.run.pid == pid).map(|(id, _)| id.clone());
         if let Some(container) = container {
             self.init_ended(&container);
@@ -323,22 +348,25 @@ impl Server {
     fn request(&mut self, token: u64, number: u64, request: Request, descriptors: Vec<OwnedFd>) {
         let (reply, passed) = match request {
             Request::Start(start) => {
-                let container = start.container.clone();
-                let reply = self.start(start, descriptors);
-                if let Some((client, _)) = self.clients.get_mut(&token) {
-                    client.reply(number, reply, Vec::new());
-                }
-                self.resume_clients(&container);
+                self.start((token, number), start, descriptors);
                 return;
             }
-            Request::Exec(exec) => self.exec(token, exec),
+            Request::Exec(exec) => {
+                self.exec((token, number), exec);
+                return;
+            }
             Request::Subscribe => {
+                // A new agent must hear of all that runs, also of what the old one has just asked for.
+                self.settle_starts();
                 if let Some((client, _)) = self.clients.get_mut(&token) {
                     client.subscribed = true;
                 }
                 (Reply::Containers(self.running()), Vec::new())
             }
-            Request::List => (Reply::Containers(self.running()), Vec::new()),
+            Request::List => {
+                self.settle_starts();
+                (Reply::Containers(self.running()), Vec::new())
+            }
             Request::Signal { target, signal, tree } => (self.signal(token, &target, signal, tree), Vec::new()),
             Request::Attach { container, stdin, patient } => {
                 if let Some((client, _)) = self.clients.get_mut(&token) {
@@ -359,7 +387,7 @@ impl Server {
                 self.close_input(&container, false);
                 (Reply::Done, Vec::new())
             }
-            Request::Leave if self.containers.is_empty() && self.execs.is_empty() => {
+            Request::Leave if !self.runs_something() => {
                 self.leaving = true;
                 (Reply::Done, Vec::new())
             }
@@ -367,8 +395,13 @@ impl Server {
                 (Reply::Refused { message: format!("{} containers are running", self.containers.len()) }, Vec::new())
             }
         };
+        self.answer((token, number), reply, passed);
+    }
+
+    /// Answers a request, unless who asked is gone.
+    pub(super) fn answer(&mut self, (token, number): (u64, u64), reply: Reply, descriptors: Vec<OwnedFd>) {
         if let Some((client, _)) = self.clients.get_mut(&token) {
-            client.reply(number, reply, passed);
+            client.reply(number, reply, descriptors);
         }
     }
 
@@ -442,7 +475,7 @@ impl Server {
         }
     }
 
-    fn resume_clients(&mut self, container: &str) {
+    pub(super) fn resume_clients(&mut self, container: &str) {
         let waiting =
             |client: &Client| client.held && client.attachment.as_ref().is_some_and(|a| a.container == container);
         let tokens: Vec<u64> = self.clients.iter().filter(|(_, (c, _))| waiting(c)).map(|(token, _)| *token).collect();
@@ -584,6 +617,9 @@ impl Server {
                 let _ = container.group.kill();
             }
         }
+        let late = |(token, starting): (&u64, &Starting)| (starting.deadline() <= Instant::now()).then_some(*token);
+        let late: Vec<u64> = self.starting.iter().filter_map(late).collect();
+        late.into_iter().for_each(|token| self.progress_start(token));
         let ids: Vec<String> =
             self.containers.iter().filter(|(_, c)| needs_clock(c)).map(|(id, _)| id.clone()).collect();
         for id in ids {

@@ -96,11 +96,10 @@ pub(crate) struct OverlayOptions {
 pub(crate) struct Program {
     /// The socket to the launcher.
     pub(crate) status: RawFd,
-    /// `cgroup.procs` of each hierarchy that the clone did not place the child in.
-    pub(crate) cgroup_procs: Vec<RawFd>,
-    /// The launcher moves the child into its v1 groups while the child builds its root, and says so with one byte: the kernel waits
-    /// for an RCU grace period in such a move, which takes milliseconds on a busy host.
-    pub(crate) placed_by_launcher: bool,
+    /// Where the child writes itself into the groups that the clone did not place it in: `tasks` of each v1 hierarchy, or v2's
+    /// `cgroup.procs`. A thread that moves itself alone (`tasks`) spares the kernel the lock against forks, whose first taker waits
+    /// for an RCU grace period: milliseconds on a busy host (cgroup_procs_write_start, since 5.5).
+    pub(crate) groups_to_enter: Vec<RawFd>,
     /// Namespaces to join: descriptor and kinds (a pidfd may stand for several).
     pub(crate) joins: Vec<(RawFd, c_int)>,
     pub(crate) new_cgroup_namespace: bool,
@@ -197,7 +196,6 @@ impl Child<'_> {
         if self.program.root.is_some() {
             self.enter_root()?;
         }
-        self.await_placement()?;
         self.working_directory()?;
         self.descriptors()?;
         self.limits()?;
@@ -218,29 +216,12 @@ impl Child<'_> {
     }
 
     fn enter_cgroups(&self) -> Result<(), Failure> {
-        for (index, procs) in self.program.cgroup_procs.iter().enumerate() {
+        for (index, group) in self.program.groups_to_enter.iter().enumerate() {
             // "0" is the writer itself, whatever its number is in which namespace.
-            raw::write(*procs, b"0").at_index(Step::Cgroup, index)?;
+            raw::write(*group, b"0").at_index(Step::Cgroup, index)?;
         }
-        if self.program.placed_by_launcher { Ok(()) } else { self.settle_in_cgroups() }
-    }
-
-    fn await_placement(&self) -> Result<(), Failure> {
-        if !self.program.placed_by_launcher {
-            return Ok(());
-        }
-        let mut word = [0];
-        match raw::read(self.status, &mut word) {
-            Ok(1) => self.settle_in_cgroups(),
-            // The launcher could not, or is gone.
-            Ok(_) => Err(Errno::ESRCH).at(Step::Cgroup),
-            Err(errno) => Err(errno).at(Step::Cgroup),
-        }
-    }
-
-    /// What depends on the groups: their cpuset bounds the affinity (the shim's own mask is none of the container's business), and they
-    /// are the root of a new cgroup namespace, hence no flag of the clone.
-    fn settle_in_cgroups(&self) -> Result<(), Failure> {
+        // What depends on the groups: they are the root of a new cgroup namespace, hence no flag of the clone, and their cpuset bounds
+        // the affinity (the shim's own mask is none of the container's business).
         if self.program.new_cgroup_namespace {
             raw::unshare(libc::CLONE_NEWCGROUP).at(Step::Join)?;
         }

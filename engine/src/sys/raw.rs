@@ -180,11 +180,6 @@ pub(crate) fn write(fd: RawFd, bytes: &[u8]) -> Sys<usize> {
     check(unsafe { libc::syscall(libc::SYS_write, fd, bytes.as_ptr(), bytes.len()) }).map(|n| n as usize)
 }
 
-pub(crate) fn read(fd: RawFd, bytes: &mut [u8]) -> Sys<usize> {
-    // SAFETY: pointer and length are one mutable slice.
-    check(unsafe { libc::syscall(libc::SYS_read, fd, bytes.as_mut_ptr(), bytes.len()) }).map(|n| n as usize)
-}
-
 pub(crate) fn mkdirat(dir: RawFd, name: &CStr, mode: u32) -> Sys<()> {
     // SAFETY: the name is NUL-terminated; the kernel only reads it.
     done(unsafe { libc::syscall(libc::SYS_mkdirat, dir, name.as_ptr(), mode) })

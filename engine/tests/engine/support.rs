@@ -141,6 +141,7 @@ impl Host {
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             auto_remove: false,
+            ephemeral: false,
             caller: serde_json::Value::Null,
         }
     }

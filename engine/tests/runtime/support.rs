@@ -60,6 +60,7 @@ impl Fixture {
         let context = PrepareContext {
             instance,
             lower: vec![path("image")],
+            init_layer: None,
             upper: path("upper"),
             work: path("work"),
             mountpoint: path("mountpoint"),
@@ -379,6 +380,7 @@ pub fn config(id: &str, args: &[&str]) -> ContainerConfig {
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         auto_remove: false,
+        ephemeral: false,
         caller: serde_json::Value::Null,
     }
 }

@@ -63,7 +63,26 @@ pub(super) async fn inspect(State(shared): State<Arc<Shared>>, Path(id): Path<St
         task.map(|t| serde_json::to_value(t.spec.restart_policy()).unwrap_or_default())
     };
     value["restart_policy"] = restart.unwrap_or_default();
+    value["start_times"] = start_times(&shared, &info).unwrap_or_default();
     Ok(Json(value))
+}
+
+/// Where the time of the last start went, in ns; null where another agent started it.
+fn start_times(shared: &Shared, info: &orch_engine::engine::ContainerInfo) -> Option<serde_json::Value> {
+    let times = shared.engine.start_times(&info.config.id).ok()??;
+    let task = TaskId(info.config.labels.get(crate::lower::label::TASK)?.clone());
+    let network = shared.lock().observed.tasks.get(&task)?.network_time;
+    Some(serde_json::json!({
+        "network": network,
+        "prepare": times.prepare,
+        // Starting the shim where there was none, and what it does for others first.
+        "queue": times.ask.saturating_sub(times.shim.whole),
+        "cgroup": times.shim.cgroup,
+        "compile": times.shim.compile,
+        "clone": times.shim.clone,
+        "child": times.shim.child,
+        "total": network + times.prepare + times.ask,
+    }))
 }
 
 /// `POST containers`.
