@@ -11,6 +11,7 @@
 //! Absent on purpose: restart policies, health checks, images, networks. A shim decides nothing.
 
 mod client;
+mod end;
 pub mod frame;
 mod launch;
 mod process;

@@ -25,6 +25,8 @@ use crate::publish::{self, Reach, sandbox_elements};
 use crate::record::{self, SandboxRecord};
 use crate::sysctl::{self, SysctlError};
 
+/// Threads that unmount, all but idle: as many as operations of an agent at once.
+const UNMOUNTS_AT_ONCE: usize = 16;
 /// `lo` in every namespace.
 const LOOPBACK: u32 = 1;
 
@@ -468,13 +470,32 @@ impl Shared {
         let _ = lock(&self.links).send(batch);
         self.tell_no_more(records.iter().map(|record| &record.config.id));
         lock(&self.state).leaving.extend(leaving);
-        for record in records {
-            errors.keep(self.remove_namespace_file(&record.config.id.0));
-            errors.keep(record::remove(&self.run_dir.sandbox(&record.config.id.0)));
-        }
+        self.remove_files(records, errors);
         // Last: while the kernel walks its flows, whatever waits for RCU waits too, such as unmounting.
         let published = records.iter().filter(|record| !record.ports.is_empty());
         self.forget_flows_of(published.flat_map(|record| record.addresses()));
+    }
+
+    /// Lets go of the namespaces and forgets the sandboxes. The kernel waits for a grace period in each unmount, and waits that
+    /// overlap are one.
+    fn remove_files(&self, records: &[&SandboxRecord], errors: &mut NetdErrors) {
+        let remove = |records: &[&SandboxRecord]| {
+            let mut errors = NetdErrors::default();
+            for record in records {
+                errors.keep(self.remove_namespace_file(&record.config.id.0));
+                errors.keep(record::remove(&self.run_dir.sandbox(&record.config.id.0)));
+            }
+            errors
+        };
+        let mut shares = records.chunks(records.len().div_ceil(UNMOUNTS_AT_ONCE).max(1));
+        let first = shares.next().unwrap_or_default();
+        let failed = std::thread::scope(|scope| {
+            let others: Vec<_> = shares.map(|share| scope.spawn(|| remove(share))).collect();
+            let own = remove(first);
+            let others = others.into_iter().filter_map(|thread| thread.join().ok());
+            others.chain([own]).flat_map(|errors| errors.0).collect::<Vec<_>>()
+        });
+        errors.0.extend(failed);
     }
 
     /// Lets go of a namespace: without the file, and without processes, it ends.

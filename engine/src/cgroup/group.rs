@@ -432,7 +432,17 @@ impl Cgroup {
     /// As [`Self::remove`].
     pub fn remove_itself(&self) -> Result<(), CgroupError> {
         // Go on with the others: the first error is told, as much as possible is gone.
-        self.directories().fold(Ok(()), |result, directory| result.and(remove_tree(&directory)))
+        let removed: Vec<_> = self.directories().map(|directory| remove_tree(&directory)).collect();
+        removed.into_iter().collect()
+    }
+
+    /// As [`Self::remove_itself`] where nothing lives in the group nor has been made below it; else false, and what is in use stays.
+    pub fn remove_at_once(&self) -> bool {
+        // v2 first: it knows every process, so that it is kept while there is one.
+        self.directories().all(|directory| match fs::remove_dir(directory) {
+            Ok(()) => true,
+            Err(e) => e.kind() == io::ErrorKind::NotFound,
+        })
     }
 
     /// Removes the parents of ours that are empty.

@@ -121,6 +121,10 @@ impl Launch {
 
 /// Removes a container's group if nothing lives in it; never waits. The parents stay until the shim leaves.
 pub(super) fn remove_if_empty(group: &Cgroup) -> bool {
+    // Mostly everything is gone already, and this is all there is to do.
+    if group.remove_at_once() {
+        return true;
+    }
     match group.procs() {
         Ok(processes) if !processes.is_empty() => false,
         // Unreadable: gone already, which removing says.

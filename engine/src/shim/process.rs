@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 
+use super::end::Recording;
 use super::protocol::RunRecord;
 use crate::cgroup::Cgroup;
 use crate::logs::writer::LogWriter;
@@ -98,6 +99,8 @@ pub(super) struct Ending {
     pub(super) oom: bool,
     pub(super) since: Instant,
     pub(super) finished_at: i64,
+    /// Everything is cleared away, and the record is on its way to the disk.
+    pub(super) recording: Option<Recording>,
 }
 
 /// A container.

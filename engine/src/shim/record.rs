@@ -38,7 +38,19 @@ pub(super) fn write_run(directory: impl AsFd, run: &RunRecord) -> io::Result<()>
 
 /// Records an end; with `durable`, no power cut takes it back when this has returned.
 pub(crate) fn write_exit(directory: impl AsFd, exit: &ExitRecord, durable: bool) -> io::Result<()> {
-    let directory = directory.as_fd();
+    let file = write_unnamed_exit(directory.as_fd(), exit)?;
+    if durable {
+        file.sync_data()?;
+    }
+    name_exit(directory.as_fd())?;
+    if durable {
+        nix::unistd::fsync(directory.as_fd())?;
+    }
+    Ok(())
+}
+
+/// Writes the record of an end, which nobody finds yet. Must be on disk before [`name_exit`] where it has to survive a power cut.
+pub(super) fn write_unnamed_exit(directory: impl AsFd, exit: &ExitRecord) -> io::Result<std::fs::File> {
     let mut text = serde_json::to_vec(exit)?;
     if text.len() > EXIT_ROOM {
         let error = exit.error.chars().take(EXIT_ROOM / 12).collect();
@@ -46,16 +58,15 @@ pub(crate) fn write_exit(directory: impl AsFd, exit: &ExitRecord, durable: bool)
     }
     text.resize(text.len().max(EXIT_ROOM), b' ');
     // Not truncated: the blocks are those taken at the start.
-    let mut file = create(directory, EXIT_FILE, OFlag::empty())?;
+    let mut file = create(directory.as_fd(), EXIT_FILE, OFlag::empty())?;
     file.write_all(&text)?;
-    if durable {
-        file.sync_data()?;
-    }
-    renameat(directory, temporary(EXIT_FILE).as_str(), directory, EXIT_FILE)?;
-    if durable {
-        nix::unistd::fsync(directory)?;
-    }
-    Ok(())
+    Ok(file)
+}
+
+/// Gives the record of an end its name.
+pub(super) fn name_exit(directory: impl AsFd) -> io::Result<()> {
+    let directory = directory.as_fd();
+    Ok(renameat(directory, temporary(EXIT_FILE).as_str(), directory, EXIT_FILE)?)
 }
 
 fn temporary(name: &str) -> String {

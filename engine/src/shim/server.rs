@@ -13,23 +13,18 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 
 use super::client::{Attachment, Client};
-use super::launch::{ShimError, remove_if_empty};
-use super::process::{Container, Ending, Exec, Got, reap};
-use super::protocol::{ExitRecord, Message, Notice, Reply, Request, Running, Target};
+use super::launch::ShimError;
+use super::process::{Container, Exec, Got};
+use super::protocol::{Message, Notice, Reply, Request, Running, Target};
 use super::record;
 use super::start::Starting;
 use crate::cgroup::Cgroup;
 use crate::logs::Stream;
 use crate::runtime::Launcher;
-use crate::sys_descriptor::{pidfd_open, pidfd_signal, release_free_memory};
+use crate::sys_descriptor::{Syncs, pidfd_open, pidfd_signal};
 
 /// One read of a container's output: the kernel's default size of a pipe, so that one wake-up empties it.
-const READ_STEP: usize = 64 << 10;
-/// Output taken in one go after a container's end; a process that outlived it (sharing the host's pids, in uninterruptible sleep) may
-/// write for ever.
-const LAST_OUTPUT: usize = 4 << 20;
-/// How long what a container left behind may take to go before its end is told all the same: Docker waits as long for its streams.
-const ENDING_LIMIT: Duration = Duration::from_secs(2);
+pub(super) const READ_STEP: usize = 64 << 10;
 /// Between two looks at a cgroup that is not empty yet.
 const ENDING_STEP: Duration = Duration::from_millis(2);
 /// Between two looks at a terminal that nobody has open; conmon's figure.
@@ -55,18 +50,20 @@ pub(super) enum Source {
     Output(String, usize),
     Input(String),
     Exec,
+    /// Something has reached the disk.
+    Synced,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Server {
-    epoll: Epoll,
-    sources: BTreeMap<u64, Source>,
+    pub(super) epoll: Epoll,
+    pub(super) sources: BTreeMap<u64, Source>,
     next_token: u64,
     pub(super) launcher: Launcher,
     listener: UnixListener,
     children: SignalFd,
-    clients: BTreeMap<u64, (Client, EpollFlags)>,
+    pub(super) clients: BTreeMap<u64, (Client, EpollFlags)>,
     /// Processes on their way to their execve, by the token of what tells of it.
     pub(super) starting: BTreeMap<u64, Starting>,
     pub(super) containers: BTreeMap<String, Container>,
@@ -75,7 +72,11 @@ pub(super) struct Server {
     pub(super) parents: BTreeMap<String, Cgroup>,
     pub(super) boot_id: String,
     buffer: Vec<u8>,
-    scratch: Vec<u8>,
+    pub(super) scratch: Vec<u8>,
+    /// Ends on their way to the disk: who writes them, their number, whose they are.
+    pub(super) syncs: Option<Syncs>,
+    pub(super) next_sync: u64,
+    pub(super) syncing: BTreeMap<u64, String>,
     idle_since: Option<Instant>,
     leaving: bool,
     /// When it was asked by a signal to go, and whether what it runs has been killed since.
@@ -118,6 +119,9 @@ impl Server {
             boot_id,
             buffer: vec![0; READ_STEP],
             scratch: Vec::new(),
+            syncs: None,
+            next_sync: 0,
+            syncing: BTreeMap::new(),
             idle_since: Some(Instant::now()),
             leaving: false,
             terminated: None,
@@ -135,6 +139,14 @@ impl Server {
         self.epoll.add(descriptor, EpollEvent::new(what, self.next_token))?;
         self.sources.insert(self.next_token, source);
         Ok(self.next_token)
+    }
+
+    /// The first process of a container is reaped: its pidfd has nothing more to say.
+    pub(super) fn forget_init(&mut self, id: &str, token: u64) {
+        if let Some(container) = self.containers.get(id) {
+            let _ = self.epoll.delete(&container.init);
+        }
+        self.sources.remove(&token);
     }
 
     pub(super) fn unwatch(&mut self, descriptor: impl AsFd, token: u64) {
@@ -189,7 +201,7 @@ impl Server {
         let containers = self.containers.values();
         let wait = if matches!(self.terminated, Some((_, false))) {
             Some(TERMINAL_STEP)
-        } else if containers.clone().any(|container| container.ending.is_some()) {
+        } else if containers.clone().any(Container::is_being_cleared) {
             Some(ENDING_STEP)
         } else if containers
             .flat_map(|c| c.outputs.iter().flatten())
@@ -232,6 +244,7 @@ impl Server {
                 }
             }
             Source::Exec => self.exec_ended(token),
+            Source::Synced => self.take_synced(),
         }
     }
 
@@ -565,7 +578,7 @@ impl Server {
     // ---- output ----
 
     /// One read of a container's output, to the log and to who is attached.
-    fn read_output(&mut self, id: &str, index: usize) -> Option<usize> {
+    pub(super) fn read_output(&mut self, id: &str, index: usize) -> Option<usize> {
         let container = self.containers.get_mut(id)?;
         let output = container.outputs[index].as_mut()?;
         let stream = if index == 0 { Stream::Stdout } else { Stream::Stderr };
@@ -621,14 +634,12 @@ impl Server {
         let late: Vec<u64> = self.starting.iter().filter_map(late).collect();
         late.into_iter().for_each(|token| self.progress_start(token));
         let ids: Vec<String> =
-            self.containers.iter().filter(|(_, c)| needs_clock(c)).map(|(id, _)| id.clone()).collect();
+            self.containers.iter().filter(|(_, c)| c.needs_clock()).map(|(id, _)| id.clone()).collect();
         for id in ids {
             for index in 0..2 {
                 self.look_at_output(&id, index);
             }
-            if self.containers.get(&id).is_some_and(|c| c.ending.is_some()) {
-                self.progress_ending(&id);
-            }
+            self.progress_ending(&id);
         }
     }
 
@@ -658,112 +669,6 @@ impl Server {
             }
         }
     }
-
-    // ---- ends ----
-
-    fn init_ended(&mut self, id: &str) {
-        let Some(container) = self.containers.get_mut(id) else { return };
-        if container.ending.is_some() {
-            return;
-        }
-        let (code, signal) = match reap(&container.init) {
-            Ok(Some(end)) => end,
-            Ok(None) => return,
-            // Someone else reaped it, which nobody does: the code is unknown, the end is not.
-            Err(_) => (255, 0),
-        };
-        container.ending = Some(Ending { code, signal, oom: false, since: Instant::now(), finished_at: now() });
-        let token = container.init_token;
-        let _ = self.epoll.delete(&container.init);
-        self.sources.remove(&token);
-        self.progress_ending(id);
-    }
-
-    /// Clears away what a container left, and once that is done, or has taken too long, records and tells its end.
-    fn progress_ending(&mut self, id: &str) {
-        let Some(container) = self.containers.get_mut(id) else { return };
-        let Some(ending) = &mut container.ending else { return };
-        // Read before the group goes, and the counter with it.
-        ending.oom |= container.group.oom_kills() > 0;
-        let removed = remove_if_empty(&container.group) || {
-            // What cannot be killed shows by the group not becoming empty.
-            let _ = container.group.kill();
-            remove_if_empty(&container.group)
-        };
-        if !removed && ending.since.elapsed() < ENDING_LIMIT {
-            return;
-        }
-        for index in 0..2 {
-            let mut taken = 0;
-            while taken < LAST_OUTPUT {
-                match self.read_output(id, index) {
-                    Some(count) => taken += count,
-                    None => break,
-                }
-            }
-        }
-        self.finish(id);
-    }
-
-    fn finish(&mut self, id: &str) {
-        let Some(mut container) = self.containers.remove(id) else { return };
-        let Some(ending) = container.ending.take() else { return };
-        for (index, stream) in [Stream::Stdout, Stream::Stderr].into_iter().enumerate() {
-            container.log.end(stream, &mut self.scratch);
-            if let Some(output) = container.outputs[index].take() {
-                self.unwatch(&output.descriptor, output.token);
-            }
-        }
-        if let Some(input) = container.input.take()
-            && let Some(pipe) = input.pipe
-        {
-            self.unwatch(&pipe, input.token);
-        }
-        let mut exit = ExitRecord {
-            code: ending.code,
-            signal: ending.signal,
-            oom: ending.oom,
-            finished_at: ending.finished_at,
-            pid: container.run.pid,
-            start_time: container.run.start_time,
-            boot_id: container.run.boot_id.clone(),
-            error: String::new(),
-        };
-        if let Err(e) = record::write_exit(&container.directory, &exit, container.durable) {
-            exit.error = format!("the exit could not be recorded on disk: {e}");
-        }
-        for (client, _) in self.clients.values_mut() {
-            if client.attachment.as_ref().is_some_and(|a| a.container == id) {
-                client.notify(Notice::AttachEnded);
-                client.closing = true;
-            } else if client.subscribed {
-                client.notify(Notice::Exited { container: id.to_owned(), exit: exit.clone() });
-            }
-        }
-        if self.scratch.capacity() > READ_STEP {
-            self.scratch = Vec::new();
-        }
-        release_free_memory();
-    }
-
-    fn exec_ended(&mut self, token: u64) {
-        let Some(exec) = self.execs.get(&token) else { return };
-        let code = match reap(&exec.pidfd) {
-            Ok(Some((code, _))) => code,
-            Ok(None) => return,
-            Err(_) => 255,
-        };
-        let Some(exec) = self.execs.remove(&token) else { return };
-        self.unwatch(&exec.pidfd, token);
-        if let Some((client, _)) = self.clients.get_mut(&exec.owner.0) {
-            client.notify(Notice::ExecExited { exec: exec.owner.1, code });
-        }
-    }
-}
-
-fn needs_clock(container: &Container) -> bool {
-    container.ending.is_some()
-        || container.outputs.iter().flatten().any(|output| output.look_again.is_some() || output.held_until.is_some())
 }
 
 /// The processes among `candidates` (host pids of one cgroup) that `root` started, directly or not, and those of its session. Each is

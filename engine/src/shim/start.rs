@@ -29,8 +29,17 @@ pub(super) struct Starting {
 
 #[derive(Debug)]
 enum What {
-    Container { start: Start, directory: OwnedFd, log: LogWriter, started_at: i64 },
+    Container(Box<NewContainer>),
     Exec { exec: u64 },
+}
+
+#[derive(Debug)]
+struct NewContainer {
+    /// Without its plan.
+    start: Start,
+    directory: OwnedFd,
+    log: LogWriter,
+    started_at: i64,
 }
 
 impl Starting {
@@ -40,7 +49,7 @@ impl Starting {
     }
 
     fn is_container(&self, id: &str) -> bool {
-        matches!(&self.what, What::Container { start, .. } if start.container == id)
+        matches!(&self.what, What::Container(new) if new.start.container == id)
     }
 }
 
@@ -89,7 +98,8 @@ impl Server {
             self.parents.insert(parent.to_owned(), group.clone());
         }
         let start = Start { plan: Vec::new(), ..start };
-        self.await_exec(Starting { launch, begun, asked, what: What::Container { start, directory, log, started_at } });
+        let new = NewContainer { start, directory, log, started_at };
+        self.await_exec(Starting { launch, begun, asked, what: What::Container(Box::new(new)) });
         Ok(())
     }
 
@@ -143,10 +153,10 @@ impl Server {
     fn started(&mut self, starting: Starting, outcome: Result<(), NotStarted>) {
         let Starting { launch, begun, asked, what } = starting;
         match what {
-            What::Container { start, directory, log, started_at } => {
-                let id = start.container.clone();
+            What::Container(new) => {
+                let id = new.start.container.clone();
                 let process = outcome.map(|()| launch.executing());
-                let kept = process.and_then(|process| self.keep(start, process, directory, log, started_at));
+                let kept = process.and_then(|process| self.keep(*new, process));
                 let reply = match kept {
                     Ok((run, times)) => Reply::Started { run, times: start_times(times, begun) },
                     Err(e) => e.into(),
@@ -165,14 +175,8 @@ impl Server {
     }
 
     /// Takes a container that executes into the loop.
-    fn keep(
-        &mut self,
-        start: Start,
-        mut process: Process,
-        directory: OwnedFd,
-        log: LogWriter,
-        started_at: i64,
-    ) -> Result<(RunRecord, LaunchTimes), NotStarted> {
+    fn keep(&mut self, new: NewContainer, mut process: Process) -> Result<(RunRecord, LaunchTimes), NotStarted> {
+        let NewContainer { start, directory, log, started_at } = new;
         let run =
             RunRecord { pid: process.pid, start_time: process.start_time, boot_id: self.boot_id.clone(), started_at };
         match self.supervise(&start, &mut process, &directory, &run) {
