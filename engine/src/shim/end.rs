@@ -147,10 +147,10 @@ impl Server {
     fn begin_sync(&mut self, id: &str, file: &impl AsFd, data_only: bool) -> std::io::Result<()> {
         if self.syncs.is_none() {
             let syncs = Syncs::new()?;
-            self.watch(syncs.event(), EpollFlags::EPOLLIN, Source::Synced)?;
-            self.syncs = Some(syncs);
+            let token = self.watch(syncs.event(), EpollFlags::EPOLLIN, Source::Synced)?;
+            self.syncs = Some((syncs, token));
         }
-        let Some(syncs) = &self.syncs else { return Err(std::io::ErrorKind::Unsupported.into()) };
+        let Some((syncs, _)) = &self.syncs else { return Err(std::io::ErrorKind::Unsupported.into()) };
         self.next_sync += 1;
         syncs.begin(file.as_fd(), data_only, self.next_sync)?;
         self.syncing.insert(self.next_sync, id.to_owned());
@@ -159,12 +159,22 @@ impl Server {
 
     /// Something has reached the disk.
     pub(super) fn take_synced(&mut self) {
-        for (number, outcome) in self.syncs.as_ref().map(Syncs::finished).unwrap_or_default() {
+        for (number, outcome) in self.syncs.as_ref().map(|(syncs, _)| syncs.finished()).unwrap_or_default() {
             let Some(id) = self.syncing.remove(&number) else { continue };
             let recording = self.containers.get_mut(&id).and_then(|c| c.ending.as_mut()?.recording.take());
             if let Some(recording) = recording {
                 self.synced(&id, recording, outcome);
             }
+        }
+    }
+
+    /// With the last container goes what writes to the disk. Giving it back takes the kernel a grace period, which nobody waits for now;
+    /// at the end of this process somebody would.
+    pub(super) fn rest(&mut self) {
+        if self.containers.is_empty()
+            && let Some((syncs, token)) = self.syncs.take()
+        {
+            self.unwatch(syncs.event(), token);
         }
     }
 

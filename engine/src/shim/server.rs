@@ -74,7 +74,7 @@ pub(super) struct Server {
     buffer: Vec<u8>,
     pub(super) scratch: Vec<u8>,
     /// Ends on their way to the disk: who writes them, their number, whose they are.
-    pub(super) syncs: Option<Syncs>,
+    pub(super) syncs: Option<(Syncs, u64)>,
     pub(super) next_sync: u64,
     pub(super) syncing: BTreeMap<u64, String>,
     idle_since: Option<Instant>,
@@ -169,6 +169,7 @@ impl Server {
             }
             self.tick();
             self.flush_clients();
+            self.rest();
             if self.is_done() {
                 self.parents.values().for_each(Cgroup::remove_parents);
                 return Ok(());
