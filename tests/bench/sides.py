@@ -56,6 +56,9 @@ class Orch(Side):
     def __init__(self, repo, work):
         binary = os.environ.get("ORCH") or subprocess.check_output(["bash", "-c", f". {repo}/tests/paths; echo $ORCH"], text=True).strip()
         self.folder = str(work / "run")
+        os.mkdir(self.folder)
+        # /run is a tmpfs on every distribution, and what Docker's scripts give to their Docker.
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", self.folder], check=True)
         env = {"ORCH_DATA_DIR": str(work / "data"), "ORCH_RUN_DIR": self.folder, "ORCH_INSTANCE": "bench"}
         super().__init__("orch", [binary], env)
 
@@ -88,6 +91,7 @@ class Orch(Side):
                 if not Path(f"/proc/{pid}").exists():
                     break
                 time.sleep(0.02)
+        subprocess.run(["umount", "-l", self.folder], check=False)
 
 
 class Docker(Side):

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use orch_api::control::NodeLink;
 use orch_engine::config::ContainerId;
@@ -24,6 +24,11 @@ use crate::{Shared, cluster, execute, names, now_ms};
 const OPERATIONS_AT_ONCE: usize = 16;
 /// Stops and removals at once: each only waits, for a process to end or for the network namespaces that go together with its own.
 const STOPS_AT_ONCE: usize = 64;
+/// Between two plans, and between two reports, in a burst of changes: each looks at every task, and two hundred that start at once make
+/// a thousand changes. The first change is looked at without delay.
+const PLAN_STEP: Duration = Duration::from_millis(1);
+/// See [`PLAN_STEP`]; a report also costs a log entry, and what follows from it.
+const REPORT_STEP: Duration = Duration::from_millis(3);
 /// A look at everything though nothing happened: what an event missed is found then.
 const SWEEP: Duration = Duration::from_secs(10);
 
@@ -262,9 +267,11 @@ async fn reporter(shared: Arc<Shared>, reports: mpsc::Sender<NodeReport>) {
                 return;
             }
         }
+        let reported = Instant::now();
         if version.changed().await.is_err() {
             return;
         }
+        tokio::time::sleep_until((reported + REPORT_STEP).into()).await;
     }
 }
 
@@ -274,16 +281,18 @@ async fn run(shared: Arc<Shared>) {
     let probes = Arc::new(Semaphore::new(health::PROBES_AT_ONCE));
     let mut watched: BTreeMap<TaskId, (ContainerId, Option<u64>, tokio::task::JoinHandle<()>)> = BTreeMap::new();
     let mut wake_at: Option<u64> = None;
+    let mut planned = Instant::now();
     loop {
         let wait = wake_at.map_or(SWEEP, |at| Duration::from_millis(at.saturating_sub(now_ms()))).min(SWEEP);
         tokio::select! {
-            () = shared.dirty.notified() => {}
+            () = shared.dirty.notified() => tokio::time::sleep_until((planned + PLAN_STEP).into()).await,
             () = tokio::time::sleep(wait) => {
                 if wake_at.is_none_or(|at| at > now_ms()) {
                     sweep(&shared).await;
                 }
             }
         }
+        planned = Instant::now();
         let (plan, gone) = {
             let mut state = shared.lock();
             let plan = state.plan(now_ms());
