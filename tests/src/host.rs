@@ -317,6 +317,8 @@ impl Host {
                 agent.as_ref().is_some_and(|a| thing.starts_with(a.as_str()))
                     || thing.contains("/engine/shim/containers@")
             }
+            // The groups above those of hand-made containers stay with their shim.
+            "control group" => thing.ends_with("/containers") || thing.ends_with(&self.instance),
             "mount" => thing == format!("{RUN}/netd/netns (tmpfs)"),
             "link" | "route" => shared && (thing.contains("orb-") || thing.contains(" table local ")),
             // The agent keeps its own frame as long as it runs: its group, its table, its socket. Elements are no frame.
@@ -352,7 +354,7 @@ impl Host {
             "engine/volumes/",
             "node-id",
         ];
-        let of_images = ["engine/images/blobs/", "engine/images/layers/", "control/"];
+        let of_images = ["engine/images/blobs/", "engine/images/layers/", "engine/init-layer/", "control/"];
         eventually(self.settles, "the data directory holds nothing of a stack", || {
             let mut left = tree(&self.data());
             left.retain(|path| !FRAME.contains(&path.as_str()) && !of_images.iter().any(|p| path.starts_with(p)));
