@@ -116,6 +116,10 @@ impl<'s> Judge<'s> {
         if let Some(wanted) = self.revision.spec.platform.as_deref().filter(|wanted| !obstacle::runs_on(wanted, node)) {
             return Some(Obstacle::Platform(wanted.to_owned()));
         }
+        if let Some(port) = self.ports.first().filter(|_| self.added.contains_key(id)) {
+            // One of this pass is going there: which port it gets is seen when it is there.
+            return Some(Obstacle::Port(port.host_ports.0));
+        }
         if let Some(port) = self.taken_port(node, former) {
             return Some(Obstacle::Port(port));
         }
@@ -422,6 +426,21 @@ impl State {
         {
             node.usage.add(&shared);
             node.usage.subtract(&own);
+        }
+    }
+
+    /// Adds up anew what a node's tasks may take.
+    pub(crate) fn recount(&mut self, id: &NodeId) {
+        let Some(node) = self.nodes.get(id) else { return };
+        let mut usage = Usage::default();
+        for task in node.tasks.iter().filter_map(|id| self.tasks.get(id)) {
+            let own = demand(&self.revision(task.revision).spec);
+            let shared = self.shared_demand(task, &own);
+            usage.add(&own);
+            usage.subtract(&shared);
+        }
+        if let Some(node) = self.nodes.get_mut(id) {
+            node.usage = usage;
         }
     }
 

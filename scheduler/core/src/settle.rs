@@ -281,6 +281,7 @@ impl<'s> Settling<'s> {
                 record.tasks.remove(&task.service);
             }
         }
+        self.inherit(&task);
         for successor in self.state.successors.remove(id).unwrap_or_default() {
             if let Some(waiting) = self.state.tasks.get_mut(&successor) {
                 waiting.after.remove(id);
@@ -298,6 +299,28 @@ impl<'s> Settling<'s> {
         }
         self.changes.objects = true;
         self.drop_revision(&task);
+    }
+
+    /// What was to take over from a task that is gone takes over from whom that one was to take over from, if it is still there: they
+    /// have one address and one place.
+    fn inherit(&mut self, gone: &crate::state::Task) {
+        let Some(former) = gone.takes_over.clone().filter(|former| self.state.tasks.contains_key(former)) else {
+            return;
+        };
+        let heirs = self.state.successors.get(&gone.id).cloned().unwrap_or_default();
+        for heir in heirs {
+            let Some(task) = self.state.tasks.get_mut(&heir).filter(|task| task.takes_over.as_ref() == Some(&gone.id))
+            else {
+                continue;
+            };
+            task.takes_over = Some(former.clone());
+            task.after.insert(former.clone());
+            let node = task.node.clone();
+            self.state.successors.entry(former.clone()).or_default().insert(heir);
+            if let Some(node) = node {
+                self.state.recount(&node);
+            }
+        }
     }
 
     /// Forgets the task's specification when it was the last that had it.

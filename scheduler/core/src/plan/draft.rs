@@ -45,6 +45,8 @@ pub(crate) struct Draft<'s> {
     pub(crate) names_loaded: bool,
     /// Active node → number of its tasks; filled on first use.
     pub(crate) node_counts: BTreeMap<NodeId, usize>,
+    /// Services whose namespaces others of the file join.
+    pub(crate) parents: BTreeSet<String>,
     /// Grace for everything that this plan stops.
     pub(crate) timeout: Option<i64>,
 }
@@ -76,6 +78,7 @@ impl<'s> Draft<'s> {
             names: BTreeMap::new(),
             names_loaded: false,
             node_counts: BTreeMap::new(),
+            parents: BTreeSet::new(),
             timeout: None,
         }
     }

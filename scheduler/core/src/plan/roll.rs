@@ -33,10 +33,11 @@ pub(crate) fn can_overlap(state: &State, spec: &ServiceSpec) -> bool {
 
 /// Whether another service of the stack lives in namespaces of this one: its tasks cannot be replaced one by one.
 pub(crate) fn has_guests(draft: &Draft<'_>, service: &str) -> bool {
-    draft.stack.services.values().any(|other| {
-        let spec = &draft.revision(other.revision).spec;
-        namespace_services(spec).any(|parent| parent == service)
-    })
+    draft.parents.contains(service)
+        || draft.stack.services.values().any(|other| {
+            let spec = &draft.revision(other.revision).spec;
+            namespace_services(spec).any(|parent| parent == service)
+        })
 }
 
 /// New tasks for slots of a service that is being updated; says which slot got which.

@@ -12,7 +12,7 @@ use super::allocate::{self, Claim};
 use super::draft::Draft;
 use super::objects::is_name;
 use crate::error::{Clash, Missing, Refusal, SpecFault};
-use crate::state::{Availability, Revision, RevisionId, Task, holder_of};
+use crate::state::{Availability, NodeState, Revision, RevisionId, Task, holder_of};
 
 /// Digits of a task's id in a container's name that another one has.
 const NAME_DIGITS: usize = 5;
@@ -64,7 +64,18 @@ pub(crate) fn add(draft: &mut Draft<'_>, blueprint: Blueprint<'_>) -> Result<Tas
     let beside = blueprint.succession == Succession::Beside;
     let former = blueprint.former.clone().filter(|_| !beside);
     let mut after: BTreeSet<TaskId> = former.iter().cloned().collect();
-    after.extend(slot_leftovers(draft, blueprint.service, blueprint.slot, blueprint.one_off));
+    let leftovers = slot_leftovers(draft, blueprint.service, blueprint.slot, blueprint.one_off);
+    if blueprint.succession == Succession::After {
+        // They would wait for the new one, and the new one waits for them. One whose node is down may be the only copy, and waits for none.
+        for leftover in &leftovers {
+            let answers = |node: &NodeId| draft.state.node_state(node) != NodeState::Down;
+            let waits = |task: &Task| task.hand_over.is_some() && task.node.as_ref().is_some_and(answers);
+            if draft.task(leftover).is_some_and(waits) {
+                draft.task_mut(leftover).hand_over = None;
+            }
+        }
+    }
+    after.extend(leftovers);
     after.extend(name_holder(draft, &container_name, blueprint.service)?);
 
     let network =

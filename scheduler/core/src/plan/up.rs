@@ -151,6 +151,7 @@ pub(crate) fn bring_up(
 ) -> Result<(), Refusal> {
     let order = dependency_order(draft, spec, &selection.all)?;
     let endpoints = count_endpoints(spec, options);
+    draft.parents = spec.services.values().flat_map(namespace_services).map(str::to_owned).collect();
     let awaited = awaited(spec);
     // Networks and volumes first: that one is made anew concerns every service on it, wherever it comes in the order.
     let mut resolved: BTreeMap<&str, Revision> = BTreeMap::new();

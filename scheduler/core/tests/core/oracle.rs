@@ -90,12 +90,15 @@ fn nothing_is_overcommitted(state: &State) {
         assert!(has.memory == 0 || node.usage.memory <= has.memory, "{id} has promised too much memory");
         let mut ports: BTreeMap<(u16, &str), &str> = BTreeMap::new();
         for task in node.tasks.iter().filter_map(|id| state.tasks.get(id)) {
-            let waits = task.takes_over.as_ref().is_some_and(|former| state.tasks.contains_key(former));
-            for port in
-                task.ports().iter().filter(|port| port.host_ports.0 == port.host_ports.1 && port.host_ports.0 > 0)
-            {
-                let other = ports.insert((port.host_ports.0, &port.protocol), &task.container_name);
-                assert!(waits || other.is_none(), "{id}: {} and {other:?} publish one port", task.container_name);
+            if task.takes_over.as_ref().is_some_and(|former| state.tasks.contains_key(former)) {
+                continue;
+            }
+            for port in task.ports() {
+                let (first, last) = port.host_ports;
+                if first == last && first > 0 {
+                    let other = ports.insert((first, &port.protocol), &task.container_name);
+                    assert!(other.is_none(), "{id}: {} and {other:?} publish one port", task.container_name);
+                }
             }
         }
     }
@@ -216,7 +219,9 @@ fn the_only_copy_stays(before: &State, state: &State) {
         let was_told = former.told == Some(DesiredTask::Removed);
         let removed = former.node.as_ref().is_none_or(|node| !state.nodes.contains_key(node));
         let late = former.hand_over_by.is_some_and(|by| by <= state.time);
-        if !gone || was_told || removed || late {
+        // A change that takes everything away at once has said so.
+        let called_off = state.tasks.get(&former.id).is_some_and(|task| task.hand_over.is_none());
+        if !gone || was_told || removed || late || called_off {
             continue;
         }
         let same = |task: &&Task| task.is_replica() && task.slot == former.slot;

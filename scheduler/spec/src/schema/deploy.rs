@@ -8,14 +8,12 @@ pub(super) static DEPLOY: Kind = Kind::Table(&table(&[
     key("endpoint_mode", Kind::Choice(&["vip", "dnsrr"])),
     key("labels", Kind::KeyValues),
     key("mode", Kind::Choice(&["replicated", "global", "replicated-job", "global-job"])),
-    key("placement", Kind::Table(&PLACEMENT)).unsupported("it takes effect on a cluster, which orch does not form yet"),
+    key("placement", Kind::Table(&PLACEMENT)),
     key("replicas", Kind::Int(0, u32::MAX as i64)),
     key("resources", Kind::Table(&RESOURCES)),
     key("restart_policy", Kind::Table(&RESTART_POLICY)),
-    key("rollback_config", Kind::Table(&ROLLBACK))
-        .unsupported("it takes effect on a cluster, which orch does not form yet"),
-    key("update_config", Kind::Table(&UPDATE))
-        .unsupported("it takes effect on a cluster, which orch does not form yet"),
+    key("rollback_config", Kind::Table(&ROLLBACK)),
+    key("update_config", Kind::Table(&UPDATE)),
 ]));
 
 static PLACEMENT: Table = table(&[
