@@ -4,6 +4,8 @@
 mod access;
 #[path = "scheduler/api.rs"]
 mod api;
+#[path = "scheduler/cluster.rs"]
+mod cluster;
 #[path = "scheduler/damage.rs"]
 mod damage;
 #[path = "scheduler/full_disk.rs"]
