@@ -309,6 +309,7 @@ impl Replica {
         let only = raft.prs().conf().voters().ids().iter().eq([self.identity.id]);
         if only
             && raft.state == StateRole::Follower
+            && self.is_written()
             && let Err(error) = self.raw.campaign()
         {
             tracing::debug!(%error, "no election yet");
@@ -349,6 +350,10 @@ impl Replica {
         only && raft.state == StateRole::Leader && raft.pending_conf_index <= raft.raft_log.applied
     }
 
+    fn is_written(&self) -> bool {
+        self.raw.raft.raft_log.persisted == self.raw.raft.raft_log.last_index()
+    }
+
     /// Whether it could not lead without others.
     pub fn has_others(&self) -> bool {
         !self.raw.raft.prs().conf().voters().ids().iter().eq([self.identity.id])
@@ -375,7 +380,10 @@ impl Replica {
             return;
         }
         self.ticks += 1;
-        self.raw.tick();
+        // One who votes alone wins its election at once, and the library wants everything on disk by then.
+        if self.has_others() || self.is_leader() || self.is_written() {
+            self.raw.tick();
+        }
         self.proposals.expire(self.ticks, &mut self.out.failed);
         for number in self.reads.tick(self.ticks) {
             let leader = self.leader();
@@ -512,6 +520,9 @@ impl Replica {
                 self.reserving = false;
                 self.release_parked();
             }
+        }
+        if !self.removed {
+            self.campaign_alone();
         }
         if self.space.size > self.compact_at {
             self.build();

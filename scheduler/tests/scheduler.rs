@@ -12,6 +12,8 @@ mod damage;
 mod full_disk;
 #[path = "scheduler/kill.rs"]
 mod kill;
+#[path = "scheduler/order.rs"]
+mod order;
 #[path = "scheduler/power_loss.rs"]
 mod power_loss;
 #[path = "scheduler/sealed.rs"]

@@ -26,7 +26,7 @@ use std::sync::Mutex;
 use world::{Mode, Summary, World};
 
 /// Seeds of each mode in every run of the tests.
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 160;
 
 /// Seeds that found something once, with what it was.
 const REGRESSIONS: &[(Mode, u64)] = &[];
