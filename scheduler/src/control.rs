@@ -174,10 +174,21 @@ pub(crate) struct Shared {
 #[derive(Debug, Clone)]
 pub struct Control {
     shared: Arc<Shared>,
-    messages: Sender<Message>,
+    inbox: Arc<Inbox>,
     admission: Arc<Semaphore>,
     /// Bytes of other managers' messages that wait.
     received: Arc<AtomicUsize>,
+}
+
+/// The way to the raft thread, which ends when nobody has one any more.
+#[derive(Debug)]
+struct Inbox(Sender<Message>);
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        let (done, _) = oneshot::channel();
+        let _ = self.0.send(Message::Shutdown(done));
+    }
 }
 
 impl Control {
@@ -214,7 +225,7 @@ impl Control {
         driver::spawn("raft", move || driver::run(start, ready))?;
         let shared = started.await.map_err(|_| StartError::Raft("the thread ended".to_owned()))??;
         let admission = Arc::new(Semaphore::new(PROPOSALS));
-        Ok(Self { shared, messages, admission, received })
+        Ok(Self { shared, inbox: Arc::new(Inbox(messages)), admission, received })
     }
 
     /// Proposes a command and waits until it is applied, which is after it is on disk where that counts.
@@ -233,7 +244,7 @@ impl Control {
 
     async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Result<T, ProposeError> {
         let (reply, answer) = oneshot::channel();
-        self.messages.send(message(reply)).map_err(|_| self.gone())?;
+        self.inbox.0.send(message(reply)).map_err(|_| self.gone())?;
         answer.await.map_err(|_| self.gone())
     }
 
@@ -244,7 +255,7 @@ impl Control {
             self.received.fetch_sub(message.len(), Ordering::Relaxed);
             return;
         }
-        let _ = self.messages.send(Message::Receive { from: from.clone(), bytes: message });
+        let _ = self.inbox.0.send(Message::Receive { from: from.clone(), bytes: message });
     }
 
     /// Who leads, now and whenever that changes.
@@ -333,7 +344,7 @@ impl Control {
     pub fn assignments(&self, node: NodeId) -> watch::Receiver<Arc<Assignment>> {
         let (sender, assignments) = watch::channel(Arc::default());
         // A driver that is gone tells nobody anything, which its node hears when it reports.
-        let _ = self.messages.send(Message::Connect { node, assignments: sender });
+        let _ = self.inbox.0.send(Message::Connect { node, assignments: sender });
         assignments
     }
 
@@ -345,7 +356,7 @@ impl Control {
     /// Ends the driver after what it has been given; a leader hands its leadership over first.
     pub async fn shutdown(&self) {
         let (done, finished) = oneshot::channel();
-        if self.messages.send(Message::Shutdown(done)).is_ok() {
+        if self.inbox.0.send(Message::Shutdown(done)).is_ok() {
             let _ = finished.await;
         }
     }

@@ -391,3 +391,13 @@ async fn an_address_that_changed_is_known_everywhere_after_a_restart() {
     }
     cluster.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_control_plane_that_nobody_holds_any_more_ends() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let control = Control::start(ControlConfig::alone(dir.path().to_owned(), name(0))).await.expect("it starts");
+    let mut leadership = control.leadership();
+    drop(control);
+    let ended = async { while leadership.changed().await.is_ok() {} };
+    tokio::time::timeout(PATIENCE, ended).await.expect("its threads go with it");
+}
