@@ -150,7 +150,9 @@ impl Assembly {
         if assembly.parts.len() < count as usize {
             return None;
         }
-        let whole: Vec<u8> = place.take()?.parts.into_values().flat_map(Vec::from).collect();
+        let assembly = place.take()?;
+        let mut whole = Vec::with_capacity(assembly.bytes);
+        assembly.parts.values().for_each(|part| whole.extend_from_slice(part));
         Some(whole.into())
     }
 }

@@ -163,10 +163,14 @@ impl Cluster {
 
     /// Proposes to whoever leads until it is accepted.
     async fn propose(&self, number: usize) -> u64 {
+        self.propose_command(volume(number)).await
+    }
+
+    async fn propose_command(&self, command: Command) -> u64 {
         let until = Instant::now() + PATIENCE;
         loop {
             let leader = self.leader().await;
-            match self.controls[&leader].propose(volume(number)).await {
+            match self.controls[&leader].propose(command.clone()).await {
                 Ok((index, _)) => return index,
                 // Made already by the try of which nobody could say what became.
                 Err(ProposeError::Refused(_)) => return 0,
@@ -360,8 +364,7 @@ async fn a_change_larger_than_a_message_reaches_the_others() {
     let cluster = Cluster::of(3).await;
     let labels = [("filler".to_owned(), "x".repeat(6 << 20))].into();
     let large = Command::CreateVolume(NewVolume { name: "large".to_owned(), labels, ..NewVolume::default() });
-    let leader = cluster.leader().await;
-    cluster.controls[&leader].propose(large).await.expect("it is accepted");
+    cluster.propose_command(large).await;
     for control in cluster.controls.values() {
         assert!(control.wait_until(PATIENCE, |state| state.volumes.contains_key("large")).await);
     }
