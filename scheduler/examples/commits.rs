@@ -100,8 +100,7 @@ fn log_bytes(dir: &Path) -> u64 {
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     let given = std::env::args().nth(1).map(PathBuf::from);
-    let temporary = std::env::temp_dir().join(format!("orch-commits-{}", std::process::id()));
-    let base = given.unwrap_or(temporary);
+    let base = given.unwrap_or_else(std::env::temp_dir).join(format!("orch-commits-{}", std::process::id()));
     std::fs::create_dir_all(&base).expect("a directory");
     println!("write and sync of 300 bytes, one after the other: {:?} each", floor(&base));
     for voters in [1_usize, 3] {
