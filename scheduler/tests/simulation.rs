@@ -28,8 +28,15 @@ use world::{Mode, Summary, World};
 /// Seeds of each mode in every run of the tests.
 const SEEDS: u64 = 160;
 
-/// Seeds that found something once, with what it was.
-const REGRESSIONS: &[(Mode, u64)] = &[];
+/// Seeds that find something: each fails again when the mistake behind it is put back.
+const REGRESSIONS: &[(Mode, u64)] = &[
+    // Acknowledging entries before they are on disk (R10).
+    (Mode::Safety, 1),
+    // Applying a change of the configuration before it is durable that it is committed (R4, R6).
+    (Mode::Safety, 9),
+    // The library's `batch_append`: entries in a message that they do not follow, acknowledged by a follower that does not have them.
+    (Mode::Safety, 14),
+];
 
 fn run(mode: Mode, seed: u64) -> Summary {
     match catch_unwind(AssertUnwindSafe(|| World::new(mode, seed).run())) {
