@@ -18,9 +18,18 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// A pause between two looks that is longer than this was a stall of our own, in which we could hear nobody.
 const STALL: Duration = Duration::from_millis(1000);
 
+/// How well a node is seen, and whether it was heard of since the moment from which its silence counts: before, nothing good is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sight {
+    /// How well it is.
+    pub state: NodeState,
+    /// Whether it was heard of.
+    pub heard: bool,
+}
+
 /// Runs until the control plane is gone. `seen` says how well a node is seen from here now, and gets the moment from which its silence
 /// counts at the earliest: when we began to lead, or woke from a stall. On a host that is alone it is not asked.
-pub async fn run(control: Control, seen: impl Fn(&NodeId, Instant) -> NodeState + Send) {
+pub async fn run(control: Control, seen: impl Fn(&NodeId, Instant) -> Sight + Send) {
     let mut applied = control.watch();
     let mut leadership = control.leadership();
     let (mut from, mut looked) = (Instant::now(), None::<Instant>);
@@ -46,8 +55,12 @@ pub async fn run(control: Control, seen: impl Fn(&NodeId, Instant) -> NodeState 
             }
             if state.is_cluster() {
                 let changed = state.nodes.iter().map(|(id, node)| (id, node, seen(id, from)));
-                let changed = changed.filter(|(_, node, seen)| node.observed != *seen);
-                commands.extend(changed.map(|(id, _, state)| Command::ObserveNode { node: id.clone(), state }));
+                // A new leader has not heard of a node that is down, and does not think better of it for that.
+                let changed = changed.filter(|(_, node, seen)| {
+                    node.observed != seen.state && (seen.heard || seen.state > node.observed)
+                });
+                commands
+                    .extend(changed.map(|(id, _, seen)| Command::ObserveNode { node: id.clone(), state: seen.state }));
             }
             let timer = state.next_timer().map(|at| Duration::from_millis(at.saturating_sub(now)));
             (commands, if state.is_cluster() { Some(timer.map_or(LOOK, |timer| timer.min(LOOK))) } else { timer })

@@ -10,6 +10,8 @@ mod cluster;
 mod damage;
 #[path = "scheduler/full_disk.rs"]
 mod full_disk;
+#[path = "scheduler/identity.rs"]
+mod identity;
 #[path = "scheduler/kill.rs"]
 mod kill;
 #[path = "scheduler/order.rs"]

@@ -3,22 +3,21 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use axum::Router;
 use orch_agent::{Agent, AgentConfig};
 use orch_api::control::NodeLink;
 use orch_api::plane::ControlPlane;
-use orch_core::NodeState;
 use orch_scheduler::identity::{Identity, Membership};
 use orch_scheduler::peer::entry::{self, Host};
 use orch_scheduler::peer::forward::{Leader, to_leader};
 use orch_scheduler::peer::guard::{Admission, ManagersOnly, Members, guarded};
-use orch_scheduler::peer::heartbeat::{self, Pulse, Seen};
+use orch_scheduler::peer::heartbeat::{self, Pulse};
 use orch_scheduler::peer::link::{self, Knowledge};
 use orch_scheduler::peer::transport::TlsTransport;
-use orch_scheduler::peer::{Peers, listener, renewal};
+use orch_scheduler::peer::{Peers, listener, renewal, steward};
 use orch_scheduler::server::cluster::{Manager, Worker, leader_routes, own_routes, worker_routes};
 use orch_scheduler::{Bootstrap, Control, ControlConfig};
 use orch_spec::assignment::{Assignment, NodeId};
@@ -105,7 +104,7 @@ async fn manager(
     let agent = start_agent(args, &peers, link, Arc::new(plane)).await?;
     let images = Arc::new(Images::new(agent.clone(), leader.clone()));
     let pulse = Pulse::default();
-    look_after(&control, &peers, &pulse);
+    tokio::spawn(steward::run(leader.clone(), pulse.clone()));
     let manager = Manager { leader: leader.clone(), host: host.clone(), pulse };
     let router = to_leader(orch_scheduler::server::routes(control.clone(), images), leader)
         .merge(own_routes(manager.clone()))
@@ -138,19 +137,6 @@ async fn worker(
     heartbeat::start(peers.clone()).context("start the heartbeat")?;
     keep_certificate(&host, None, knowledge.role_changed.clone());
     Ok(Composition { router, agent, control: None, restart: host.restart.clone(), peers, evict })
-}
-
-/// Does what whoever leads does by itself: timers, and how well nodes are.
-fn look_after(control: &Control, peers: &Peers, pulse: &Pulse) {
-    let (own, pulse) = (peers.node().clone(), pulse.clone());
-    let seen = move |node: &NodeId, from: Instant| match pulse.seen(node, from, Instant::now()) {
-        // It hears itself as long as it does anything at all.
-        _ if *node == own => NodeState::Ready,
-        Seen::Ready => NodeState::Ready,
-        Seen::Suspect => NodeState::Suspect,
-        Seen::Down => NodeState::Down,
-    };
-    tokio::spawn(orch_scheduler::steward::run(control.clone(), seen));
 }
 
 fn set_aside(data_dir: &Path) -> Result<()> {

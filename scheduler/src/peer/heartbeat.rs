@@ -47,6 +47,12 @@ impl Pulse {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node.clone(), at);
     }
 
+    /// Whether a node was heard of since a moment.
+    pub fn heard_since(&self, node: &NodeId, from: Instant) -> bool {
+        let heard = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(node).copied();
+        heard.is_some_and(|heard| heard >= from)
+    }
+
     /// How well a node seems at a moment. `from` is the earliest moment that its silence counts from: when this manager began to lead, or
     /// woke from a stall of its own, in which it could hear nobody.
     pub fn seen(&self, node: &NodeId, from: Instant, now: Instant) -> Seen {

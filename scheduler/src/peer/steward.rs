@@ -1,0 +1,116 @@
+//! What whoever leads does about nodes beside answering: it sees which of them live, and brings into line what the records say of one that
+//! has left or was removed.
+//!
+//! All of it is level-triggered: a new leader looks at the state and goes on where the former one stopped.
+
+use std::time::{Duration, Instant};
+
+use orch_core::{Command, NodeState, SecurityCommand, State};
+use orch_spec::assignment::NodeId;
+
+use super::forward::Leader;
+use super::heartbeat::{Pulse, Seen};
+use crate::control::ProposeError;
+use crate::driver::chain;
+use crate::steward::{Sight, run as look_after};
+
+/// How often records are compared: who leaves is told at once, this is for what was interrupted.
+const LOOK: Duration = Duration::from_millis(300);
+
+/// Looks after the cluster for ever, whenever this manager leads.
+pub async fn run(leader: Leader, pulse: Pulse) {
+    let own = leader.peers.node().clone();
+    let seen = move |node: &NodeId, from: Instant| {
+        if *node == own {
+            return Sight { state: NodeState::Ready, heard: true };
+        }
+        let state = match pulse.seen(node, from, Instant::now()) {
+            Seen::Ready => NodeState::Ready,
+            Seen::Suspect => NodeState::Suspect,
+            Seen::Down => NodeState::Down,
+        };
+        Sight { state, heard: pulse.heard_since(node, from) }
+    };
+    tokio::spawn(look_after(leader.control.clone(), seen));
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if leader.control.leadership().borrow().is_leader {
+            for step in leader.control.read(steps) {
+                match take(&leader, &step).await {
+                    Ok(()) => tracing::info!(?step, "the records of a node agree again"),
+                    Err(error) => tracing::info!(?step, error = chain(&error), "the records of a node disagree"),
+                }
+            }
+        }
+    }
+}
+
+/// What is to be done so that the records of a node agree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Step {
+    /// It was removed from the log of managers too late, or not at all.
+    Unseat(NodeId),
+    /// People have removed it: its certificate must not count any more.
+    ShutOut(NodeId),
+    /// It has left: what ran there is made elsewhere.
+    Forget(NodeId),
+}
+
+fn steps(state: &State) -> Vec<Step> {
+    if !state.security.is_open() {
+        return Vec::new();
+    }
+    let is_member = |node: &NodeId| state.security.members.contains_key(node);
+    let managers = state.members.managers.values().map(|member| &member.node).filter(|node| !is_member(node));
+    let removed = state.security.members.keys().filter(|node| state.removed_nodes.contains(*node));
+    let left = state.nodes.keys().filter(|node| !is_member(node));
+    managers
+        .map(|node| Step::Unseat(node.clone()))
+        .chain(removed.map(|node| Step::ShutOut(node.clone())))
+        .chain(left.map(|node| Step::Forget(node.clone())))
+        .collect()
+}
+
+async fn take(leader: &Leader, step: &Step) -> Result<(), ProposeError> {
+    let control = &leader.control;
+    match step {
+        Step::Unseat(node) => control.remove_manager(node).await,
+        Step::ShutOut(node) => {
+            let shut_out = SecurityCommand::Remove { node: node.clone() };
+            control.propose(Command::Security(shut_out)).await.map(drop)
+        }
+        Step::Forget(node) => control.propose(Command::RemoveNode { node: node.clone(), force: true }).await.map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use orch_core::security::{Hidden, Member};
+    use orch_spec::role::Role;
+
+    fn member() -> Member {
+        Member { role: Role::Worker, key: String::new(), address: String::new(), joined_at: 0 }
+    }
+
+    #[test]
+    fn records_that_agree_need_nothing_and_a_host_alone_has_none() {
+        let mut state = State::new("c");
+        state.nodes.insert("a".into(), orch_core::Node::default());
+        assert_eq!(steps(&state), [], "alone");
+        state.security.authority = vec![1];
+        state.security.authority_key = Hidden(vec![1]);
+        state.security.members.insert("a".into(), member());
+        assert_eq!(steps(&state), []);
+    }
+
+    #[test]
+    fn whoever_left_is_forgotten_and_whoever_was_removed_is_shut_out() {
+        let mut state = State::new("c");
+        state.security.authority = vec![1];
+        state.nodes.insert("left".into(), orch_core::Node::default());
+        state.security.members.insert("removed".into(), member());
+        state.removed_nodes.insert("removed".into());
+        assert_eq!(steps(&state), [Step::ShutOut("removed".into()), Step::Forget("left".into())]);
+    }
+}
