@@ -1,6 +1,7 @@
 //! Several hosts as one: real processes on machines of their own, joined by one switch.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::path::Path;
 
 use orch_tests::host::Host;
 use orch_tests::segment::{Segment, address};
@@ -65,6 +66,17 @@ impl Hosts {
     }
 }
 
+/// Six tasks that only wait.
+const SPREAD: &str = "
+services:
+  idle:
+    image: busybox
+    command: [sleep, infinity]
+    init: true
+    deploy:
+      replicas: 6
+";
+
 #[test]
 fn two_hosts_join_a_third_and_are_known_by_all_managers() {
     let hosts = Hosts::cluster(&["worker", "manager"]);
@@ -79,6 +91,216 @@ fn two_hosts_join_a_third_and_are_known_by_all_managers() {
     let worker = hosts.info(2);
     assert_eq!(worker["role"], "worker", "{worker}");
     assert_eq!(worker["connected"], true, "{worker}");
-    let _ = Duration::ZERO;
-    let _ = &hosts.segment;
+}
+
+#[test]
+fn a_stack_is_spread_over_all_hosts_whichever_manager_is_asked() {
+    let hosts = Hosts::cluster(&["worker", "manager"]);
+    for host in &hosts.hosts {
+        host.load("busybox");
+    }
+    // The second manager does not lead: it passes on.
+    let asked = hosts.host(3);
+    asked.stack(SPREAD);
+    asked.up();
+    let tasks = asked.ps();
+    let on: BTreeSet<&str> = tasks.iter().filter_map(|task| task["node"].as_str()).collect();
+    assert_eq!((tasks.len(), on.len()), (6, 3), "{tasks:?}");
+    for host in &hosts.hosts {
+        let running = host.orch(&["container", "ls", "--format", "json"]).ok().json_lines();
+        assert_eq!(running.len(), 2, "{running:?}");
+    }
+    let refused = hosts.host(2).orch(&["ls"]);
+    assert_ne!(refused.code, 0);
+    assert!(refused.stderr.contains("is a worker") && refused.stderr.contains("192.0.2.1"), "{}", refused.stderr);
+    asked.down();
+    for host in &hosts.hosts {
+        eventually(PATIENCE, "nothing of it runs", || {
+            let left = host.orch(&["container", "ls", "-a", "--format", "json"]).ok().json_lines();
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+        });
+    }
+}
+
+#[test]
+fn the_leader_may_die_and_changes_are_taken_again() {
+    let hosts = Hosts::cluster(&["manager", "manager"]);
+    eventually(PATIENCE, "all three know who leads and that there are three", || {
+        let infos: Vec<Value> = (1..=3).map(|number| hosts.info(number)).collect();
+        let agree = infos.iter().all(|info| {
+            info["leader"] == infos[0]["node"] && info["members"].as_array().is_some_and(|members| members.len() == 3)
+        });
+        if agree { Ok(()) } else { Err(format!("{infos:?}")) }
+    });
+    hosts.host(2).orch(&["volume", "create", "before"]).ok();
+    // Both of the others must be voters, and the number of voters is odd by rule: three, once all have caught up.
+    hosts.host(1).kill_agent();
+    hosts.host(2).orch(&["volume", "create", "after"]).ok();
+    let volumes = hosts.host(3).orch(&["volume", "ls", "-q"]).ok();
+    assert!(volumes.text().contains("before") && volumes.text().contains("after"), "{}", volumes.text());
+    assert_ne!(hosts.info(2)["leader"], hosts.info(1)["node"]);
+    hosts.host(1).start_agent();
+    eventually(PATIENCE, "the former leader follows", || {
+        let (own, other) = (hosts.info(1), hosts.info(2));
+        if own["leader"] == other["leader"] && own["leader"] != own["node"] { Ok(()) } else { Err(own.to_string()) }
+    });
+}
+
+#[test]
+fn a_host_that_cannot_join_is_told_why_and_stays_as_it_was() {
+    let hosts = Hosts::new(3);
+    hosts.init();
+    let token = hosts.token(&["worker"]);
+    let refused = |number: usize, token: &str, manager: &str, why: &str| {
+        let output = hosts.host(number).orch(&["cluster", "join", "--token", token, manager]);
+        assert_ne!(output.code, 0, "{}", output.stderr);
+        assert!(output.stderr.contains(why), "expected `{why}`, was told: {}", output.stderr);
+    };
+    let (first, second) = (address(1).to_string(), address(2).to_string());
+    refused(2, "nonsense", &first, "not a join token");
+    refused(2, &token, "203.0.113.7:x", "not an IP address");
+    refused(3, &token, &second, "cannot connect to 192.0.2.2:7373");
+    hosts.host(1).orch(&["cluster", "token", "worker", "--revoke"]).ok();
+    refused(2, &token, &first, "does not count");
+    hosts.host(2).load("busybox");
+    hosts.host(2).stack(SPREAD);
+    hosts.host(2).up();
+    let token = hosts.token(&["worker"]);
+    refused(2, &token, &first, "runs the stacks work");
+    hosts.host(2).down();
+    hosts.join(2, &token).ok();
+    refused(2, &token, &first, "is a worker of cluster");
+    refused(3, &token, &second, "is a node of the cluster, but not a manager");
+    let again = hosts.host(1).orch(&["cluster", "init"]);
+    assert!(again.code != 0 && again.stderr.contains("is a manager of cluster"), "{}", again.stderr);
+    assert_eq!(hosts.info(3)["open"], false);
+}
+
+#[test]
+fn a_worker_that_leaves_is_forgotten_and_alone_again() {
+    let hosts = Hosts::cluster(&["worker"]);
+    for host in &hosts.hosts {
+        host.load("busybox");
+    }
+    hosts.host(1).stack(SPREAD);
+    hosts.host(1).up();
+    let before = hosts.info(2);
+    hosts.host(2).orch(&["cluster", "leave"]).ok();
+    let after = hosts.info(2);
+    assert_eq!(after["open"], false);
+    assert!(after["id"] != before["id"] && after["node"] != before["node"], "{after}");
+    assert_eq!(hosts.nodes(1).len(), 1);
+    let left = hosts.host(2).orch(&["container", "ls", "-a", "--format", "json"]).ok().json_lines();
+    assert!(left.is_empty(), "{left:?}");
+    eventually(PATIENCE, "its tasks run on the other host", || {
+        let tasks = hosts.host(1).ps();
+        let runs = tasks.iter().filter(|task| task["state"] == "running").count();
+        if runs == 6 { Ok(()) } else { Err(format!("{tasks:?}")) }
+    });
+}
+
+#[test]
+fn a_secret_is_in_no_file_of_any_host() {
+    const SECRET: &str = "plaintext-of-a-secret-4711";
+    let hosts = Hosts::cluster(&["worker", "manager"]);
+    for host in &hosts.hosts {
+        host.load("busybox");
+    }
+    let host = hosts.host(1);
+    host.stack(
+        "
+services:
+  a:
+    image: busybox
+    command: [sleep, infinity]
+    init: true
+    secrets: [s]
+    deploy:
+      mode: global
+secrets:
+  s:
+    environment: TOP_SECRET
+",
+    );
+    host.invoke(&["up", "-d", "--wait"]).env("TOP_SECRET", SECRET).run().ok();
+    assert_eq!(host.exec("a", "cat /run/secrets/s"), SECRET);
+    for host in &hosts.hosts {
+        let found = files_with(&host.data(), SECRET.as_bytes());
+        assert!(found.is_empty(), "the secret lies in {found:?}");
+    }
+}
+
+/// Files below a folder that hold these bytes.
+fn files_with(root: &Path, bytes: &[u8]) -> Vec<String> {
+    let holds = |path: &String| {
+        std::fs::read(root.join(path)).is_ok_and(|content| content.windows(bytes.len()).any(|part| part == bytes))
+    };
+    let files = orch_tests::traces::tree(root).into_iter().filter(|path| !path.ends_with('/'));
+    // Images are the same with and without a secret, and large.
+    files.filter(|path| !path.starts_with("engine/images/")).filter(holds).collect()
+}
+
+#[test]
+fn a_client_certificate_does_from_another_host_what_its_role_allows() {
+    let hosts = Hosts::new(2);
+    hosts.init();
+    let folder = hosts.host(2).folder();
+    let make = |role: &str| {
+        let out = folder.join(role).to_string_lossy().into_owned();
+        let name = hosts.host(1).orch(&["cluster", "client", "create", "alice", "--role", role, "-o", &out]).ok();
+        name.text().trim().to_owned()
+    };
+    let (reader, _deployer) = (make("read"), make("deploy"));
+    let call = |role: &str, arguments: &[&str]| {
+        let server = format!("tcp://{}", address(1));
+        let all = [&["--host", server.as_str()], arguments].concat();
+        let path = folder.join(role).to_string_lossy().into_owned();
+        hosts.host(2).invoke(&all).env("ORCH_CERT_PATH", &path).run()
+    };
+    call("read", &["volume", "ls"]).ok();
+    let refused = call("read", &["volume", "create", "v"]);
+    assert!(
+        refused.code != 0 && refused.stderr.contains("it needs a client certificate with the role deploy"),
+        "{}",
+        refused.stderr
+    );
+    call("deploy", &["volume", "create", "v"]).ok();
+    let refused = call("deploy", &["cluster", "token"]);
+    assert!(refused.code != 0 && refused.stderr.contains("role admin"), "{}", refused.stderr);
+    hosts.host(1).orch(&["cluster", "client", "rm", &reader]).ok();
+    let refused = call("read", &["volume", "ls"]);
+    assert!(refused.code != 0 && refused.stderr.contains("not known here, or was shut out"), "{}", refused.stderr);
+    let missing = call("nowhere", &["volume", "ls"]);
+    assert!(missing.code == 2 && missing.stderr.contains("needs a client certificate"), "{}", missing.stderr);
+}
+
+#[test]
+fn a_host_that_is_cut_off_is_replaced_and_welcome_again() {
+    let hosts = Hosts::cluster(&["worker", "worker"]);
+    for host in &hosts.hosts {
+        host.load("busybox");
+    }
+    let host = hosts.host(1);
+    host.stack(SPREAD);
+    host.up();
+    let lost = hosts.info(3)["node"].clone();
+    hosts.segment.cut(3).expect("there is a cable");
+    eventually(PATIENCE, "six tasks run on the other hosts", || {
+        let tasks = host.ps();
+        let well = tasks.iter().filter(|task| task["state"] == "running" && task["node"] != lost).count();
+        if well == 6 { Ok(()) } else { Err(format!("{well} of {tasks:?}")) }
+    });
+    hosts.segment.mend(3).expect("there is a cable");
+    eventually(PATIENCE, "it is connected again", || {
+        let info = hosts.info(3);
+        if info["connected"] == true { Ok(()) } else { Err(info.to_string()) }
+    });
+    eventually(PATIENCE, "no slot runs twice", || {
+        let count = |number: usize| {
+            let running = hosts.host(number).orch(&["container", "ls", "--format", "json"]).ok().json_lines();
+            running.len()
+        };
+        let all: usize = (1..=3).map(count).sum();
+        if all == 6 { Ok(()) } else { Err(format!("{all} containers run")) }
+    });
 }
