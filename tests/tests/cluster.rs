@@ -304,3 +304,53 @@ fn a_host_that_is_cut_off_is_replaced_and_welcome_again() {
         if all == 6 { Ok(()) } else { Err(format!("{all} containers run")) }
     });
 }
+
+#[test]
+fn certificates_renew_themselves_while_everything_goes_on() {
+    let hosts = Hosts::new(2);
+    // The shortest life in which a loaded machine still renews in time; expired ones count for another 90 minutes anyway.
+    let arguments = ["cluster", "init", "--advertise-addr", "192.0.2.1", "--cert-expiry", "10s"];
+    hosts.host(1).orch(&arguments).ok();
+    let token = hosts.token(&["worker"]);
+    hosts.join(2, &token).ok();
+    let until = |number: usize| hosts.info(number)["certificate_until"].as_u64().expect("it has a certificate");
+    for number in [1, 2] {
+        let first = until(number);
+        let renewed = |times: u64| {
+            eventually(PATIENCE, &format!("host {number} has a newer certificate"), || {
+                let now = until(number);
+                if now > first + times * 4000 { Ok(()) } else { Err(format!("{now} after {first}")) }
+            });
+        };
+        renewed(1);
+        renewed(2);
+    }
+    assert_eq!(hosts.info(2)["connected"], true);
+    hosts.host(1).orch(&["volume", "create", "v"]).ok();
+}
+
+#[test]
+fn a_host_is_reached_by_whatever_ssh_reaches() {
+    let hosts = Hosts::new(1);
+    let host = hosts.host(1);
+    // Stands in for ssh: what comes after the target is the command to run there.
+    let ssh = host.folder().join("ssh");
+    let program = orch_tests::host::binary();
+    let script = format!(
+        "#!/bin/sh\nwhile [ \"$1\" != -- ]; do shift; done\necho \"$2\" >>{0}.log\nshift 3\nexec {1} \"$@\"\n",
+        ssh.display(),
+        program.display()
+    );
+    host.write("ssh", &script);
+    host.sh(orch_tests::machine::Place::Host, &format!("chmod +x {}", ssh.display()));
+    let call = |arguments: &[&str]| {
+        let all = [&["--host", "ssh://root@elsewhere:2222"], arguments].concat();
+        host.invoke(&all).env("ORCH_SSH", &ssh.to_string_lossy()).run()
+    };
+    call(&["volume", "create", "v"]).ok();
+    assert_eq!(call(&["volume", "ls", "-q"]).ok().text().trim(), "v");
+    let log = std::fs::read_to_string(ssh.with_extension("log")).expect("it was used");
+    assert!(log.lines().all(|target| target == "root@elsewhere") && log.lines().count() >= 2, "{log}");
+    let refused = host.orch(&["--host", "ssh://-oProxyCommand=x", "ls"]);
+    assert!(refused.code == 2 && refused.stderr.contains("not understood"), "{}", refused.stderr);
+}
