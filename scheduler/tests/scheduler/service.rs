@@ -15,7 +15,8 @@ use orch_api::control::{
 use orch_api::error::ErrorBody;
 use orch_api::service::{NodeUpdate, ServiceDetail, ServiceUpdate, TaskExplanation};
 use orch_core::{ClusterSettings, Command, NodeState};
-use orch_scheduler::{Control, server, steward};
+use orch_scheduler::steward::{self, Sight};
+use orch_scheduler::{Control, server};
 use orch_spec::assignment::{DesiredTask, NodeFacts, NodeReport, TaskAssignment, TaskState, TaskStatus};
 use orch_spec::model::{
     Constraint, DeploySpec, Duration as SpecDuration, NetworkMode, PlacementSpec, ServiceSpec, StackSpec, UpdateConfig,
@@ -60,7 +61,7 @@ impl Cluster {
             tokio::spawn(async move { obey(&mut link).await });
         }
         assert!(control.wait_until(LONG, |state| state.nodes.len() == 3).await, "all have joined");
-        tokio::spawn(steward::run(control.clone(), |_, _| NodeState::Ready));
+        tokio::spawn(steward::run(control.clone(), |_, _| Sight { state: NodeState::Ready, heard: true }));
         Self { control, router }
     }
 
