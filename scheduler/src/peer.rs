@@ -2,7 +2,8 @@
 //!
 //! [`Peers`] is a node's own end: its certificate, and connections to others. [`listener`] takes connections in, [`guard`] decides who may
 //! call what. Over these, [`session`] and [`link`] are the two ends of a node's conversation with a manager, [`heartbeat`] says that a
-//! node lives, [`steward`] is what the leader makes of that, [`transport`] carries raft's messages, [`forward`] passes on to the leader what only it can answer. [`renewal`] keeps the
+//! node lives, [`steward`] is what the leader makes of that, [`transport`] carries raft's messages, [`forward`] passes on to the leader what only it can answer, and
+//! [`relay`] to its node what is about a container there. [`renewal`] keeps the
 //! certificate young.
 
 pub mod entry;
@@ -11,6 +12,7 @@ pub mod guard;
 pub mod heartbeat;
 pub mod link;
 pub mod listener;
+pub mod relay;
 pub mod renewal;
 pub mod session;
 pub mod steward;

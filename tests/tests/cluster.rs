@@ -354,3 +354,66 @@ fn a_host_is_reached_by_whatever_ssh_reaches() {
     let refused = host.orch(&["--host", "ssh://-oProxyCommand=x", "ls"]);
     assert!(refused.code == 2 && refused.stderr.contains("not understood"), "{}", refused.stderr);
 }
+
+#[test]
+fn a_worker_is_promoted_and_a_manager_demoted_and_one_leaves() {
+    let hosts = Hosts::cluster(&["worker", "manager"]);
+    let becomes = |number: usize, role: &str| {
+        eventually(PATIENCE, &format!("host {number} is a {role}"), || {
+            let output = hosts.host(number).orch(&["cluster", "info", "--format", "json"]);
+            // Its agent starts again meanwhile.
+            let info = if output.code == 0 { output.json() } else { Value::Null };
+            let settled = info["role"] == role && info["connected"] == true && info["leader"] != "";
+            if settled { Ok(()) } else { Err(format!("{info} {}", output.stderr)) }
+        });
+    };
+    hosts.host(1).orch(&["node", "promote", "host2"]).ok();
+    becomes(2, "manager");
+    hosts.host(2).orch(&["volume", "create", "by-the-new-one"]).ok();
+    hosts.host(1).orch(&["node", "demote", "host3"]).ok();
+    becomes(3, "worker");
+    let refused = hosts.host(3).orch(&["volume", "ls"]);
+    assert!(refused.code != 0 && refused.stderr.contains("is a worker"), "{}", refused.stderr);
+    let before = hosts.info(2);
+    hosts.host(2).orch(&["cluster", "leave"]).ok();
+    assert_ne!(hosts.info(2)["id"], before["id"]);
+    eventually(PATIENCE, "the others know", || {
+        let nodes = hosts.nodes(1);
+        if nodes.len() == 2 { Ok(()) } else { Err(format!("{nodes:?}")) }
+    });
+    let last = hosts.host(1).orch(&["cluster", "leave"]);
+    assert!(last.code != 0 && last.stderr.contains("last manager"), "{}", last.stderr);
+    hosts.host(1).orch(&["volume", "create", "still-taken"]).ok();
+}
+
+#[test]
+fn commands_reach_into_containers_on_other_hosts() {
+    let hosts = Hosts::cluster(&["worker"]);
+    for host in &hosts.hosts {
+        host.load("busybox");
+    }
+    let host = hosts.host(1);
+    host.stack(
+        "
+services:
+  talk:
+    image: busybox
+    command: [sh, -c, 'echo here is $$(hostname); exec sleep infinity']
+    init: true
+    deploy:
+      mode: global
+",
+    );
+    host.up();
+    let tasks = host.ps();
+    let worker = hosts.info(2)["node"].clone();
+    let far = tasks.iter().find(|task| task["node"] == worker).expect("one is on the other host");
+    let slot = far["slot"].to_string();
+    let said = host.orch(&["exec", "-T", "--index", &slot, "talk", "sh", "-c", "echo on $(hostname); exit 7"]);
+    assert!(said.code == 7 && said.text().starts_with("on "), "{} {}", said.text(), said.stderr);
+    let logs = host.orch(&["logs", "talk"]).ok();
+    assert_eq!(logs.text().matches("here is").count(), 2, "{}", logs.text());
+    let copied = host.folder().join("hosts").to_string_lossy().into_owned();
+    host.orch(&["cp", "--index", &slot, "talk:/etc/hosts", &copied]).ok();
+    assert!(std::fs::read_to_string(&copied).expect("it was copied").contains("localhost"));
+}

@@ -16,6 +16,7 @@ use orch_scheduler::peer::forward::{Leader, to_leader};
 use orch_scheduler::peer::guard::{Admission, ManagersOnly, Members, guarded};
 use orch_scheduler::peer::heartbeat::{self, Pulse};
 use orch_scheduler::peer::link::{self, Knowledge};
+use orch_scheduler::peer::relay::to_node;
 use orch_scheduler::peer::transport::TlsTransport;
 use orch_scheduler::peer::{Peers, listener, renewal, steward};
 use orch_scheduler::server::cluster::{Manager, Worker, leader_routes, own_routes, worker_routes};
@@ -106,10 +107,10 @@ async fn manager(
     let pulse = Pulse::default();
     tokio::spawn(steward::run(leader.clone(), pulse.clone()));
     let manager = Manager { leader: leader.clone(), host: host.clone(), pulse };
-    let router = to_leader(orch_scheduler::server::routes(control.clone(), images), leader)
+    let router = to_leader(orch_scheduler::server::routes(control.clone(), images), leader.clone())
         .merge(own_routes(manager.clone()))
         .merge(leader_routes(manager))
-        .merge(agent.routes());
+        .merge(to_node(agent.routes(), leader));
     let admission: Arc<dyn Admission> = Arc::new(Members { control: control.clone(), peers: peers.clone() });
     serve_others(sockets, &host, guarded(router.clone(), admission), membership.as_ref());
     heartbeat::start(peers.clone()).context("start the heartbeat")?;

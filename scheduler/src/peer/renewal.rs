@@ -11,7 +11,7 @@ use orch_spec::role::Role;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::Peers;
-use crate::control::Control;
+use crate::control::{Control, Leadership, Standing};
 use crate::identity::authority::{Authority, NODE_LIFE, Request};
 use crate::identity::certificate::Subject;
 
@@ -126,6 +126,17 @@ fn random_share() -> f64 {
     f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
 }
 
+/// Waits until this manager has lost its place in the log; for ever on a node that has none.
+async fn removed(leadership: &mut Option<tokio::sync::watch::Receiver<Leadership>>) {
+    let gone = match leadership {
+        Some(known) => known.wait_for(|known| known.standing == Standing::Removed).await.is_ok(),
+        None => false,
+    };
+    if !gone {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// Renews for ever. `role_changed` wakes it; `control` is there on a manager. Ends when the role is another one than the membership says,
 /// and tells it: the process starts again as what it has become.
 pub async fn keep(
@@ -134,6 +145,7 @@ pub async fn keep(
     role_changed: std::sync::Arc<tokio::sync::Notify>,
 ) -> CertificateAnswer {
     let mut share = random_share();
+    let mut leadership = control.as_ref().map(Control::leadership);
     loop {
         let Some(certificate) = peers.certificate() else {
             // Alone: there is nothing to renew before the cluster is opened.
@@ -148,11 +160,13 @@ pub async fn keep(
             tokio::select! {
                 () = tokio::time::sleep(wait.min(LOOK)) => continue,
                 () = role_changed.notified() => {}
+                () = removed(&mut leadership) => {}
             }
         }
+        let is_removed = leadership.as_ref().is_some_and(|known| known.borrow().standing == Standing::Removed);
         let renewed = match &control {
-            Some(control) => renew_here(control, &peers).map(|()| None),
-            None => renew_there(&peers).await.map(Some),
+            Some(control) if !is_removed => renew_here(control, &peers).map(|()| None),
+            _ => renew_there(&peers).await.map(Some),
         };
         match renewed {
             Ok(answer) => {
@@ -160,6 +174,10 @@ pub async fn keep(
                 let until = peers.certificate().map_or(0, |certificate| millis(certificate.not_after));
                 tracing::info!(until, "this node's certificate was renewed");
                 let is = peers.membership().borrow().as_ref().map(|membership| membership.role.to_string());
+                if is_removed {
+                    // The record of the new role may follow the place in the log by a moment.
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
                 if let Some(answer) = answer.filter(|answer| is.is_some_and(|is| is != answer.role)) {
                     return answer;
                 }

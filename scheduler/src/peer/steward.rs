@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use orch_core::{Command, NodeState, SecurityCommand, State};
 use orch_spec::assignment::NodeId;
 
-use super::forward::Leader;
+use super::forward::{Leader, managers};
 use super::heartbeat::{Pulse, Seen};
 use crate::control::ProposeError;
 use crate::driver::chain;
+use crate::identity::ManagerAddress;
 use crate::steward::{Sight, run as look_after};
 
 /// How often records are compared: who leaves is told at once, this is for what was interrupted.
@@ -34,6 +35,7 @@ pub async fn run(leader: Leader, pulse: Pulse) {
     tokio::spawn(look_after(leader.control.clone(), seen));
     loop {
         tokio::time::sleep(LOOK).await;
+        remember_managers(&leader);
         if leader.control.leadership().borrow().is_leader {
             for step in leader.control.read(steps) {
                 match take(&leader, &step).await {
@@ -42,6 +44,20 @@ pub async fn run(leader: Leader, pulse: Pulse) {
                 }
             }
         }
+    }
+}
+
+/// A manager that is removed from the log hears nothing any more: it must know the others by then.
+fn remember_managers(leader: &Leader) {
+    let Some(mut membership) = leader.peers.membership().borrow().clone() else { return };
+    let known = leader.control.read(managers);
+    if known.is_empty() {
+        return;
+    }
+    let known = known.into_iter().map(|peer| ManagerAddress { node: peer.node.into(), address: peer.address });
+    membership.managers = known.collect();
+    if let Err(error) = leader.peers.set_membership(membership) {
+        tracing::warn!(error = chain(&error), "the managers could not be remembered");
     }
 }
 
