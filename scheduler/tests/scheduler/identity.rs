@@ -165,12 +165,15 @@ async fn call(client: &Client, rule: &access::Rule) -> Result<(), String> {
     }
 }
 
+/// Whether a caller may call a route of this access.
+type May = Box<dyn Fn(Access) -> bool>;
+
 #[tokio::test]
 async fn every_route_lets_in_whom_it_says_and_nobody_else() {
     let cluster = Cluster::open(false).await;
     let now = SystemTime::now();
     let long_ago = now - 30 * DAY;
-    let mut callers: Vec<(&str, Client, Box<dyn Fn(Access) -> bool>)> = Vec::new();
+    let mut callers: Vec<(&str, Client, May)> = Vec::new();
     callers.push(("nobody", cluster.client(None), Box::new(|rule| rule == Access::Everybody)));
     for role in Role::ALL {
         let own = cluster.credentials(role.as_str(), role, now, DAY).await;
@@ -218,7 +221,7 @@ async fn tokens_that_do_not_count_are_refused_with_the_reason() {
     let cluster = Cluster::open(true).await;
     let request = TokenRequest { role: Role::Worker, rotate: false, life: None, once: false };
     let good = cluster.token(request.clone()).await;
-    let refused = |result: Result<(Host, tempfile::TempDir), String>| result.err().expect("it is refused");
+    let refused = |result: Result<(Host, tempfile::TempDir), String>| result.expect_err("it is refused");
 
     let error = refused(cluster.join("a", "0.1.0", "SWMTKN-1-x").await);
     assert!(error.starts_with("invalid") && error.contains("does not begin with ORCH-"), "{error}");
