@@ -91,6 +91,12 @@ fn two_hosts_join_a_third_and_are_known_by_all_managers() {
     let worker = hosts.info(2);
     assert_eq!(worker["role"], "worker", "{worker}");
     assert_eq!(worker["connected"], true, "{worker}");
+    eventually(PATIENCE, "all three are ready, by their host names", || {
+        let nodes = hosts.host(3).orch(&["node", "ls", "--format", "json"]).ok().json_lines();
+        let ready = nodes.iter().filter(|node| node["state"] == "ready").filter_map(|node| node["hostname"].as_str());
+        let ready: BTreeSet<&str> = ready.collect();
+        if ready == BTreeSet::from(["host1", "host2", "host3"]) { Ok(()) } else { Err(format!("{nodes:?}")) }
+    });
 }
 
 #[test]
