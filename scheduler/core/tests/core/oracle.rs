@@ -224,12 +224,13 @@ fn the_only_copy_stays(before: &State, state: &State) {
         if !gone || was_told || removed || late || called_off {
             continue;
         }
-        let same = |task: &&Task| task.is_replica() && task.slot == former.slot;
-        let next: Vec<&Task> = state.service_tasks(&former.stack, &former.service).filter(same).collect();
-        let fit = next.is_empty()
-            || next.iter().any(|task| {
-                task.is_ready() || task.status.state >= TaskState::Created && task.status.state < TaskState::Exited
-            });
+        let others = state.service_tasks(&former.stack, &former.service);
+        let others: Vec<&Task> =
+            others.filter(|task| !task.one_off && task.slot == former.slot && task.id != former.id).collect();
+        // One that was ready and is replaced in its turn in the same entry is still there.
+        let made = |task: &Task| task.status.state >= TaskState::Created && task.status.state < TaskState::Exited;
+        let unwanted = !others.iter().any(|task| task.is_replica());
+        let fit = unwanted || others.iter().any(|task| task.is_ready() || made(task));
         assert!(fit, "{} was taken away before there was another", former.container_name);
     }
 }

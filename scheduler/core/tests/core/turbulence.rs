@@ -10,6 +10,7 @@ use orch_core::{
 use orch_spec::assignment::{NodeId, TaskState};
 use orch_spec::model::StackSpec;
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use crate::fleet::Fleet;
 use crate::world::stack;
@@ -285,8 +286,17 @@ fn waits_for_others(fleet: &Fleet, task: &Task) -> bool {
     orphan || dependencies.chain(parents).any(stuck) || former.count() > 0
 }
 
+/// The same runs each time, so that a failure is this change's; `PROPTEST_RNG_SEED` looks elsewhere, and what that finds is kept beside
+/// this file.
+fn config() -> ProptestConfig {
+    let config = ProptestConfig::default();
+    let seeded = std::env::var_os("PROPTEST_RNG_SEED").is_some();
+    let rng_seed = if seeded { config.rng_seed } else { RngSeed::Fixed(1) };
+    ProptestConfig { cases: 96, rng_seed, ..config }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
     #[test]
     fn no_turbulence_breaks_what_must_hold(steps in prop::collection::vec(step(), 1..50)) {
         let files: Vec<Arc<StackSpec>> = FILES.iter().map(|text| Arc::new(stack("web", text))).collect();
