@@ -32,7 +32,7 @@ pub use plan::{
     ExecPlan, Identity, LaunchPlan, MountSource, NamespacePlan, PlannedDevice, PlannedMount, ProcessPlan, Propagation,
     RootPlan, Space,
 };
-pub(crate) use prepare::cgroup_below;
 pub use prepare::{ExecConfig, PrepareContext, PrepareError, RunningContainer, cgroup_path, prepare, prepare_exec};
+pub(crate) use prepare::{cgroup_below, cgroup_root};
 pub use stdio::{PipeEnds, Stdio};
 pub use user::UserError;

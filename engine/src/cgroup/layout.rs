@@ -152,6 +152,25 @@ impl Layout {
         Ok(layout)
     }
 
+    /// Makes the base of v2 the one below which a running container of ours is; `root` is the group of all of ours.
+    ///
+    /// # Errors
+    /// When the base cannot be read.
+    pub(crate) fn go_on_where(&mut self, container: i32, root: &str) -> Result<(), CgroupError> {
+        let Some(v2) = &mut self.v2 else { return Ok(()) };
+        // One that has just ended says nothing.
+        let groups = fs::read_to_string(format!("/proc/{container}/cgroup")).unwrap_or_default();
+        let Some(base) = groups.lines().find_map(|line| base_above(line.strip_prefix("0::")?, root)) else {
+            return Ok(());
+        };
+        // The mount may show a part of the hierarchy, whose paths begin elsewhere.
+        if base != v2.base && v2.mount.join(&base).join(root).is_dir() {
+            v2.base = base;
+            v2.controllers = read_words(&v2.directory("cgroup.controllers"))?;
+        }
+        Ok(())
+    }
+
     /// The pure part of [`Self::detect`]: hierarchies from mountinfo, v2's base being our own group.
     fn parse(mountinfo: &str, cgroups: &str) -> Self {
         let mut layout = Self::default();
@@ -209,6 +228,13 @@ fn delegated_base(own: &str, delegated: impl Fn(&str) -> bool) -> String {
     [Some(own), above].into_iter().flatten().find(|group| delegated(group)).unwrap_or("").to_owned()
 }
 
+/// The group that holds `root` on the way to a container's group.
+fn base_above(path: &str, root: &str) -> Option<String> {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let at = parts.iter().position(|part| *part == root)?;
+    Some(parts[..at].join("/"))
+}
+
 /// systemd marks a group that it leaves to its service (`Delegate=yes`) with an extended attribute: `trusted.delegate` since 240,
 /// `user.delegate` since 251.
 fn is_delegated(directory: &Path) -> bool {
@@ -262,6 +288,14 @@ mod tests {
         ] {
             assert_eq!(delegated_base(own, delegated), base, "in {own:?}");
         }
+    }
+
+    #[test]
+    fn the_base_is_what_holds_the_group_of_all_containers() {
+        assert_eq!(base_above("/orch/s/6edc85441c44", "orch").as_deref(), Some(""));
+        let unit = "/system.slice/orch.service/orch/orch/6edc85441c44";
+        assert_eq!(base_above(unit, "orch").as_deref(), Some("system.slice/orch.service"));
+        assert_eq!(base_above("/user.slice/session-1.scope", "orch"), None);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::{Container, Containers, DebugLess, EngineConfig, EngineError, EventKi
 use crate::cgroup::{Cgroup, Layout};
 use crate::container::{Phase, directory};
 use crate::image::ImageStore;
+use crate::runtime::{Identity, cgroup_root};
 use crate::shim::protocol::{ExitRecord, Notice, Request, RunRecord, Running, Target};
 use crate::shim::{EXIT_FILE, RUN_FILE, boot_id, read_json, write_exit};
 use crate::volume::VolumeStore;
@@ -46,7 +47,13 @@ pub(super) fn open(config: EngineConfig) -> Result<Arc<Inner>, EngineError> {
         }
         containers.by_id.insert(config.id.clone(), Arc::new(Container::new(path, config)));
     }
-    let layout = Layout::detect()?;
+    let mut layout = Layout::detect()?;
+    // Groups cannot be moved: an agent that was started elsewhere than the last one, as a unit after by hand, goes on where they are.
+    let running = containers.by_id.values().filter_map(|container| records(container).0);
+    let mut running = running.filter(|run| run.boot_id == boot_id).map(|run| (run.pid, run.start_time));
+    if let Some((pid, _)) = running.find(|(pid, start_time)| Identity { pid: *pid, start_time: *start_time }.exists()) {
+        layout.go_on_where(pid, &cgroup_root(&config.instance))?;
+    }
     let inner = Arc::new(Inner {
         config,
         data,

@@ -95,6 +95,11 @@ pub struct PrepareContext {
     pub layout: Layout,
 }
 
+/// The group that all containers of an instance live in, below each hierarchy's base.
+pub(crate) fn cgroup_root(instance: &str) -> String {
+    if instance.is_empty() { "orch".to_owned() } else { format!("orch-{}", cgroup_part(instance)) }
+}
+
 /// The group that a container lives in, below each hierarchy's base: `orch[-instance]/[parent/]group/short id`.
 #[must_use]
 pub fn cgroup_path(instance: &str, config: &ContainerConfig) -> String {
@@ -111,10 +116,6 @@ pub fn cgroup_path(instance: &str, config: &ContainerConfig) -> String {
 /// The path of a group of this name below that of a group of containers, where they name no other parent.
 pub(crate) fn cgroup_below(instance: &str, group: &str, name: &str) -> String {
     format!("{}/{}/{name}", cgroup_root(instance), cgroup_part(group))
-}
-
-fn cgroup_root(instance: &str) -> String {
-    if instance.is_empty() { "orch".to_owned() } else { format!("orch-{}", cgroup_part(instance)) }
 }
 
 /// One level's name: no slash, no dots alone, and never one of the kernel's own files, which all have a dot inside.
