@@ -36,8 +36,8 @@ class Stack:
         self.file = Path(work) / f"{content['name']}.json"
         self.file.write_bytes(self.text)
 
-    def run(self, *arguments):
-        return self.side.run(*self.verb(), *arguments, input=self.text)
+    def run(self, *arguments, check=True):
+        return self.side.run(*self.verb(), *arguments, input=self.text, check=check)
 
     def time(self, *arguments):
         return self.side.time(*self.verb(), *arguments, input=self.text)
@@ -47,6 +47,9 @@ class Stack:
 
     def pid(self, service):
         return self.side.pid_of(self, service)
+
+    def exec(self, service, *command):
+        return self.side.exec_in(self, service, command)
 
 
 class Orch(Side):
@@ -73,6 +76,9 @@ class Orch(Side):
 
     def pid_of(self, stack, service):
         return str(json.loads(stack.run("ps", "--format", "json", service).stdout)[0]["pid"])
+
+    def exec_in(self, stack, service, command):
+        return stack.run("exec", "-T", service, *command, check=False)
 
     def processes(self):
         """The agent and the shims of this run: their command lines name its run directory."""
@@ -107,9 +113,15 @@ class Docker(Side):
     def stack_verb(self, _):
         return ("compose", "-f", "-")
 
+    def container_of(self, stack, service):
+        return stack.run("ps", "-q", service).stdout.decode().strip()
+
     def pid_of(self, stack, service):
-        container = stack.run("ps", "-q", service).stdout.decode().strip()
-        return self.run("inspect", "-f", "{{.State.Pid}}", container).stdout.decode().strip()
+        return self.run("inspect", "-f", "{{.State.Pid}}", self.container_of(stack, service)).stdout.decode().strip()
+
+    def exec_in(self, stack, service, command):
+        # Not by Compose, whose standard input is the stack file.
+        return self.run("exec", self.container_of(stack, service), *command, check=False)
 
     def processes(self):
         """Its two daemons and its shims: those that came after it was asked to start."""

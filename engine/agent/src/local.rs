@@ -93,7 +93,10 @@ fn claim_name(shared: &Arc<Shared>, wanted: &str, id: &str) -> Result<String, Er
     }
     let taken = shared.engine.list().iter().any(|i| i.config.name == name);
     let mut state = shared.lock();
-    let desired = state.desired().iter().any(|t| t.container_name == name);
+    // One that is removed has its name until its container is gone, which is when whoever removed it is told.
+    let there = |id: &TaskId| state.observed.tasks.get(id).is_some_and(|seen| seen.container.is_some());
+    let holds = |t: &&TaskAssignment| t.container_name == name && (t.desired != DesiredTask::Removed || there(&t.id));
+    let desired = state.desired().iter().any(holds);
     if taken || desired || !state.names.insert(name.clone()) {
         return Err(ErrorDetail::new("conflict", format!("a container named {name} exists already"))
             .with_exit_code(125)
