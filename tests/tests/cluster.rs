@@ -423,3 +423,44 @@ services:
     host.orch(&["cp", "--index", &slot, "talk:/etc/hosts", &copied]).ok();
     assert!(std::fs::read_to_string(&copied).expect("it was copied").contains("localhost"));
 }
+
+/// A page on each of three hosts that says its container's name, published on every host; and a caller.
+const SPREAD: &str = "
+name: spread
+services:
+  web:
+    image: busybox
+    init: true
+    command: [sh, -c, 'mkdir /www; hostname >/www/index.html; exec httpd -f -p 80 -h /www']
+    deploy: {mode: global}
+    ports: ['8080:80']
+  caller:
+    image: busybox
+    init: true
+    command: sleep infinity
+    deploy: {placement: {constraints: ['node.role == manager']}}
+";
+
+#[test]
+fn a_page_is_served_through_any_host_and_by_name_from_containers_on_all() {
+    let hosts = Hosts::cluster(&["worker", "worker"]);
+    for host in &hosts.hosts {
+        host.load("busybox");
+    }
+    hosts.host(1).stack(SPREAD);
+    hosts.host(1).up();
+    let page = |number: u8| hosts.host(1).page(orch_tests::machine::Place::Host, address(number), 8080, "/");
+    for number in 1..=3 {
+        eventually(PATIENCE, "each host leads to the containers on all three", || {
+            let mut seen = std::collections::BTreeSet::new();
+            for _ in 0..30 {
+                seen.insert(page(number)?);
+            }
+            if seen.len() == 3 { Ok(()) } else { Err(format!("through host {number}: {seen:?}")) }
+        });
+    }
+    let script = "for i in $(seq 30); do wget -q -O - http://web/ || echo failed; done | sort -u";
+    let seen = hosts.host(1).exec("caller", script);
+    assert_eq!(seen.lines().count(), 3, "by name: {seen}");
+    hosts.host(1).down();
+}
