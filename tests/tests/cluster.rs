@@ -1,9 +1,11 @@
 //! Several hosts as one: real processes on machines of their own, joined by one switch.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use orch_tests::host::Host;
+use orch_tests::machine::Place;
 use orch_tests::segment::{Segment, address};
 use orch_tests::wait::{PATIENCE, eventually};
 use serde_json::Value;
@@ -425,7 +427,7 @@ services:
 }
 
 /// A page on each of three hosts that says its container's name, published on every host; and a caller.
-const SPREAD: &str = "
+const PAGES: &str = "
 name: spread
 services:
   web:
@@ -447,12 +449,12 @@ fn a_page_is_served_through_any_host_and_by_name_from_containers_on_all() {
     for host in &hosts.hosts {
         host.load("busybox");
     }
-    hosts.host(1).stack(SPREAD);
+    hosts.host(1).stack(PAGES);
     hosts.host(1).up();
-    let page = |number: u8| hosts.host(1).page(orch_tests::machine::Place::Host, address(number), 8080, "/");
+    let page = |number: u8| hosts.host(1).page(Place::Host, address(number), 8080, "/");
     for number in 1..=3 {
         eventually(PATIENCE, "each host leads to the containers on all three", || {
-            let mut seen = std::collections::BTreeSet::new();
+            let mut seen = BTreeSet::new();
             for _ in 0..30 {
                 seen.insert(page(number)?);
             }
@@ -462,5 +464,64 @@ fn a_page_is_served_through_any_host_and_by_name_from_containers_on_all() {
     let script = "for i in $(seq 30); do wget -q -O - http://web/ || echo failed; done | sort -u";
     let seen = hosts.host(1).exec("caller", script);
     assert_eq!(seen.lines().count(), 3, "by name: {seen}");
+    hosts.host(1).down();
+}
+
+/// Six pages on three hosts, published on each, that say `version`.
+fn rolling(version: &str) -> String {
+    format!(
+        "
+name: roll
+services:
+  web:
+    image: busybox
+    init: true
+    environment: {{VERSION: '{version}'}}
+    command: [sh, -c, 'mkdir /www; echo $$VERSION >/www/index.html; exec httpd -f -p 80 -h /www']
+    deploy: {{replicas: 6, update_config: {{parallelism: 2, order: start-first}}}}
+    healthcheck:
+      {{test: [CMD, wget, -q, -O, /dev/null, 'http://127.0.0.1/'], start_period: 20s, start_interval: 100ms, interval: 1s}}
+    ports: ['8080:80']
+"
+    )
+}
+
+#[test]
+fn no_request_fails_while_a_service_is_updated_and_a_host_that_was_cut_off_is_served_again() {
+    let hosts = Hosts::cluster(&["worker", "worker"]);
+    for host in &hosts.hosts {
+        host.load("busybox");
+    }
+    hosts.host(1).stack(&rolling("one"));
+    hosts.host(1).up();
+    let page =
+        |number: u8| hosts.host(1).page(Place::Host, address(number), 8080, "/").map(|page| page.trim().to_owned());
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let ask = |number: u8| {
+            let (page, done) = (&page, &done);
+            move || {
+                let mut answers: BTreeMap<Result<String, String>, usize> = BTreeMap::new();
+                while !done.load(Ordering::Relaxed) {
+                    *answers.entry(page(number)).or_default() += 1;
+                }
+                answers
+            }
+        };
+        let askers: Vec<_> = (1..=3).map(|number| (number, scope.spawn(ask(number)))).collect();
+        hosts.host(1).stack(&rolling("two"));
+        hosts.host(1).up();
+        done.store(true, Ordering::Relaxed);
+        for (number, asker) in askers {
+            let answers = asker.join().expect("a caller ends");
+            let failed: Vec<_> = answers.iter().filter(|(answer, _)| answer.is_err()).collect();
+            assert!(failed.is_empty() && !answers.is_empty(), "through host {number}: {answers:?}");
+        }
+    });
+    assert_eq!(page(1), Ok("two".to_owned()), "the update came to its end");
+    hosts.segment.cut(2).expect("a cable can be cut");
+    eventually(PATIENCE, "nobody is led to the host that is cut off", || (0..12).try_for_each(|_| page(1).map(drop)));
+    hosts.segment.mend(2).expect("a cable can be mended");
+    eventually(PATIENCE, "the host that is back leads again", || page(2).map(drop));
     hosts.host(1).down();
 }
