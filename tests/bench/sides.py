@@ -6,6 +6,12 @@ from pathlib import Path
 class Side:
     def __init__(self, name, command, env=None):
         self.name, self.command, self.env = name, command, dict(os.environ, **(env or {}))
+        # Stacks that are up: an interrupted run takes them down.
+        self.up = []
+
+    def down(self):
+        for stack in list(self.up):
+            stack.run("down", "-t", "0", check=False)
 
     def run(self, *arguments, check=True, **more):
         done = subprocess.run([*self.command, *arguments], env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
@@ -36,10 +42,18 @@ class Stack:
         self.file = Path(work) / f"{content['name']}.json"
         self.file.write_bytes(self.text)
 
+    def note(self, verb):
+        if verb == "up":
+            self.side.up.append(self)
+        elif verb == "down" and self in self.side.up:
+            self.side.up.remove(self)
+
     def run(self, *arguments, check=True):
+        self.note(arguments[0])
         return self.side.run(*self.verb(), *arguments, input=self.text, check=check)
 
     def time(self, *arguments):
+        self.note(arguments[0])
         return self.side.time(*self.verb(), *arguments, input=self.text)
 
     def verb(self):
@@ -91,6 +105,7 @@ class Orch(Side):
         return found
 
     def close(self):
+        self.down()
         for pid in self.processes()["daemon"]:
             os.kill(int(pid), 15)
             for _ in range(500):
@@ -136,6 +151,7 @@ class Docker(Side):
         return found
 
     def close(self):
+        self.down()
         subprocess.run([str(self.peer / "down.sh")], stdout=subprocess.DEVNULL)
 
 
