@@ -102,6 +102,12 @@ impl Board {
                 vec![done(format!("network {name}"), "Removed")]
             }
             StackChange::Volume { volume, .. } => {
+                let same = |old: &VolumeView| old.removing == volume.removing && old.error == volume.error;
+                if self.volumes.get(&volume.name).is_some_and(same) {
+                    // Its users changed, which is not news of the volume.
+                    self.volumes.insert(volume.name.clone(), volume);
+                    return Vec::new();
+                }
                 let word = if volume.removing { "Removing" } else { "Created" };
                 let failed = !volume.error.is_empty();
                 let word = if failed { format!("Error: {}", volume.error) } else { word.to_owned() };
@@ -162,6 +168,10 @@ pub(crate) fn task_step(task: &TaskView) -> Step {
     let going = task.desired == DesiredTask::Removed;
     let (word, settled, failed) = match status.state {
         _ if !task.blocked.is_empty() => (format!("Error: {}", task.blocked), true, true),
+        // How well it was matters no more; it may still wait for those that depend on it.
+        TaskState::Starting | TaskState::Running | TaskState::Paused | TaskState::Restarting if going => {
+            ("Removing".to_owned(), false, false)
+        }
         TaskState::Pending => match task.waiting_on.first() {
             Some(wait) => (format!("Waiting for {}", wait.text), false, false),
             None => ("Waiting".to_owned(), false, false),
