@@ -8,6 +8,7 @@
 
 pub(crate) mod bpf;
 pub(crate) mod child;
+pub(crate) mod program;
 pub(crate) mod raw;
 pub(crate) mod reaper;
 pub(crate) mod report;
