@@ -12,7 +12,7 @@
 //! checked by descriptor.
 
 use std::convert::Infallible;
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CStr, CString, c_int};
 use std::os::fd::{OwnedFd, RawFd};
 
 use nix::errno::Errno;
