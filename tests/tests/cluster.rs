@@ -133,15 +133,15 @@ fn a_stack_is_spread_over_all_hosts_whichever_manager_is_asked() {
 #[test]
 fn the_leader_may_die_and_changes_are_taken_again() {
     let hosts = Hosts::cluster(&["manager", "manager"]);
-    eventually(PATIENCE, "all three know who leads and that there are three", || {
+    // Both of the others must be voters: the number of voters is odd by rule, one until both have caught up.
+    eventually(PATIENCE, "all three know who leads and that three vote", || {
         let infos: Vec<Value> = (1..=3).map(|number| hosts.info(number)).collect();
         let agree = infos.iter().all(|info| {
-            info["leader"] == infos[0]["node"] && info["members"].as_array().is_some_and(|members| members.len() == 3)
+            info["leader"] == infos[0]["node"] && info["voters"].as_array().is_some_and(|voters| voters.len() == 3)
         });
         if agree { Ok(()) } else { Err(format!("{infos:?}")) }
     });
     hosts.host(2).orch(&["volume", "create", "before"]).ok();
-    // Both of the others must be voters, and the number of voters is odd by rule: three, once all have caught up.
     hosts.host(1).kill_agent();
     hosts.host(2).orch(&["volume", "create", "after"]).ok();
     let volumes = hosts.host(3).orch(&["volume", "ls", "-q"]).ok();

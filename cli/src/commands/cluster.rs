@@ -168,13 +168,15 @@ async fn info(settings: &Settings, format: &str) -> Result<()> {
     let managers: Vec<&str> = view.managers.iter().map(|manager| manager.address.as_str()).collect();
     let leader = if view.leader.is_empty() { "none known" } else { &view.leader };
     printer::line(&format!(
-        "cluster {}\nnode {} ({}) at {}{}\nleader {leader}\nmanagers {}\nauthority sha256:{}",
+        "cluster {}\nnode {} ({}) at {}{}\nleader {leader}\nmanagers {}{}\nauthority sha256:{}",
         view.id,
         view.node,
         view.role,
         view.address,
         if view.connected { "" } else { ", without a connection to a manager" },
         managers.join(", "),
+        // A worker does not know.
+        if view.voters.is_empty() { String::new() } else { format!("; {} of them vote", view.voters.len()) },
         view.authority
     ));
     Ok(())

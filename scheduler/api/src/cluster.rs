@@ -41,6 +41,10 @@ pub struct ClusterView {
     pub leader: String,
     /// Who manages.
     pub managers: Vec<PeerView>,
+    /// Nodes of the managers whose votes count, when a manager answers: more than half of them must reach each other. An odd number;
+    /// a manager that has just joined votes once it has caught up and the number stays odd.
+    #[serde(default)]
+    pub voters: Vec<String>,
     /// All members, when a manager answers.
     pub members: Vec<PeerView>,
     /// SHA-256 of the authority's certificate, hexadecimal.

@@ -18,7 +18,7 @@ use orch_api::error::ErrorDetail;
 use orch_api::session::{HEARTBEAT, RAFT, SESSION};
 use orch_api::tls::digest;
 use orch_core::security::{Candidate, ClientGrant, Token};
-use orch_core::{Command, SecurityCommand};
+use orch_core::{Command, MemberRole, SecurityCommand};
 use orch_spec::assignment::NodeId;
 use orch_spec::role::Role;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -115,6 +115,7 @@ async fn view(Inject(manager): Injected) -> Json<ClusterView> {
             role: member.role.to_string(),
             address: member.address.clone(),
         });
+        let voters = state.members.managers.values().filter(|member| member.role == MemberRole::Voter);
         ClusterView {
             id: state.cluster.clone(),
             open: state.security.is_open(),
@@ -123,6 +124,7 @@ async fn view(Inject(manager): Injected) -> Json<ClusterView> {
             address,
             leader: leadership.leader.map_or_else(String::new, |leader| leader.0),
             managers: managers(state),
+            voters: voters.map(|member| member.node.0.clone()).collect(),
             members: members.collect(),
             authority: if state.security.is_open() { hex(&digest(&state.security.authority)) } else { String::new() },
             certificate_until: peers.certificate().map(|certificate| millis(certificate.not_after)),
@@ -560,6 +562,7 @@ async fn view_of_worker(Inject(worker): Inject<Arc<Worker>>) -> Json<ClusterView
         address: membership.advertise,
         leader,
         managers: membership.managers.iter().map(view).collect(),
+        voters: Vec::new(),
         members: Vec::new(),
         authority: authority.unwrap_or_default(),
         certificate_until: peers.certificate().map(|certificate| millis(certificate.not_after)),
