@@ -16,3 +16,14 @@ pub mod shim;
 mod sys;
 mod sys_descriptor;
 pub mod volume;
+
+/// An error with its causes on one line, as `message: cause: cause of that`.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

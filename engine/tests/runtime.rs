@@ -12,9 +12,10 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
+use orch_engine::chain;
 use orch_engine::config::{ContainerId, Device, InjectedFile, Mount, MountKind, NetworkNs, Resources, Share};
 use orch_engine::runtime::{Stdio, prepare};
-use support::{Fixture, Running, chain, eventually, strings};
+use support::{Fixture, Running, eventually, strings};
 
 fn shell(script: &str) -> Fixture {
     Fixture::new(&["sh", "-c", script])

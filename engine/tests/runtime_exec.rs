@@ -8,9 +8,10 @@ mod support;
 use std::fs::{self, File};
 use std::io::Read as _;
 
+use orch_engine::chain;
 use orch_engine::config::ProcessConfig;
 use orch_engine::runtime::{ExecConfig, Stdio, prepare_exec};
-use support::{Fixture, Running, chain, strings};
+use support::{Fixture, Running, strings};
 
 fn sleeper() -> Fixture {
     Fixture::new(&["sh", "-c", "echo ready; exec sleep 1000"])

@@ -362,6 +362,7 @@ impl Control {
     }
 }
 
-fn now_ms() -> u64 {
+/// This host's clock, milliseconds since the epoch.
+pub(crate) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }

@@ -105,7 +105,12 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// SHA-256 of a public key (SubjectPublicKeyInfo), hexadecimal.
 pub fn key_digest(info: &[u8]) -> String {
-    orch_api::tls::digest(info).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&orch_api::tls::digest(info))
+}
+
+/// Bytes in hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Identity {

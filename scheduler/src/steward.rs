@@ -3,12 +3,12 @@
 //! Every manager runs this and only the leader says anything. Saying it twice, or a little late, does no harm: the state machine looks at
 //! what is, and time is the log's.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use orch_core::{Command, NodeState};
 use orch_spec::assignment::NodeId;
 
-use crate::control::{Control, ProposeError};
+use crate::control::{Control, ProposeError, now_ms};
 
 /// How often nodes are looked at. A node that is lost is to be suspect within two seconds.
 const LOOK: Duration = Duration::from_millis(200);
@@ -86,8 +86,4 @@ pub async fn run(control: Control, seen: impl Fn(&NodeId, Instant) -> Sight + Se
             changed = leadership.changed() => if changed.is_err() { return },
         }
     }
-}
-
-fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::link::{LinkError, ShimLink};
 use super::{Container, ContainerInfo, Engine, EngineError, EventKind, Inner, StartTimes, lock, now};
+use crate::chain;
 use crate::config::{ContainerConfig, ContainerId, InjectedFile, MountKind, NetworkNs};
 use crate::container::{ContainerState, Phase, directory};
 use crate::shim::protocol::{ExitRecord, LogPlan, Reply, Request, Start, Target};
@@ -557,17 +558,6 @@ fn start_request(config: &ContainerConfig, plan: Vec<u8>) -> Start {
             max_file: config.logging.max_file,
         },
     }
-}
-
-/// An error with its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 fn is_anonymous(name: &str) -> bool {

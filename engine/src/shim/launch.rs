@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::cgroup::Cgroup;
+use crate::chain;
 use crate::runtime::{ExecPlan, LaunchError, LaunchPlan, LaunchTimes, Launched, Launcher, Launching, PipeEnds, Stdio};
 
 /// A shim cannot go on.
@@ -68,17 +69,6 @@ impl From<LaunchError> for NotStarted {
     fn from(e: LaunchError) -> Self {
         Self { code: e.exit_code(), message: chain(&e) }
     }
-}
-
-/// An error with its causes on one line.
-fn chain(e: &dyn std::error::Error) -> String {
-    let mut text = e.to_string();
-    let mut source = e.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// Makes the first process of a container.

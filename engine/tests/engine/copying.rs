@@ -10,7 +10,8 @@ use orch_engine::config::ContainerId;
 use orch_engine::copy::CopyIn;
 
 use crate::needs_root;
-use crate::support::{Host, chain, eventually};
+use crate::support::{Host, eventually};
+use orch_engine::chain;
 
 /// (path, content or link target) of everything in a tar.
 fn list(mut archive: impl Read) -> Vec<(String, String)> {

@@ -8,7 +8,8 @@ use orch_engine::config::{ContainerId, ProcessConfig};
 use orch_engine::engine::{EngineError, ExecOptions, ExecSession};
 
 use crate::needs_root;
-use crate::support::{Host, PATIENCE, chain, eventually, start_time};
+use crate::support::{Host, PATIENCE, eventually, start_time};
+use orch_engine::chain;
 
 fn options(args: &[&str]) -> ExecOptions {
     let args = args.iter().map(|&word| word.to_owned()).collect();

@@ -8,7 +8,8 @@ use orch_engine::engine::{EngineError, EventKind};
 use orch_engine::logs::Stream;
 
 use crate::needs_root;
-use crate::support::{Host, chain, eventually};
+use crate::support::{Host, eventually};
+use orch_engine::chain;
 
 #[test]
 fn a_container_runs_and_its_output_and_exit_code_are_kept() {

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use orch_engine::chain;
 use orch_engine::config::{
     ContainerConfig, ContainerId, Logging, Mount, MountKind, Namespaces, NetworkNs, ProcessConfig, Resources, Share,
 };
@@ -245,16 +246,6 @@ impl Drop for Host {
             assert!(left.is_empty(), "left behind: {left:#?}");
         }
     }
-}
-
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 pub(crate) fn random_hex() -> String {

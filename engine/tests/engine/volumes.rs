@@ -7,7 +7,8 @@ use orch_engine::engine::EngineError;
 use orch_engine::image::ImportOptions;
 
 use crate::needs_root;
-use crate::support::{Host, chain, image, random_hex};
+use crate::support::{Host, image, random_hex};
+use orch_engine::chain;
 
 fn volume(name: &str, target: &str) -> Mount {
     let kind = MountKind::Volume { name: name.to_owned(), nocopy: false, subpath: String::new() };

@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink as make_link};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use orch_engine::chain;
 use orch_engine::image::{ImageStore, ImportOptions};
 
 use crate::tar::{Member, Tar, device, dir, file, hardlink, member, symlink};
@@ -47,17 +48,6 @@ enum Expect {
     Refused(&'static str),
     /// Unpacked, every file inside the layer.
     Harmless,
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 fn import(store: &ImageStore, source: impl Read) -> Result<PathBuf, String> {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use orch_engine::cgroup::{Cgroup, Layout};
+use orch_engine::chain;
 use orch_engine::config::{ContainerConfig, ContainerId, Namespaces, NetworkNs, ProcessConfig, Resources, Share};
 use orch_engine::runtime::{
     ExecConfig, Identity, LaunchPlan, Launched, Launcher, PrepareContext, RunningContainer, Stdio, cgroup_path,
@@ -271,17 +272,6 @@ fn drain(fd: OwnedFd) -> String {
     let mut bytes = Vec::new();
     fs::File::from(fd).read_to_end(&mut bytes).unwrap();
     String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// An error with its causes.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 pub fn strings(words: &[&str]) -> Vec<String> {

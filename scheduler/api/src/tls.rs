@@ -144,6 +144,23 @@ pub fn about<T>(now: UnixTime, check: impl Fn(UnixTime) -> Result<T, rustls::Err
     })
 }
 
+/// Tries a check at the time, and else when the certificate is valid, whatever this host's clock says.
+///
+/// # Errors
+/// What is wrong with it beside the time.
+pub fn whenever_valid<T>(
+    now: UnixTime,
+    check: impl Fn(UnixTime) -> Result<T, rustls::Error>,
+) -> Result<T, rustls::Error> {
+    check(now).or_else(|error| match &error {
+        rustls::Error::InvalidCertificate(
+            CertificateError::ExpiredContext { not_after: valid, .. }
+            | CertificateError::NotValidYetContext { not_before: valid, .. },
+        ) => check(*valid),
+        _ => Err(error),
+    })
+}
+
 macro_rules! signatures_by {
     ($self:ident => $provider:expr) => {
         fn verify_tls12_signature(
@@ -208,14 +225,8 @@ impl ServerCertVerifier for Pinned {
         let shown = intermediates.iter().find(|shown| digest(shown) == self.digest);
         let authority = shown.ok_or(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
         let verifier = verifier(authority.clone().into_owned()).map_err(|e| rustls::Error::General(e.to_string()))?;
-        let check = |now| verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-        check(now).or_else(|error| match &error {
-            // The time at which it is valid, whatever this host's clock says.
-            rustls::Error::InvalidCertificate(
-                CertificateError::ExpiredContext { not_after: valid, .. }
-                | CertificateError::NotValidYetContext { not_before: valid, .. },
-            ) => check(*valid),
-            _ => Err(error),
+        whenever_valid(now, |now| {
+            verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
         })
     }
 

@@ -20,9 +20,9 @@ use orch_spec::role::Role;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
 
-use super::renewal::{millis, renew_here};
+use super::renewal::renew_here;
 use super::{CallError, Peers, post};
-use crate::control::{Control, Invitation};
+use crate::control::{Control, Invitation, now_ms};
 use crate::driver::chain;
 use crate::identity::authority::Authority;
 use crate::identity::token::JoinToken;
@@ -230,7 +230,7 @@ pub async fn join(host: &Host, control: Option<&Control>, request: &JoinRequest)
         request: BASE64.encode(own_request),
         address: advertise.to_string(),
         version: host.version.clone(),
-        now_ms: millis(SystemTime::now()),
+        now_ms: now_ms(),
     };
     let body = serde_json::to_vec(&asked).map_err(|e| failed("write the request", &e))?;
     let answer = match tokio::time::timeout(JOIN_TIME, post(stream, "/v1/peer/admission", body)).await {
@@ -244,7 +244,7 @@ pub async fn join(host: &Host, control: Option<&Control>, request: &JoinRequest)
     drop(listener);
     keep(host, &admission, advertise, listen)?;
     let role = admission.role.clone();
-    let warnings = clock_warning(millis(SystemTime::now()), admission.now_ms).into_iter().collect();
+    let warnings = clock_warning(now_ms(), admission.now_ms).into_iter().collect();
     Ok(Joined { cluster: admission.cluster, node: host.peers.node().0.clone(), role, warnings })
 }
 

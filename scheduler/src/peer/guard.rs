@@ -10,11 +10,12 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use orch_api::access::{self, Access};
 use orch_api::error::ErrorDetail;
+use orch_api::tls::whenever_valid;
 use orch_spec::role::Role;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, SignatureScheme};
+use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 
 use super::Peers;
 use crate::control::Control;
@@ -200,14 +201,7 @@ impl ClientCertVerifier for WheneverValid {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let check = |now| self.0.verify_client_cert(end_entity, intermediates, now);
-        check(now).or_else(|error| match &error {
-            rustls::Error::InvalidCertificate(
-                CertificateError::ExpiredContext { not_after: valid, .. }
-                | CertificateError::NotValidYetContext { not_before: valid, .. },
-            ) => check(*valid),
-            _ => Err(error),
-        })
+        whenever_valid(now, |now| self.0.verify_client_cert(end_entity, intermediates, now))
     }
 
     fn verify_tls12_signature(

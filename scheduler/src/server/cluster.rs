@@ -28,8 +28,8 @@ use super::{Asked, Body, Refused, Reply};
 use crate::driver::chain;
 use crate::identity::authority::{CLIENT_LIFE, Request as CertificateSigning};
 use crate::identity::certificate::Subject;
-use crate::identity::pem;
 use crate::identity::token::{JoinToken, secret_digest};
+use crate::identity::{hex, pem};
 use crate::peer::entry::{self, Host};
 use crate::peer::forward::{Leader, managers, to_leader};
 use crate::peer::guard::Admitted;
@@ -98,10 +98,6 @@ pub fn leader_routes(manager: Manager) -> Router {
 async fn propose(manager: &Manager, command: SecurityCommand) -> Result<(), Refused> {
     manager.leader.control.propose(Command::Security(command)).await?;
     Ok(())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// `GET /v1/cluster`.

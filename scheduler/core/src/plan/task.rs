@@ -159,8 +159,12 @@ fn slot_leftovers(draft: &Draft<'_>, service: &str, slot: u32, one_off: bool) ->
     if one_off {
         return Vec::new();
     }
-    let leftover = |task: &&&Task| task.is_retiring() && !task.one_off && task.slot == slot;
-    draft.tasks_of(service).iter().filter(leftover).map(|task| task.id.clone()).collect()
+    // Not by way of `tasks_of`: that sorts the service's tasks, and this is asked for every new one of them.
+    let tasks = draft.stack.tasks.get(service).into_iter().flatten().filter_map(|id| draft.task(id));
+    let mut leftovers: Vec<&Task> =
+        tasks.filter(|task| task.is_retiring() && !task.one_off && task.slot == slot).collect();
+    leftovers.sort_by_key(|task| task.sequence);
+    leftovers.into_iter().map(|task| task.id.clone()).collect()
 }
 
 /// The retiring task that has this container name; one that stays is a clash.
