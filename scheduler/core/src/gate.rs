@@ -213,9 +213,8 @@ fn before_hand_over(state: &State, task: &Task) -> Option<Wait> {
     if !task.may_live() || task.hand_over_by.is_some_and(|deadline| deadline <= state.time) {
         return None;
     }
-    let replicas = state.service_tasks(&task.stack, &task.service).filter(|other| other.is_replica());
     // Without one, the slot is not wanted any more.
-    let next = replicas.filter(|other| other.slot == task.slot).max_by_key(|other| other.sequence)?;
+    let next = state.slot_tasks(&task.stack, &task.service, task.slot).rfind(|other| other.is_replica())?;
     let (there, text) = match hand_over {
         HandOver::Prepared => (is_prepared(next), "to be prepared"),
         HandOver::Ready => (next.is_ready(), "to be ready"),

@@ -48,5 +48,5 @@ pub use security::{Security, SecurityCommand, SecurityFault};
 pub use state::{
     Availability, ClusterSettings, Event, EventRing, Former, HandOver, Lane, MeshPort, Network, NetworkDefinition,
     NetworkPhase, Node, NodeRole, NodeState, Removing, Reservation, Revision, RevisionId, Rollout, RolloutRules,
-    RolloutState, Service, Serving, Stack, State, Task, Timer, Usage, Vip, Volume, Wait, Withdrawal,
+    RolloutState, Seats, Service, Serving, Stack, State, Task, Timer, Usage, Vip, Volume, Wait, Withdrawal,
 };

@@ -94,10 +94,7 @@ fn welcome_back(state: &mut State, stack: &str) -> bool {
     });
     let mut restored: Vec<(TaskId, TaskId)> = Vec::new();
     for task in back {
-        let next = state
-            .service_tasks(stack, &task.service)
-            .filter(|other| other.is_replica() && other.slot == task.slot)
-            .max_by_key(|other| other.sequence);
+        let next = state.slot_tasks(stack, &task.service, task.slot).rfind(|other| other.is_replica());
         if let Some(next) = next.filter(|next| next.told.is_none() && next.revision == task.revision) {
             restored.push((task.id.clone(), next.id.clone()));
         }

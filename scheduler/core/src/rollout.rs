@@ -80,9 +80,9 @@ fn judge_lanes(state: &State, stack: &str, name: &str, rollout: &mut Rollout) {
 
 /// Whether somebody who was in the slot before still runs, as far as anybody knows.
 fn has_former(state: &State, stack: &str, name: &str, task: &Task) -> bool {
-    state.service_tasks(stack, name).any(|other| {
+    state.slot_tasks(stack, name, task.slot).any(|other| {
         let known = other.node.as_ref().is_some_and(|node| state.node_state(node) == NodeState::Ready);
-        other.id != task.id && !other.one_off && other.slot == task.slot && other.may_live() && known
+        other.id != task.id && !other.one_off && other.may_live() && known
     })
 }
 

@@ -158,16 +158,16 @@ impl<'s> Settling<'s> {
     }
 
     fn settle_service(&mut self, stack: &str, service: &str) {
-        let ids =
+        let seats =
             self.state.stacks.get(stack).and_then(|record| record.tasks.get(service)).cloned().unwrap_or_default();
-        for id in ids {
-            let Some(task) = self.state.tasks.get(&id) else { continue };
+        for id in seats.iter() {
+            let Some(task) = self.state.tasks.get(id) else { continue };
             let gate = gate::evaluate(self.state, task, &mut self.memory);
             if gate.gone {
-                self.remove_task(&id);
+                self.remove_task(id);
             } else {
-                self.enter(&id, gate);
-                if self.state.refresh_serving(&id) {
+                self.enter(id, gate);
+                if self.state.refresh_serving(id) {
                     self.changes.stacks.insert(stack.to_owned());
                     self.changes.objects = true;
                 }
@@ -276,7 +276,7 @@ impl<'s> Settling<'s> {
         if let Some(record) = self.state.stacks.get_mut(&task.stack)
             && let Some(ids) = record.tasks.get_mut(&task.service)
         {
-            ids.remove(id);
+            ids.remove(&task);
             if ids.is_empty() {
                 record.tasks.remove(&task.service);
             }

@@ -4,6 +4,7 @@ mod event;
 mod network;
 mod node;
 mod rollout;
+mod seats;
 mod stack;
 mod task;
 mod timer;
@@ -22,6 +23,7 @@ pub use network::{Network, NetworkDefinition, NetworkPhase, Reservation, Vip, Vo
 pub use node::{Availability, Node, NodeRole, NodeState, Usage};
 pub(crate) use rollout::HISTORY;
 pub use rollout::{Former, Lane, Rollout, RolloutRules, RolloutState};
+pub use seats::Seats;
 pub use stack::{MeshPort, Removing, Revision, RevisionId, Service, Stack};
 pub use task::{HandOver, Serving, Task, Wait, Withdrawal};
 pub(crate) use task::{holder_of, reservation_holder, vip_holder};
@@ -107,16 +109,30 @@ impl State {
         Self { cluster: cluster.into(), ..Self::default() }
     }
 
-    /// The tasks of a service, those on their way out and one-offs among them, in the order of their ids.
+    /// The tasks of a service, those on their way out and one-offs among them, by slot and age.
     pub fn service_tasks<'s>(&'s self, stack: &str, service: &str) -> impl Iterator<Item = &'s Task> {
         let ids = self.stacks.get(stack).and_then(|stack| stack.tasks.get(service));
-        ids.into_iter().flatten().filter_map(|id| self.tasks.get(id))
+        ids.into_iter().flat_map(Seats::iter).filter_map(|id| self.tasks.get(id))
+    }
+
+    /// The tasks in one slot of a service, those on their way out among them, the oldest first.
+    pub fn slot_tasks<'s>(
+        &'s self,
+        stack: &str,
+        service: &str,
+        slot: u32,
+    ) -> impl DoubleEndedIterator<Item = &'s Task> + use<'s> {
+        let ids = self.stacks.get(stack).and_then(|stack| stack.tasks.get(service));
+        ids.into_iter().flat_map(move |seats| seats.of_slot(slot)).filter_map(|id| self.tasks.get(id))
     }
 
     /// The tasks of a stack.
     pub fn stack_tasks<'s>(&'s self, stack: &str) -> impl Iterator<Item = &'s Task> {
         let services = self.stacks.get(stack).map(|stack| &stack.tasks);
-        services.into_iter().flat_map(|services| services.values().flatten()).filter_map(|id| self.tasks.get(id))
+        services
+            .into_iter()
+            .flat_map(|services| services.values().flat_map(Seats::iter))
+            .filter_map(|id| self.tasks.get(id))
     }
 
     /// The specification that a task was made from.

@@ -43,8 +43,8 @@ struct Branch<'n> {
     room: usize,
     children: BTreeMap<String, Branch<'n>>,
     nodes: BTreeSet<(Rank, &'n NodeId)>,
-    /// Room and branch of each node.
-    rooms: BTreeMap<&'n NodeId, usize>,
+    /// Rank and room of each node.
+    rooms: BTreeMap<&'n NodeId, (Rank, usize)>,
 }
 
 impl<'n> Deal<'n> {
@@ -74,8 +74,9 @@ impl<'n> Branch<'n> {
         match domains.split_first() {
             Some((domain, rest)) => self.children.entry(domain.clone()).or_default().enter(candidate, rest),
             None => {
-                self.nodes.insert(((candidate.present, candidate.tasks, candidate.tie), candidate.id));
-                self.rooms.insert(candidate.id, candidate.room);
+                let rank = (candidate.present, candidate.tasks, candidate.tie);
+                self.nodes.insert((rank, candidate.id));
+                self.rooms.insert(candidate.id, (rank, candidate.room));
             }
         }
     }
@@ -118,15 +119,13 @@ impl<'n> Branch<'n> {
 
     /// One task more on a node of this branch, which has room.
     fn charge(&mut self, id: &'n NodeId) {
-        let Some(place) = self.nodes.iter().find(|(_, other)| *other == id).copied() else { return };
-        self.nodes.remove(&place);
-        let room = self.rooms.get(id).map_or(0, |room| room.saturating_sub(1));
-        if room == 0 {
-            self.rooms.remove(id);
-            return;
+        let Some((rank, room)) = self.rooms.remove(id) else { return };
+        self.nodes.remove(&(rank, id));
+        if room > 1 {
+            let (present, tasks, tie) = rank;
+            let rank = (present + 1, tasks + 1, tie);
+            self.nodes.insert((rank, id));
+            self.rooms.insert(id, (rank, room - 1));
         }
-        self.rooms.insert(id, room);
-        let ((present, tasks, tie), _) = place;
-        self.nodes.insert(((present + 1, tasks + 1, tie), id));
     }
 }

@@ -8,7 +8,7 @@ use orch_spec::assignment::{DesiredTask, NetworkName, NodeId, TaskId};
 use super::{Moment, Operation, OperationId, Plan, Planned, ResourceKind, Verb};
 use crate::command::Answer;
 use crate::identity;
-use crate::state::{Network, Revision, RevisionId, Stack, State, Task, Volume};
+use crate::state::{Network, Revision, RevisionId, Seats, Stack, State, Task, Volume};
 
 /// New and changed records of the state; executing a plan copies them in.
 #[derive(Debug, Default)]
@@ -135,10 +135,14 @@ impl<'s> Draft<'s> {
 
     /// Tasks of a service of this stack as they will be, by number and age.
     pub(crate) fn tasks_of(&self, service: &str) -> Vec<&Task> {
-        let ids = self.stack.tasks.get(service);
-        let mut tasks: Vec<&Task> = ids.into_iter().flatten().filter_map(|id| self.task(id)).collect();
-        tasks.sort_by_key(|task| (task.one_off, task.slot, task.sequence));
-        tasks
+        let seats = self.stack.tasks.get(service);
+        seats.into_iter().flat_map(Seats::in_order).filter_map(|id| self.task(id)).collect()
+    }
+
+    /// The tasks in one slot of a service of this stack, the oldest first.
+    pub(crate) fn slot_tasks<'d>(&'d self, service: &str, slot: u32) -> impl DoubleEndedIterator<Item = &'d Task> {
+        let seats = self.stack.tasks.get(service);
+        seats.into_iter().flat_map(move |seats| seats.of_slot(slot)).filter_map(|id| self.task(id))
     }
 
     /// Ids of the service's replicas that are to stay, by number.

@@ -60,9 +60,7 @@ pub(crate) fn plan_slots(
         _ => Succession::TakesOver,
     };
     for slot in slots {
-        let tasks = draft.tasks_of(service);
-        let former =
-            tasks.into_iter().filter(|task| task.is_replica() && task.slot == *slot).max_by_key(|task| task.sequence);
+        let former = draft.slot_tasks(service, *slot).rfind(|task| task.is_replica());
         let Some(former) = former.cloned() else { continue };
         draft.retire(&former.id);
         let retired = draft.task_mut(&former.id);

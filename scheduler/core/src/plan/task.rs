@@ -149,7 +149,7 @@ fn register(draft: &mut Draft<'_>, task: Task, volumes: &BTreeMap<String, String
     for volume in volumes.values() {
         draft.volume_mut(volume).users.insert(task.id.clone());
     }
-    draft.stack.tasks.entry(task.service.clone()).or_default().insert(task.id.clone());
+    draft.stack.tasks.entry(task.service.clone()).or_default().insert(&task);
     draft.names.insert(task.container_name.clone(), task.id.clone());
     draft.records.tasks.insert(task.id.clone(), task);
 }
@@ -159,12 +159,7 @@ fn slot_leftovers(draft: &Draft<'_>, service: &str, slot: u32, one_off: bool) ->
     if one_off {
         return Vec::new();
     }
-    // Not by way of `tasks_of`: that sorts the service's tasks, and this is asked for every new one of them.
-    let tasks = draft.stack.tasks.get(service).into_iter().flatten().filter_map(|id| draft.task(id));
-    let mut leftovers: Vec<&Task> =
-        tasks.filter(|task| task.is_retiring() && !task.one_off && task.slot == slot).collect();
-    leftovers.sort_by_key(|task| task.sequence);
-    leftovers.into_iter().map(|task| task.id.clone()).collect()
+    draft.slot_tasks(service, slot).filter(|task| task.is_retiring()).map(|task| task.id.clone()).collect()
 }
 
 /// The retiring task that has this container name; one that stays is a clash.
@@ -251,9 +246,9 @@ fn parent_task(
     parent: &str,
     slot: u32,
 ) -> Result<TaskId, Refusal> {
-    let replicas = draft.replicas_of(parent);
-    let same = replicas.iter().find(|id| draft.task(id).is_some_and(|task| task.slot == slot));
-    same.or(replicas.first()).cloned().ok_or_else(|| {
+    let same = draft.slot_tasks(parent, slot).find(|task| task.is_replica());
+    let found = same.or_else(|| draft.tasks_of(parent).into_iter().find(|task| task.is_replica()));
+    found.map(|task| task.id.clone()).ok_or_else(|| {
         let (service, with) = (service.to_owned(), format!("service {parent}"));
         Missing::Namespace { service, namespace: kind, with }.into()
     })

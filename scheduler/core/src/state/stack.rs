@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use orch_spec::assignment::{FileAssignment, NetworkName, TaskId};
+use orch_spec::assignment::{FileAssignment, NetworkName};
 use orch_spec::model::ServiceSpec;
 use serde::{Deserialize, Serialize};
 
 use super::rollout::{Former, Rollout};
+use super::seats::Seats;
 
 /// A specification in the state's table of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -39,8 +40,8 @@ pub struct Stack {
     pub files: Vec<String>,
     /// Services that have been brought up.
     pub services: BTreeMap<String, Service>,
-    /// Ids of its tasks by service; also for services that are not in `services` (one-offs).
-    pub tasks: BTreeMap<String, BTreeSet<TaskId>>,
+    /// Its tasks by service; also for services that are not in `services` (one-offs).
+    pub tasks: BTreeMap<String, Seats>,
     /// Service → services that depend on it, by present and by former specifications.
     pub dependents: BTreeMap<String, BTreeSet<String>>,
     /// It is being taken down.

@@ -195,7 +195,7 @@ fn check(before: &State, world: &World) {
     assert!(live.iter().all(|id| state.revisions.contains_key(id)));
     for task in state.tasks.values() {
         let listed = state.stacks.get(&task.stack).and_then(|stack| stack.tasks.get(&task.service));
-        assert!(listed.is_some_and(|ids| ids.contains(&task.id)), "{} is in no list", task.container_name);
+        assert!(listed.is_some_and(|ids| ids.contains(task)), "{} is in no list", task.container_name);
         if task.told.is_some() {
             assert!(
                 task.after.iter().all(|former| !state.tasks.contains_key(former)),
