@@ -1,14 +1,14 @@
 //! Applying log entries: plan, execute, settle.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use orch_spec::assignment::TaskId;
+use orch_spec::assignment::{NetworkName, TaskId};
 
 use crate::command::{Answer, Changes, Command, Entry, Outcome};
 use crate::error::{Missing, Refusal};
 use crate::plan::{self, Moment, Planned, Records};
 use crate::settle::Settling;
-use crate::state::{Event, NetworkPhase, Stack, State, Timer, reservation_holder, vip_holder};
+use crate::state::{Event, NetworkPhase, RevisionId, Stack, State, Timer, reservation_holder, vip_holder};
 use crate::{endpoint, rollout};
 
 impl State {
@@ -145,10 +145,13 @@ impl State {
         changes: &mut Changes,
     ) -> Option<String> {
         let index = self.index;
+        // A specification that is new has other needs; what plans take over from tasks that are there has not.
+        let other_needs = action.is_some() || !records.revisions.is_empty();
         self.task_sequence = records.task_sequence;
         self.revision_sequence = records.revision_sequence;
         self.revisions.extend(records.revisions);
         changes.objects |= !records.networks.is_empty() || !records.volumes.is_empty();
+        let networks: Vec<NetworkName> = records.networks.keys().cloned().collect();
         for (name, mut network) in records.networks {
             let former = self.networks.get(&name);
             let new = former.is_none();
@@ -171,23 +174,29 @@ impl State {
             }
             self.volumes.insert(name, volume);
         }
+        let touched: Vec<TaskId> = records.tasks.keys().cloned().collect();
         for (id, mut task) in records.tasks {
             for former in &task.after {
                 self.successors.entry(former.clone()).or_default().insert(id.clone());
             }
-            let is_new = !self.tasks.contains_key(&id);
-            if self.tasks.get(&id) != Some(&task) {
+            let present = self.tasks.get(&id);
+            let is_new = present.is_none();
+            if present != Some(&task) {
                 task.changed = index;
+            }
+            if is_new {
+                self.names.entry(task.container_name.clone()).or_default().insert((task.sequence, id.clone()));
             }
             self.tasks.insert(id.clone(), task);
             if is_new {
                 self.enter_books(&id);
             }
         }
-        self.number_networks();
+        self.number_networks(&networks);
         let stack = records.stack?;
         let name = stack.name.clone();
-        self.put_stack(moment, action, stack);
+        self.put_stack(moment, action, stack, other_needs);
+        touched.iter().for_each(|id| self.unsettle(id));
         Some(name)
     }
 
@@ -199,11 +208,12 @@ impl State {
         }
     }
 
-    fn put_stack(&mut self, moment: Moment, action: Option<&str>, mut stack: Stack) {
+    fn put_stack(&mut self, moment: Moment, action: Option<&str>, mut stack: Stack, other_needs: bool) {
         let former = self.stacks.get(&stack.name);
         let same = former.is_some_and(|former| {
             former.services == stack.services && former.files == stack.files && former.removing == stack.removing
         });
+        let fewer = former.is_some_and(|former| former.services.keys().any(|name| !stack.services.contains_key(name)));
         if let Some(action) = action.filter(|_| !same) {
             let name = stack.name.clone();
             self.event(moment, "stack", action, &name, &name, &name, &[]);
@@ -215,8 +225,12 @@ impl State {
         let name = stack.name.clone();
         let entitled = plan::entitled(&stack);
         self.stacks.insert(name.clone(), stack);
-        self.release_vips(&name, &entitled);
-        self.rebuild_dependents(&name);
+        if fewer {
+            self.release_vips(&name, &entitled);
+        }
+        if other_needs {
+            self.rebuild_needs(&name);
+        }
     }
 
     /// Takes back the virtual addresses of services that a stack has no more.
@@ -241,41 +255,48 @@ impl State {
         }
     }
 
-    /// Who depends on whom, by the services' present specifications and by those of all tasks that are still there.
-    fn rebuild_dependents(&mut self, stack: &str) {
+    /// Who needs whom, by the services' present specifications and by those of all tasks that are still there.
+    pub(crate) fn rebuild_needs(&mut self, stack: &str) {
         let Some(record) = self.stacks.get(stack) else { return };
-        let mut pairs: BTreeSet<(String, crate::state::RevisionId)> =
-            record.services.iter().map(|(name, service)| (name.clone(), service.revision)).collect();
-        pairs.extend(self.stack_tasks(stack).map(|task| (task.service.clone(), task.revision)));
-        let mut dependents: std::collections::BTreeMap<String, BTreeSet<String>> = std::collections::BTreeMap::new();
-        for (service, revision) in pairs {
-            for needed in crate::gate::needs(&self.revision(revision).spec) {
-                dependents.entry(needed.to_owned()).or_default().insert(service.clone());
+        let mut revisions: BTreeMap<&str, BTreeSet<RevisionId>> = BTreeMap::new();
+        for (service, seats) in &record.tasks {
+            let of_tasks = seats.iter().filter_map(|id| self.tasks.get(id)).map(|task| task.revision);
+            revisions.entry(service).or_default().extend(of_tasks);
+        }
+        for (name, service) in &record.services {
+            revisions.entry(name).or_default().insert(service.revision);
+        }
+        let mut needs: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let mut dependents: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (service, revisions) in revisions {
+            for needed in revisions.iter().flat_map(|revision| crate::gate::needs(&self.revision(*revision).spec)) {
+                needs.entry(service.to_owned()).or_default().insert(needed.to_owned());
+                dependents.entry(needed.to_owned()).or_default().insert(service.to_owned());
             }
         }
         if let Some(record) = self.stacks.get_mut(stack) {
-            record.dependents = dependents;
+            (record.needs, record.dependents) = (needs, dependents);
         }
     }
 
     /// Forgets specifications that nothing refers to.
     pub(crate) fn drop_revisions(&mut self) {
         let services = self.stacks.values().flat_map(|stack| stack.services.values());
-        let services = services.flat_map(|service| {
+        let remembered = services.flat_map(|service| {
             let former = service.rollout.as_ref().and_then(|rollout| rollout.former.as_ref());
             let former = service.history.iter().chain(former).map(|former| former.revision);
-            former.chain([service.revision]).collect::<Vec<_>>()
+            former.chain([service.revision])
         });
-        let used: BTreeSet<_> = services.chain(self.tasks.values().map(|task| task.revision)).collect();
-        self.revisions.retain(|id, _| used.contains(id));
+        let remembered: BTreeSet<RevisionId> = remembered.collect();
+        // Few are only tasks' own, and only for these all tasks are looked at.
+        if self.revisions.keys().all(|id| remembered.contains(id)) {
+            return;
+        }
+        let of_tasks: BTreeSet<RevisionId> = self.tasks.values().map(|task| task.revision).collect();
+        self.revisions.retain(|id, _| remembered.contains(id) || of_tasks.contains(id));
     }
 
-    fn release_address(
-        &mut self,
-        name: &orch_spec::assignment::NetworkName,
-        holder: &str,
-        changes: &mut Changes,
-    ) -> Result<(), Refusal> {
+    fn release_address(&mut self, name: &NetworkName, holder: &str, changes: &mut Changes) -> Result<(), Refusal> {
         let index = self.index;
         let Some(network) = self.networks.get_mut(name) else { return Err(Missing::Network(name.0.clone()).into()) };
         if network.reservations.remove(holder).is_some() {
@@ -289,12 +310,7 @@ impl State {
         Ok(())
     }
 
-    fn remove_network(
-        &mut self,
-        moment: Moment,
-        name: &orch_spec::assignment::NetworkName,
-        changes: &mut Changes,
-    ) -> Result<(), Refusal> {
+    fn remove_network(&mut self, moment: Moment, name: &NetworkName, changes: &mut Changes) -> Result<(), Refusal> {
         let Some(network) = self.networks.get(name) else { return Err(Missing::Network(name.0.clone()).into()) };
         let tasks =
             network.all_users().into_iter().filter_map(|id| self.tasks.get(id)).map(|task| task.container_name.clone());

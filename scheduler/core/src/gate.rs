@@ -82,6 +82,27 @@ pub(crate) fn evaluate(state: &State, task: &Task, memory: &mut Memory) -> Gate 
     }
 }
 
+/// Whether a task that has just passed the gate has been told all of its goal, and waits for nothing: what happens to others does not
+/// concern it any more, only what its node says or people want.
+pub(crate) fn rests(task: &Task) -> bool {
+    let goes = matches!(task.goal, DesiredTask::Removed | DesiredTask::Stopped);
+    task.told == Some(task.goal) && task.waiting.is_empty() && (goes || task.goal_generation == task.told_generation)
+}
+
+impl State {
+    /// Tasks that would be told something else, or would wait for something else, if the gate looked at all of them: none, unless
+    /// settling has missed one. For tests of every kind.
+    pub fn unsettled(&self) -> Vec<&Task> {
+        let mut memory = Memory::default();
+        let differs = |task: &&Task| {
+            let gate = evaluate(self, task, &mut memory);
+            let same = (gate.told, gate.released, &gate.waiting) == (task.told, task.released, &task.waiting);
+            gate.gone || !same
+        };
+        self.tasks.values().filter(differs).collect()
+    }
+}
+
 fn unchanged(task: &Task) -> Gate {
     Gate { told: task.told, told_generation: task.told_generation, released: task.released, ..Gate::default() }
 }

@@ -74,10 +74,11 @@ impl State {
     /// Looks at everything that depends on what a node is.
     fn settle_node(&mut self, moment: Moment, id: &NodeId, changes: &mut Changes) {
         let mut stacks: BTreeSet<String> = BTreeSet::new();
-        let mut services: BTreeSet<(String, String)> = BTreeSet::new();
-        for task in self.nodes.get(id).into_iter().flat_map(|node| &node.tasks).filter_map(|id| self.tasks.get(id)) {
-            stacks.insert(task.stack.clone());
-            services.insert((task.stack.clone(), task.service.clone()));
+        let tasks: Vec<TaskId> = self.nodes.get(id).into_iter().flat_map(|node| &node.tasks).cloned().collect();
+        for task in tasks.iter().filter_map(|id| self.tasks.get(id)) {
+            if !stacks.contains(&task.stack) {
+                stacks.insert(task.stack.clone());
+            }
         }
         // Services with a task on every node.
         for (name, stack) in &self.stacks {
@@ -90,8 +91,8 @@ impl State {
             settling.mark_changed(&stack);
             settling.mark_relocation(&stack);
         }
-        for (stack, service) in services {
-            settling.mark_service(&stack, &service);
+        for task in &tasks {
+            settling.mark_one(task);
         }
         settling.mark_leaving();
         settling.mark_withdrawing();
@@ -256,7 +257,8 @@ impl State {
             network.endpoints_changed = index;
         }
         if is_new {
-            self.number_networks();
+            let names: Vec<NetworkName> = self.networks.keys().cloned().collect();
+            self.number_networks(&names);
             for volume in self.volumes.values_mut().filter(|volume| !volume.stack.is_empty()) {
                 if let (1, Some(node)) = (volume.nodes.len(), volume.nodes.first()) {
                     volume.pinned = Some(node.clone());
@@ -270,17 +272,16 @@ impl State {
         settling.run();
     }
 
-    /// Gives a number to every network that reaches over to other nodes and has none.
-    pub(crate) fn number_networks(&mut self) {
+    /// Gives a number to each of these networks that reaches over to other nodes and has none.
+    pub(crate) fn number_networks(&mut self, names: &[NetworkName]) {
         if !self.is_cluster() {
             return;
         }
-        let names: Vec<NetworkName> = self.networks.keys().cloned().collect();
         for name in names {
-            let Some(network) = self.networks.get(&name) else { continue };
+            let Some(network) = self.networks.get(name) else { continue };
             if network.vni.is_none() && network.reaches_over() {
                 let vni = self.next_vni();
-                if let Some(network) = self.networks.get_mut(&name) {
+                if let Some(network) = self.networks.get_mut(name) {
                     network.vni = Some(vni);
                 }
             }
@@ -288,9 +289,9 @@ impl State {
                 NetworkPhase::Replacing(successor) => successor.vni.is_none() && successor.reaches_over(),
                 _ => false,
             };
-            if self.networks.get(&name).is_some_and(successor) {
+            if self.networks.get(name).is_some_and(successor) {
                 let vni = self.next_vni();
-                if let Some(network) = self.networks.get_mut(&name) {
+                if let Some(network) = self.networks.get_mut(name) {
                     network.planned_mut().vni = Some(vni);
                 }
             }

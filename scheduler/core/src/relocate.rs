@@ -108,6 +108,8 @@ fn welcome_back(state: &mut State, stack: &str) -> bool {
         if let Some(next) = state.tasks.get_mut(next) {
             (next.goal, next.changed) = (DesiredTask::Removed, index);
         }
+        state.unsettle(task);
+        state.unsettle(next);
     }
     !restored.is_empty()
 }

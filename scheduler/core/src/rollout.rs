@@ -174,6 +174,7 @@ fn go_back(
     }
     let generation = service.generation;
     let rules = RolloutRules::new(state.revision(former.revision).spec.deploy.rollback_config.as_ref());
+    state.rebuild_needs(stack);
     keep_alive(state, stack, name, former, generation);
     let total = u32::try_from(dirty(state, stack, name).len()).unwrap_or(u32::MAX);
     *rollout = Rollout {
@@ -217,11 +218,13 @@ fn keep_alive(state: &mut State, stack: &str, name: &str, former: &Former, gener
                 next.goal = DesiredTask::Removed;
                 next.changed = index;
             }
+            state.unsettle(next);
         }
         if let Some(task) = state.tasks.get_mut(&id) {
             (task.goal, task.hand_over, task.hand_over_by) = (DesiredTask::Running, None, None);
             (task.generation, task.lost, task.changed) = (generation, false, index);
         }
+        state.unsettle(&id);
     }
 }
 
@@ -249,6 +252,9 @@ fn start_slots(
         width => width as usize,
     };
     let free = width.saturating_sub(rollout.lanes.len() + rollout.resting.len());
+    if free == 0 {
+        return false;
+    }
     let mut slots = dirty(state, stack, name);
     slots.retain(|slot| !rollout.lanes.contains_key(slot));
     slots.truncate(free);

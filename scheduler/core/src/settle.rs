@@ -18,6 +18,7 @@ pub(crate) struct Settling<'s> {
     state: &'s mut State,
     moment: Moment,
     changes: &'s mut Changes,
+    tasks: BTreeSet<TaskId>,
     services: BTreeSet<(String, String)>,
     networks: BTreeSet<NetworkName>,
     volumes: BTreeSet<String>,
@@ -30,18 +31,33 @@ pub(crate) struct Settling<'s> {
 
 impl<'s> Settling<'s> {
     pub(crate) fn new(state: &'s mut State, moment: Moment, changes: &'s mut Changes) -> Self {
-        let (services, networks) = (BTreeSet::new(), BTreeSet::new());
+        let (tasks, services, networks) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let (volumes, stacks, memory) = (BTreeSet::new(), BTreeSet::new(), Memory::default());
         let (rollouts, relocations, placing) = (BTreeSet::new(), BTreeSet::new(), false);
-        Self { state, moment, changes, services, networks, volumes, stacks, rollouts, relocations, placing, memory }
+        Self {
+            state,
+            moment,
+            changes,
+            tasks,
+            services,
+            networks,
+            volumes,
+            stacks,
+            rollouts,
+            relocations,
+            placing,
+            memory,
+        }
     }
 
-    /// Everything of a stack.
+    /// Everything of a stack that is not at rest.
     pub(crate) fn mark_stack(&mut self, stack: &str) {
         self.changes.stacks.insert(stack.to_owned());
         self.stacks.insert(stack.to_owned());
         if let Some(record) = self.state.stacks.get(stack) {
-            self.services.extend(record.tasks.keys().map(|service| (stack.to_owned(), service.clone())));
+            self.services.extend(record.restless.keys().map(|service| (stack.to_owned(), service.clone())));
+            let rolling = record.services.iter().filter(|(_, service)| service.is_rolling());
+            self.rollouts.extend(rolling.map(|(service, _)| (stack.to_owned(), service.clone())));
         }
         let own = self.state.networks.values().filter(|network| !network.is_active());
         self.networks.extend(own.map(|network| network.name.clone()));
@@ -83,7 +99,12 @@ impl<'s> Settling<'s> {
         self.rollouts.insert((stack.to_owned(), service.to_owned()));
     }
 
-    /// A service's tasks are to pass the gate again.
+    /// A task is to pass the gate again.
+    pub(crate) fn mark_one(&mut self, id: &TaskId) {
+        self.tasks.insert(id.clone());
+    }
+
+    /// A service's tasks that are not at rest are to pass the gate again.
     pub(crate) fn mark_service(&mut self, stack: &str, service: &str) {
         self.services.insert((stack.to_owned(), service.to_owned()));
     }
@@ -96,38 +117,43 @@ impl<'s> Settling<'s> {
         self.volumes.insert(name.to_owned());
     }
 
-    /// A task is not what it was: its service, those that depend on it and those that it depends on must look again.
+    /// A task is not what it was: it must look again, and with it what waits in its service, in those that depend on it and in those
+    /// that it depends on.
     pub(crate) fn mark_task(&mut self, id: &TaskId) {
         let Some(task) = self.state.tasks.get(id) else { return };
-        let (stack, service) = (task.stack.clone(), task.service.clone());
-        let mut needed: Vec<String> =
-            gate::needs(&self.state.revision(task.revision).spec).map(str::to_owned).collect();
-        self.memory.forget(&stack, &service);
-        self.changes.stacks.insert(stack.clone());
-        self.mark_dependents(&stack, &service);
-        // Downwards the order passes through what has ended.
+        self.tasks.insert(id.clone());
+        self.memory.forget(&task.stack, &task.service);
+        let Some(record) = self.state.stacks.get(&task.stack) else { return };
+        if !self.stacks.contains(&task.stack) {
+            self.changes.stacks.insert(task.stack.clone());
+            self.stacks.insert(task.stack.clone());
+        }
+        let mut concerned: BTreeSet<&String> = record.dependents.get(&task.service).into_iter().flatten().collect();
+        concerned.insert(&task.service);
+        // Downwards the order passes through what has ended, which any service may have.
+        let mut needed: Vec<&String> = record.needs.get(&task.service).into_iter().flatten().collect();
         let mut passed = BTreeSet::new();
         while let Some(service) = needed.pop() {
-            if passed.insert(service.clone()) {
-                let ended = self.state.service_tasks(&stack, &service).filter(|task| gate::passes_through(task));
-                let further = ended.flat_map(|task| gate::needs(&self.state.revision(task.revision).spec));
-                needed.extend(further.map(str::to_owned));
+            if passed.insert(service) {
+                needed.extend(record.needs.get(service).into_iter().flatten());
             }
         }
-        self.services.extend(passed.into_iter().map(|needed| (stack.clone(), needed)));
-        self.stacks.insert(stack.clone());
-        self.services.insert((stack, service));
-    }
-
-    fn mark_dependents(&mut self, stack: &str, service: &str) {
-        let dependents = self.state.stacks.get(stack).and_then(|record| record.dependents.get(service));
-        self.services.extend(dependents.into_iter().flatten().map(|dependent| (stack.to_owned(), dependent.clone())));
+        concerned.extend(passed);
+        for service in concerned.into_iter().filter(|service| record.restless.contains_key(*service)) {
+            self.services.insert((task.stack.clone(), service.clone()));
+        }
     }
 
     /// Looks everywhere that is marked until nothing is.
     pub(crate) fn run(&mut self) {
         loop {
-            if let Some((stack, service)) = self.services.pop_first() {
+            if let Some(id) = self.tasks.pop_first() {
+                self.settle_task(&id);
+                if let Some(task) = self.state.tasks.get(&id) {
+                    let (stack, service) = (task.stack.clone(), task.service.clone());
+                    self.look_at_rollout(&stack, &service);
+                }
+            } else if let Some((stack, service)) = self.services.pop_first() {
                 self.settle_service(&stack, &service);
             } else if let Some(network) = self.networks.pop_first() {
                 self.settle_network(&network);
@@ -158,21 +184,29 @@ impl<'s> Settling<'s> {
     }
 
     fn settle_service(&mut self, stack: &str, service: &str) {
-        let seats =
-            self.state.stacks.get(stack).and_then(|record| record.tasks.get(service)).cloned().unwrap_or_default();
-        for id in seats.iter() {
-            let Some(task) = self.state.tasks.get(id) else { continue };
-            let gate = gate::evaluate(self.state, task, &mut self.memory);
-            if gate.gone {
-                self.remove_task(id);
-            } else {
-                self.enter(id, gate);
-                if self.state.refresh_serving(id) {
-                    self.changes.stacks.insert(stack.to_owned());
-                    self.changes.objects = true;
-                }
-            }
+        let restless = self.state.stacks.get(stack).and_then(|record| record.restless.get(service));
+        let restless = restless.cloned().unwrap_or_default();
+        restless.iter().for_each(|id| self.settle_task(id));
+        self.look_at_rollout(stack, service);
+    }
+
+    fn settle_task(&mut self, id: &TaskId) {
+        let Some(task) = self.state.tasks.get(id) else { return };
+        let gate = gate::evaluate(self.state, task, &mut self.memory);
+        if gate.gone {
+            self.remove_task(id);
+            return;
         }
+        self.enter(id, gate);
+        if self.state.refresh_serving(id)
+            && let Some(task) = self.state.tasks.get(id)
+        {
+            self.changes.stacks.insert(task.stack.clone());
+            self.changes.objects = true;
+        }
+    }
+
+    fn look_at_rollout(&mut self, stack: &str, service: &str) {
         let record = self.state.stacks.get(stack).and_then(|stack| stack.services.get(service));
         if record.is_some_and(Service::is_rolling) {
             self.mark_rollout(stack, service);
@@ -201,6 +235,10 @@ impl<'s> Settling<'s> {
         task.released = gate.released;
         task.waiting = gate.waiting;
         task.blocked = gate.blocked;
+        let rests = gate::rests(task);
+        if let Some(stack) = self.state.stacks.get_mut(&task.stack) {
+            stack.note_rest(task, rests);
+        }
         self.withdraw(id, gate.withdraw);
         if is_new {
             self.give(id);
@@ -273,6 +311,15 @@ impl<'s> Settling<'s> {
                 }
             }
         }
+        if let Some(named) = self.state.names.get_mut(&task.container_name) {
+            named.remove(&(task.sequence, id.clone()));
+            if named.is_empty() {
+                self.state.names.remove(&task.container_name);
+            }
+        }
+        if let Some(record) = self.state.stacks.get_mut(&task.stack) {
+            record.note_rest(&task, true);
+        }
         if let Some(record) = self.state.stacks.get_mut(&task.stack)
             && let Some(ids) = record.tasks.get_mut(&task.service)
         {
@@ -331,8 +378,10 @@ impl<'s> Settling<'s> {
         let of_history = stack
             .and_then(|stack| stack.services.get(&task.service))
             .is_some_and(|service| service.remembers(task.revision));
-        let of_task = self.state.service_tasks(&task.stack, &task.service).any(|other| other.revision == task.revision);
-        if !of_service && !of_task && !of_history {
+        // Last: where nobody has it any more this looks at all.
+        let of_task =
+            || self.state.service_tasks(&task.stack, &task.service).any(|other| other.revision == task.revision);
+        if !of_service && !of_history && !of_task() {
             self.state.revisions.remove(&task.revision);
         }
     }

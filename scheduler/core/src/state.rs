@@ -46,6 +46,9 @@ pub struct State {
     pub revisions: BTreeMap<RevisionId, Arc<Revision>>,
     /// Tasks that are not gone.
     pub tasks: BTreeMap<TaskId, Task>,
+    /// Container name → the tasks that have it, by age. Only the youngest can be one that stays.
+    #[serde(default)]
+    pub names: BTreeMap<String, BTreeSet<(u64, TaskId)>>,
     /// Task on its way out → tasks that wait until it is gone.
     pub successors: BTreeMap<TaskId, BTreeSet<TaskId>>,
     /// Networks by full name.
@@ -133,6 +136,19 @@ impl State {
             .into_iter()
             .flat_map(|services| services.values().flat_map(Seats::iter))
             .filter_map(|id| self.tasks.get(id))
+    }
+
+    /// The youngest task whose container has this name.
+    pub fn task_named(&self, name: &str) -> Option<&Task> {
+        self.names.get(name).and_then(|tasks| tasks.last()).and_then(|(_, id)| self.tasks.get(id))
+    }
+
+    /// A task is not what it was: it passes the gate again when its service is looked at.
+    pub(crate) fn unsettle(&mut self, id: &TaskId) {
+        let Some(task) = self.tasks.get(id) else { return };
+        if let Some(stack) = self.stacks.get_mut(&task.stack) {
+            stack.note_rest(task, false);
+        }
     }
 
     /// The specification that a task was made from.

@@ -40,9 +40,8 @@ pub(crate) struct Draft<'s> {
     pub(crate) object_operations: BTreeMap<(ResourceKind, String), OperationId>,
     /// What is done to a task.
     pub(crate) task_operations: BTreeMap<TaskId, OperationId>,
-    /// Container name → the youngest task that has it; filled on first use.
+    /// Container name → the task that this plan gives it to.
     pub(crate) names: BTreeMap<String, TaskId>,
-    pub(crate) names_loaded: bool,
     /// Active node → number of its tasks; filled on first use.
     pub(crate) node_counts: BTreeMap<NodeId, usize>,
     /// Services whose namespaces others of the file join.
@@ -76,7 +75,6 @@ impl<'s> Draft<'s> {
             object_operations: BTreeMap::new(),
             task_operations: BTreeMap::new(),
             names: BTreeMap::new(),
-            names_loaded: false,
             node_counts: BTreeMap::new(),
             parents: BTreeSet::new(),
             timeout: None,
@@ -148,6 +146,12 @@ impl<'s> Draft<'s> {
     /// Ids of the service's replicas that are to stay, by number.
     pub(crate) fn replicas_of(&self, service: &str) -> Vec<TaskId> {
         self.tasks_of(service).into_iter().filter(|task| task.is_replica()).map(|task| task.id.clone()).collect()
+    }
+
+    /// The youngest task whose container will have this name.
+    pub(crate) fn task_named(&self, name: &str) -> Option<&Task> {
+        let new = self.names.get(name).and_then(|id| self.task(id));
+        new.or_else(|| self.state.task_named(name).and_then(|task| self.task(&task.id)))
     }
 
     pub(crate) fn warn(&mut self, text: impl Into<String>) {

@@ -70,7 +70,7 @@ fn add(draft: &mut Draft<'_>, spec: &StackSpec, request: &RunOneOff) -> Result<o
         }
     };
     if let Some(name) = &request.container_name
-        && draft.state.tasks.values().any(|task| task.container_name == *name)
+        && draft.task_named(name).is_some()
     {
         return Err(Clash::Exists { kind: "container", name: name.clone() }.into());
     }

@@ -130,11 +130,10 @@ pub(crate) fn add(draft: &mut Draft<'_>, blueprint: Blueprint<'_>) -> Result<Tas
 }
 
 /// The name of a slot's container. Beside another one of that name it gets a few digits of its task's id as well.
-fn default_name(draft: &mut Draft<'_>, service: &str, slot: u32, beside: Option<&TaskId>) -> String {
+fn default_name(draft: &Draft<'_>, service: &str, slot: u32, beside: Option<&TaskId>) -> String {
     let name = format!("{}-{service}-{slot}", draft.stack.name);
     let Some(id) = beside else { return name };
-    draft.load_names();
-    if !draft.names.contains_key(&name) {
+    if draft.task_named(&name).is_none() {
         return name;
     }
     format!("{name}.{}", id.0.get(..NAME_DIGITS).unwrap_or_default())
@@ -163,9 +162,8 @@ fn slot_leftovers(draft: &Draft<'_>, service: &str, slot: u32, one_off: bool) ->
 }
 
 /// The retiring task that has this container name; one that stays is a clash.
-fn name_holder(draft: &mut Draft<'_>, name: &str, service: &str) -> Result<Option<TaskId>, Refusal> {
-    draft.load_names();
-    let Some(holder) = draft.names.get(name).and_then(|id| draft.task(id)) else { return Ok(None) };
+fn name_holder(draft: &Draft<'_>, name: &str, service: &str) -> Result<Option<TaskId>, Refusal> {
+    let Some(holder) = draft.task_named(name) else { return Ok(None) };
     if holder.is_retiring() {
         return Ok(Some(holder.id.clone()));
     }
@@ -184,31 +182,6 @@ fn choose_node(draft: &mut Draft<'_>) -> Option<NodeId> {
 }
 
 impl Draft<'_> {
-    fn load_names(&mut self) {
-        if self.names_loaded {
-            return;
-        }
-        self.names_loaded = true;
-        let state = self.state;
-        // Of two with one name the younger counts: the elder can only be on its way out.
-        let mut tasks: Vec<&Task> = state.tasks.values().collect();
-        tasks.sort_by_key(|task| task.sequence);
-        for task in tasks {
-            self.names
-                .entry(task.container_name.clone())
-                .and_modify(|id| *id = task.id.clone())
-                .or_insert_with(|| task.id.clone());
-        }
-        let own: Vec<(String, TaskId)> =
-            self.records.tasks.values().map(|task| (task.container_name.clone(), task.id.clone())).collect();
-        for (name, id) in own {
-            let younger = |present: &TaskId| self.task(present).map_or(0, |task| task.sequence);
-            if self.names.get(&name).is_none_or(|present| younger(present) <= younger(&id)) {
-                self.names.insert(name, id);
-            }
-        }
-    }
-
     fn load_node_counts(&mut self) {
         if !self.node_counts.is_empty() {
             return;
@@ -255,7 +228,7 @@ fn parent_task(
 }
 
 fn container(draft: &Draft<'_>, service: &str, kind: &'static str, name: &str) -> Result<TaskId, Refusal> {
-    let found = draft.state.tasks.values().find(|task| task.container_name == name && !task.is_retiring());
+    let found = draft.state.task_named(name).filter(|task| !task.is_retiring());
     found.map(|task| task.id.clone()).ok_or_else(|| {
         let (service, with) = (service.to_owned(), format!("container {name}"));
         Missing::Namespace { service, namespace: kind, with }.into()

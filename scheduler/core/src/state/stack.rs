@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::rollout::{Former, Rollout};
 use super::seats::Seats;
+use super::task::Task;
 
 /// A specification in the state's table of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -42,8 +43,14 @@ pub struct Stack {
     pub services: BTreeMap<String, Service>,
     /// Its tasks by service; also for services that are not in `services` (one-offs).
     pub tasks: BTreeMap<String, Seats>,
-    /// Service → services that depend on it, by present and by former specifications.
+    /// Tasks that are not yet told all of their goal, by service: only these can be concerned by what happens to others.
+    #[serde(default)]
+    pub restless: BTreeMap<String, Seats>,
+    /// Service → services that depend on it, by present and by former specifications; some that do not any more may be among them.
     pub dependents: BTreeMap<String, BTreeSet<String>>,
+    /// The same the other way round: service → services that it needs.
+    #[serde(default)]
+    pub needs: BTreeMap<String, BTreeSet<String>>,
     /// It is being taken down.
     pub removing: Option<Removing>,
     /// Milliseconds since the epoch.
@@ -95,6 +102,25 @@ pub struct MeshPort {
     pub target: u16,
     /// `tcp`, `udp` or `sctp`.
     pub protocol: String,
+}
+
+impl Stack {
+    /// Notes whether one of its tasks has been told all of its goal, or is gone.
+    pub(crate) fn note_rest(&mut self, task: &Task, rests: bool) {
+        let noted = self.restless.get(&task.service).is_none_or(|seats| !seats.contains(task));
+        if noted == rests {
+            return;
+        }
+        let seats = self.restless.entry(task.service.clone()).or_default();
+        if !rests {
+            seats.insert(task);
+            return;
+        }
+        seats.remove(task);
+        if seats.is_empty() {
+            self.restless.remove(&task.service);
+        }
+    }
 }
 
 impl Service {

@@ -20,6 +20,7 @@ pub(crate) fn check(before: &State, fleet: &Fleet) {
     stops_come_after_withdrawal(before, fleet);
     the_only_copy_stays(before, state);
     slots_run_once(state);
+    lists_are_right(state);
     for node in state.nodes.keys() {
         let fresh = orch_core::Assignments::new(state).of(state, node);
         assert_eq!(fresh, fleet.assignments.of(state, node), "what is kept for {node} is not what would be derived");
@@ -245,4 +246,36 @@ fn slots_run_once(state: &State) {
         let slot = (&task.stack, &task.service, task.slot);
         assert!(seen.insert(slot), "two tasks stay in the slot of {}", task.container_name);
     }
+}
+
+/// Lists that are kept for quick answers say what follows from the tasks, and whoever may go on has gone on.
+pub(crate) fn lists_are_right(state: &State) {
+    let mut seated = 0;
+    for (stack, service, seats) in
+        state.stacks.values().flat_map(|stack| stack.tasks.iter().map(move |(service, seats)| (stack, service, seats)))
+    {
+        seated += seats.len();
+        assert!(!seats.is_empty(), "an empty list of {service}");
+        for id in seats.iter() {
+            let task = &state.tasks[id];
+            assert!(task.stack == stack.name && task.service == *service && seats.contains(task), "{task:?}");
+        }
+    }
+    assert_eq!(seated, state.tasks.len(), "tasks in no list, or in two");
+    let named: usize = state.names.values().map(BTreeSet::len).sum();
+    assert_eq!(named, state.tasks.len(), "the names");
+    for task in state.tasks.values() {
+        assert!(
+            state.names[&task.container_name].contains(&(task.sequence, task.id.clone())),
+            "the name {}",
+            task.container_name
+        );
+    }
+    for stack in state.stacks.values() {
+        for id in stack.restless.values().flat_map(orch_core::Seats::iter) {
+            assert!(state.tasks.contains_key(id), "{id} is gone and does not rest");
+        }
+    }
+    let unsettled: Vec<_> = state.unsettled().into_iter().map(|task| (&task.container_name, &task.waiting)).collect();
+    assert!(unsettled.is_empty(), "these could go on: {unsettled:?}");
 }

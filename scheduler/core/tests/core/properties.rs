@@ -190,6 +190,7 @@ fn mishap(world: &mut World, task: usize, kind: u8) {
 fn check(before: &State, world: &World) {
     let state = &world.state;
     addresses_have_one_holder(state);
+    crate::oracle::lists_are_right(state);
     slots_have_one_task(state);
     let live: BTreeSet<_> = state.tasks.values().map(|task| task.revision).collect();
     assert!(live.iter().all(|id| state.revisions.contains_key(id)));
