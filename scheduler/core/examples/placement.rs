@@ -1,15 +1,16 @@
-//! How long it takes to place tasks: `cargo run --release -p orch-core --example placement -- [TASKS] [NODES]`.
+//! How long it takes to place tasks, to take in what is said of them, and to update a service:
+//! `cargo run --release -p orch-core --example placement -- [TASKS] [NODES]`.
 //!
 //! Everything goes through the log's commands, as in production: one command a stack makes its tasks, with reservations, two constraints
-//! and a preference, and gives each a node in the same entry.
+//! and a preference, and gives each a node in the same entry. Then every node says that its tasks run, and one service is rolled.
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use orch_core::{ApplyStack, ClusterSettings, Command, Entry, State, UpOptions, UpdateNode};
-use orch_spec::assignment::{NodeFacts, NodeReport};
+use orch_core::{ApplyStack, ClusterSettings, Command, Entry, State, UpOptions, UpdateNode, UpdateService};
+use orch_spec::assignment::{NodeFacts, NodeId, NodeReport, TaskId, TaskState, TaskStatus};
 use orch_spec::model::{
     Constraint, DeployResources, DeploySpec, NanoCpus, NetworkMode, PlacementSpec, ResourceReservations, ServiceSpec,
     StackSpec,
@@ -51,6 +52,45 @@ fn stack(name: &str, tasks: usize) -> Arc<StackSpec> {
         ServiceSpec { image: "app".to_owned(), network_mode: NetworkMode::None, deploy, ..ServiceSpec::default() };
     let services = BTreeMap::from([("app".to_owned(), service)]).into_iter().collect();
     Arc::new(StackSpec { name: name.to_owned(), services, ..StackSpec::default() })
+}
+
+/// What a node says of a task that runs.
+fn running(task: &TaskId) -> TaskStatus {
+    let state = TaskState::Running;
+    TaskStatus { task: task.clone(), state, container: "c".to_owned(), started_at: Some(1), ..TaskStatus::default() }
+}
+
+/// Every node says of all its tasks that they run, each in an entry of its own; gives the number of entries.
+fn run_all(log: &mut Log) -> u32 {
+    let told: Vec<(NodeId, TaskStatus)> =
+        log.state.tasks.values().filter_map(|task| Some((task.node.clone()?, running(&task.id)))).collect();
+    let count = u32::try_from(told.len()).unwrap_or(u32::MAX);
+    for (node, status) in told {
+        log.apply(Command::Report { node, report: NodeReport::Tasks(vec![status]) });
+    }
+    count
+}
+
+/// The service's environment changes, and so all of its tasks; gives how long the command and the first step after it took.
+fn update(log: &mut Log) -> (Duration, Duration) {
+    let stack = &log.state.stacks["s0"];
+    let mut spec = (*log.state.revision(stack.services["app"].revision).spec).clone();
+    spec.environment.insert("VERSION".to_owned(), Some("2".to_owned()));
+    let (stack, service) = ("s0".to_owned(), "app".to_owned());
+    let request =
+        UpdateService { stack, service, spec: Arc::new(spec), image_id: String::new(), replicas: None, force: false };
+    log.spent = Duration::ZERO;
+    let done = log.apply(Command::UpdateService(request));
+    assert!(done, "the update is valid");
+    let command = std::mem::take(&mut log.spent);
+    let rollout = log.state.stacks["s0"].services["app"].rollout.as_ref();
+    let lane =
+        rollout.and_then(|rollout| rollout.lanes.values().next()).and_then(|lane| log.state.tasks.get(&lane.task));
+    let Some((node, id)) = lane.and_then(|task| Some((task.node.clone()?, task.id.clone()))) else {
+        return (command, Duration::ZERO);
+    };
+    log.apply(Command::Report { node, report: NodeReport::Tasks(vec![running(&id)]) });
+    (command, log.spent)
 }
 
 fn main() -> std::io::Result<()> {
@@ -96,5 +136,10 @@ fn main() -> std::io::Result<()> {
         "{placed} of {tasks} tasks placed on {nodes} nodes in {seconds:.3} s, {:.0} a second",
         tasks as f64 / seconds
     )?;
-    writeln!(out, "between {least} and {most} tasks a node")
+    writeln!(out, "between {least} and {most} tasks a node")?;
+    log.spent = Duration::ZERO;
+    let reports = run_all(&mut log);
+    writeln!(out, "{reports} reports of one task each, {:?} a report", log.spent / reports.max(1))?;
+    let (command, step) = update(&mut log);
+    writeln!(out, "a service of {} updated in {command:?}, its next step in {step:?}", tasks.min(STACK))
 }

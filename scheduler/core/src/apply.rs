@@ -112,6 +112,7 @@ impl State {
         settling.mark_stack(&name);
         settling.mark_relocation(&name);
         settling.mark_placing();
+        settling.place();
         settling.run();
     }
 

@@ -120,8 +120,13 @@ impl<'s> Settling<'s> {
     /// A task is not what it was: it must look again, and with it what waits in its service, in those that depend on it and in those
     /// that it depends on.
     pub(crate) fn mark_task(&mut self, id: &TaskId) {
-        let Some(task) = self.state.tasks.get(id) else { return };
         self.tasks.insert(id.clone());
+        self.mark_others(id);
+    }
+
+    /// Those that a task concerns.
+    fn mark_others(&mut self, id: &TaskId) {
+        let Some(task) = self.state.tasks.get(id) else { return };
         self.memory.forget(&task.stack, &task.service);
         let Some(record) = self.state.stacks.get(&task.stack) else { return };
         if !self.stacks.contains(&task.stack) {
@@ -141,6 +146,13 @@ impl<'s> Settling<'s> {
         concerned.extend(passed);
         for service in concerned.into_iter().filter(|service| record.restless.contains_key(*service)) {
             self.services.insert((task.stack.clone(), service.clone()));
+        }
+    }
+
+    /// Gives nodes to those that wait for one. Before everything else it saves those who get one from passing the gate in vain.
+    pub(crate) fn place(&mut self) {
+        for id in place::place(self.state, self.moment.nonce) {
+            self.mark_task(&id);
         }
     }
 
@@ -174,9 +186,7 @@ impl<'s> Settling<'s> {
                     self.placing = true;
                 }
             } else if std::mem::take(&mut self.placing) {
-                for id in place::place(self.state, self.moment.nonce) {
-                    self.mark_task(&id);
-                }
+                self.place();
             } else {
                 return;
             }
@@ -244,7 +254,7 @@ impl<'s> Settling<'s> {
             self.give(id);
         }
         if matters {
-            self.mark_task(id);
+            self.mark_others(id);
         }
     }
 
@@ -288,7 +298,7 @@ impl<'s> Settling<'s> {
 
     /// Takes a task out of every list that it is in, and out of its node's books.
     pub(crate) fn remove_task(&mut self, id: &TaskId) {
-        self.mark_task(id);
+        self.mark_others(id);
         let index = self.state.index;
         self.state.touch_endpoints(id);
         let Some(task) = self.state.tasks.remove(id) else { return };

@@ -21,7 +21,7 @@ fn home(task: &Task) -> Option<&NodeId> {
 /// Takes tasks out of `present` that are where none should be.
 pub(super) fn remove_strays(draft: &mut Draft<'_>, spec: &ServiceSpec, present: &mut Vec<(TaskId, Option<Reason>)>) {
     let mut covered: BTreeSet<NodeId> = BTreeSet::new();
-    let mut strays = Vec::new();
+    let mut strays = BTreeSet::new();
     for (id, _) in present.iter() {
         let home = draft.task(id).and_then(home).and_then(|home| draft.state.nodes.get_key_value(home));
         let meant = home.filter(|(home, node)| {
@@ -29,7 +29,7 @@ pub(super) fn remove_strays(draft: &mut Draft<'_>, spec: &ServiceSpec, present: 
         });
         match meant {
             Some((home, _)) => drop(covered.insert(home.clone())),
-            None => strays.push(id.clone()),
+            None => drop(strays.insert(id.clone())),
         }
     }
     present.retain(|(id, _)| !strays.contains(id));

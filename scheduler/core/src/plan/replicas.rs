@@ -44,8 +44,9 @@ pub(crate) fn plan(draft: &mut Draft<'_>, want: &Want<'_>, cascade: &mut Cascade
     check(draft, want)?;
     let revision = draft.revision(want.revision).clone();
     let mut present: Vec<(TaskId, Option<Reason>)> = Vec::new();
+    let mut changes = Changes::new();
     for id in draft.replicas_of(want.service) {
-        let reason = recreate_reason(draft, &id, want, &revision, cascade);
+        let reason = recreate_reason(draft, &id, want, &revision, cascade, &mut changes);
         present.push((id, reason));
     }
     let everywhere = draft.state.is_cluster() && revision.spec.deploy.mode.is_global();
@@ -154,7 +155,8 @@ fn begin_rollout(
     let generation = record.generation;
     let total = u32::try_from(rolled.len()).unwrap_or(u32::MAX);
     record.rollout = Some(Rollout { started_at, begun, rules, total, former, ..Rollout::default() });
-    for (id, _) in present.iter().filter(|(id, _)| !rolled.iter().any(|(other, _)| other == id)) {
+    let in_turn: BTreeSet<&TaskId> = rolled.iter().map(|(id, _)| id).collect();
+    for (id, _) in present.iter().filter(|(id, _)| !in_turn.contains(id)) {
         if draft.task(id).is_some_and(Task::is_replica) {
             draft.task_mut(id).generation = generation;
         }
@@ -185,6 +187,9 @@ fn check(draft: &Draft<'_>, want: &Want<'_>) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// What has changed since each specification that tasks were made from: many have the same.
+type Changes = BTreeMap<RevisionId, Vec<String>>;
+
 /// Why the task's container must be made anew, if it must.
 fn recreate_reason(
     draft: &Draft<'_>,
@@ -192,6 +197,7 @@ fn recreate_reason(
     want: &Want<'_>,
     new: &Revision,
     cascade: &Cascade,
+    changes: &mut Changes,
 ) -> Option<Reason> {
     let task = draft.task(id)?;
     // A namespace that goes away takes its guests with it, whatever was asked for.
@@ -214,7 +220,8 @@ fn recreate_reason(
     if want.force {
         return Some(Reason { text: "recreation was asked for".to_owned(), at_once: false });
     }
-    let mut reasons = diff::explain_changes(draft.revision(task.revision), new);
+    let known = changes.entry(task.revision);
+    let mut reasons = known.or_insert_with(|| diff::explain_changes(draft.revision(task.revision), new)).clone();
     if !task.image_id.is_empty() && !want.image_id.is_empty() && task.image_id != want.image_id {
         reasons.push(format!(
             "image {} changed ({} → {})",
@@ -277,11 +284,13 @@ fn scale_down(draft: &mut Draft<'_>, want: &Want<'_>, present: &mut Vec<(TaskId,
     let mut victims: Vec<(bool, u32, TaskId)> =
         present.iter().map(|(id, reason)| (reason.is_some(), slot(id), id.clone())).collect();
     victims.sort();
-    for (_, _, id) in victims.into_iter().rev().take(surplus) {
-        present.retain(|(other, _)| *other != id);
-        draft.retire(&id);
-        draft.task_operation(Verb::Remove, &id, format!("scaled down to {}", want.replicas));
+    let victims: Vec<TaskId> = victims.into_iter().rev().take(surplus).map(|(_, _, id)| id).collect();
+    for id in &victims {
+        draft.retire(id);
+        draft.task_operation(Verb::Remove, id, format!("scaled down to {}", want.replicas));
     }
+    let victims: BTreeSet<TaskId> = victims.into_iter().collect();
+    present.retain(|(id, _)| !victims.contains(id));
 }
 
 fn recreate(draft: &mut Draft<'_>, want: &Want<'_>, former: &TaskId, reason: &str) -> Result<(), Refusal> {
@@ -463,7 +472,7 @@ pub(crate) fn plan_followers(draft: &mut Draft<'_>, want: &Want<'_>, cascade: &m
     for id in draft.replicas_of(want.service) {
         let Some(task) = draft.task(&id) else { continue };
         let (goal, own) = (task.goal, task.revision);
-        match recreate_reason(draft, &id, want, &revision, cascade) {
+        match recreate_reason(draft, &id, want, &revision, cascade, &mut Changes::new()) {
             Some(reason) => {
                 // It comes back as it was: with its own specification, and running only if it ran.
                 let start = goal != DesiredTask::Created && goal != DesiredTask::Stopped;
