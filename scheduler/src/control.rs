@@ -18,6 +18,7 @@ use crate::driver::{self, INBOX, Message, Start};
 use crate::link;
 use crate::log::LogError;
 use crate::replica::encode_command;
+use crate::request;
 use crate::start::random;
 use crate::transport::{NoTransport, Transport};
 
@@ -236,7 +237,7 @@ impl Control {
         // What a node repeats by itself needs no disk where nobody else could miss it.
         let durable =
             !matches!(command, Command::Report { .. } | Command::ReserveAddress(_) | Command::ReleaseAddress { .. });
-        let data = encode_command(now_ms(), random(), command)
+        let data = encode_command(now_ms(), random(), request::next(), command)
             .map_err(|error| ProposeError::Unavailable(error.to_string()))?;
         let permit = self.admission.clone().acquire_owned().await.map_err(|_| self.gone())?;
         self.ask(|reply| Message::Propose { data, durable, reply, _permit: permit }).await?

@@ -419,7 +419,8 @@ impl From<Failure> for ProposeError {
         match failure {
             Failure::NotLeader(leader) => Self::NotLeader { leader },
             Failure::Busy(why) => Self::Unavailable(why),
-            Failure::Lost => Self::Unavailable("the leader changed before the change was made".to_owned()),
+            // Nothing was done: whoever leads now may be asked.
+            Failure::Lost => Self::NotLeader { leader: None },
             Failure::Unknown => Self::Unknown,
         }
     }

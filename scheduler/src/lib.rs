@@ -16,6 +16,7 @@ mod link;
 pub mod log;
 pub mod peer;
 pub mod replica;
+mod request;
 pub mod seal;
 pub mod server;
 mod slog_bridge;

@@ -21,7 +21,7 @@ use orch_api::control::{
     DownRequest, ImageResolver, IndexResponse, NetworkCreate, NetworkView, NodeView, RunRequest, RunResponse,
     ScaleRequest, StackSummary, StackView, TaskView, VolumeCreate, VolumeView,
 };
-use orch_api::error::{ErrorBody, ErrorDetail};
+use orch_api::error::{ErrorBody, ErrorDetail, LEADER_CHANGED};
 use orch_core::plan::{self, Moment};
 use orch_core::{
     Act, Action, Answer, ApplyStack, Command, Down, Hint, NetworkDefinition, NewNetwork, NewVolume, Refusal,
@@ -43,6 +43,10 @@ const DOWN_WAIT: Duration = Duration::from_secs(30);
 const REMOVE_WAIT: Duration = Duration::from_secs(10);
 /// The network that is made when the first container of no stack asks for it.
 const DEFAULT_NETWORK: &str = "bridge";
+
+/// What to do while nobody leads.
+pub(crate) const NO_LEADER: &str =
+    "containers run on; try again when most of the managers reach each other: `orch cluster info`";
 
 /// What handlers need.
 struct Server {
@@ -92,9 +96,13 @@ impl From<ProposeError> for Refused {
     fn from(error: ProposeError) -> Self {
         match error {
             ProposeError::Refused(refusal) => refusal.into(),
-            other @ (ProposeError::Unavailable(_) | ProposeError::NotLeader { .. } | ProposeError::Unknown) => {
+            other @ ProposeError::Unavailable(_) => {
                 let hint = "containers run on, and changes are taken again as soon as the log can be written";
                 Self(ErrorDetail::new("unavailable", other.to_string()).with_hint(hint))
+            }
+            // Another manager is asked then: see `peer::forward`.
+            other @ (ProposeError::NotLeader { .. } | ProposeError::Unknown) => {
+                Self(ErrorDetail::new(LEADER_CHANGED, other.to_string()).with_hint(NO_LEADER))
             }
             other @ ProposeError::Gone(_) => {
                 let hint =

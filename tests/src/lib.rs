@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod cluster;
 pub mod fault;
 pub mod host;
 pub mod http;

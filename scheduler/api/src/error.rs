@@ -9,6 +9,9 @@ pub struct ErrorBody {
     pub error: ErrorDetail,
 }
 
+/// Code of what another manager may carry out, or has: between managers only, which then ask that one.
+pub const LEADER_CHANGED: &str = "leader_changed";
+
 /// What was wrong, why, and what to do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
@@ -55,7 +58,7 @@ impl ErrorDetail {
             "unauthenticated" => 401,
             "forbidden" => 403,
             "too_large" => 413,
-            "unavailable" => 503,
+            "unavailable" | LEADER_CHANGED => 503,
             "timeout" => 504,
             _ => 500,
         }

@@ -12,13 +12,20 @@ use crate::state::{Event, NetworkPhase, RevisionId, Stack, State, Timer, reserva
 use crate::{endpoint, rollout};
 
 impl State {
-    /// Applies the next entry of the log. A refused command changes nothing but the index.
+    /// Applies the next entry of the log. A refused command changes nothing but the index, and neither does one whose request was carried out
+    /// before.
     pub fn apply(&mut self, index: u64, entry: &Entry) -> Outcome {
         self.index = index;
         self.time = self.time.max(entry.now_ms);
         let mut changes = Changes::default();
         let moment = Moment { now_ms: entry.now_ms, nonce: entry.nonce };
+        if let Some(answer) = entry.request.and_then(|request| self.requests.answer(request)) {
+            return Outcome { result: Ok(answer), changes };
+        }
         let result = self.dispatch(moment, &entry.command, &mut changes);
+        if let (Some(request), Ok(answer)) = (entry.request, &result) {
+            self.requests.note(request, self.time, answer);
+        }
         Outcome { result, changes }
     }
 

@@ -21,6 +21,9 @@ pub struct Entry {
     pub now_ms: u64,
     /// Random number of the proposer: the only randomness that the state knows; ids of tasks come from it.
     pub nonce: u64,
+    /// The request that it is part of, which may be asked for more than once; `None` for what the control plane does by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<u64>,
     /// What to do.
     pub command: Command,
 }

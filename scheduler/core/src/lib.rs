@@ -29,6 +29,7 @@ mod place;
 pub mod plan;
 mod relocate;
 mod report;
+mod request;
 mod rollout;
 pub mod security;
 mod settle;
@@ -44,6 +45,7 @@ pub use error::{Clash, Hint, Missing, Refusal, SpecFault};
 pub use member::{Member, MemberChange, MemberRefusal, MemberRole, Members};
 pub use place::{Explanation, Obstacle};
 pub use plan::Plan;
+pub use request::Requests;
 pub use security::{Security, SecurityCommand, SecurityFault};
 pub use state::{
     Availability, ClusterSettings, Event, EventRing, Former, HandOver, Lane, MeshPort, Network, NetworkDefinition,

@@ -16,6 +16,7 @@ use orch_spec::assignment::{NetworkName, NodeId, TaskId};
 use serde::{Deserialize, Serialize};
 
 use crate::member::Members;
+use crate::request::Requests;
 use crate::security::Security;
 pub use event::{Event, EventRing};
 pub(crate) use network::volume_driver;
@@ -87,6 +88,9 @@ pub struct State {
     /// What is to be looked at again, and when. One too many does no harm.
     #[serde(default)]
     pub timers: BTreeSet<(u64, Timer)>,
+    /// Requests that were carried out lately.
+    #[serde(default)]
+    pub requests: Requests,
     /// What happened lately.
     pub events: EventRing,
 }

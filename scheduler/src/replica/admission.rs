@@ -44,7 +44,10 @@ impl Replica {
                 let Proposal { number, data, durable, .. } = proposal;
                 match self.raw.propose_conf_change(data, change) {
                     Ok(()) => self.placed(&[(number, durable)]),
-                    Err(error) => self.fail(number, dropped(&error)),
+                    Err(error) => {
+                        let failure = self.dropped(&error);
+                        self.fail(number, failure);
+                    }
                 }
             }
         }
@@ -70,9 +73,20 @@ impl Replica {
         match self.raw.raft.step(message) {
             Ok(()) => self.placed(&places),
             Err(error) => {
-                let failure = dropped(&error);
+                let failure = self.dropped(&error);
                 places.into_iter().for_each(|(number, _)| self.fail(number, failure.clone()));
             }
+        }
+    }
+
+    /// Why raft did not take a proposal.
+    fn dropped(&self, error: &raft::Error) -> Failure {
+        match error {
+            raft::Error::ProposalDropped => match self.raw.raft.lead_transferee {
+                Some(successor) => Failure::NotLeader(self.node_of(successor)),
+                None => Failure::Busy("too many changes are under way".to_owned()),
+            },
+            other => Failure::Busy(other.to_string()),
         }
     }
 
@@ -90,12 +104,4 @@ impl Replica {
             self.admit(proposal);
         }
     }
-}
-
-/// Why raft did not take a proposal.
-fn dropped(error: &raft::Error) -> Failure {
-    Failure::Busy(match error {
-        raft::Error::ProposalDropped => "too many changes are under way, or the leadership is changing".to_owned(),
-        other => other.to_string(),
-    })
 }

@@ -76,7 +76,7 @@ impl Replica {
             return self.fail(number, Failure::Busy(why));
         }
         let command = Command::Member(change.clone());
-        match record::encode_command(0, 0, command) {
+        match record::encode_command(0, 0, None, command) {
             Ok(data) => self.admit(Proposal { number, data, durable: true, change: Some(change) }),
             Err(error) => self.fail(number, Failure::Busy(error.to_string())),
         }

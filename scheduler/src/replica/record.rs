@@ -86,12 +86,17 @@ pub fn decode_snapshot(bytes: &[u8]) -> Result<(u64, u64, State), Unreadable> {
     Ok((snapshot.index, snapshot.term, snapshot.state))
 }
 
-/// The bytes of a command as it goes into the log.
+/// The bytes of a command as it goes into the log; see [`CoreEntry`].
 ///
 /// # Errors
 /// When something in it has no form in JSON.
-pub fn encode_command(now_ms: u64, nonce: u64, command: Command) -> Result<Vec<u8>, serde_json::Error> {
-    serde_json::to_vec(&CoreEntry { now_ms, nonce, command })
+pub fn encode_command(
+    now_ms: u64,
+    nonce: u64,
+    request: Option<u64>,
+    command: Command,
+) -> Result<Vec<u8>, serde_json::Error> {
+    serde_json::to_vec(&CoreEntry { now_ms, nonce, request, command })
 }
 
 /// The command of an entry.

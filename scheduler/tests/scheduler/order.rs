@@ -106,7 +106,7 @@ impl Stage {
 
     fn propose(&mut self, number: u64) {
         let command = Command::CreateVolume(NewVolume { name: format!("volume-{number}"), ..NewVolume::default() });
-        self.replica.propose(number, encode_command(1, number, command).expect("it serialises"), true);
+        self.replica.propose(number, encode_command(1, number, None, command).expect("it serialises"), true);
     }
 }
 

@@ -546,7 +546,7 @@ impl World {
             Command::CreateVolume(NewVolume { name, labels, ..NewVolume::default() })
         };
         let durable = self.random.below(4) > 0;
-        let data = encode_command(self.now / MS, nonce, command).expect("a command serialises");
+        let data = encode_command(self.now / MS, nonce, None, command).expect("a command serialises");
         let Some(up) = &mut self.nodes[place].up else { return };
         let number = up.number();
         // What needs no disk alone may be forgotten by a host alone: nobody was promised anything.

@@ -1,0 +1,153 @@
+//! Several hosts as one: machines of their own, joined by one switch.
+
+use serde_json::Value;
+
+use crate::host::Host;
+use crate::output::Output;
+use crate::segment::{Segment, address};
+use crate::wait::{PATIENCE, eventually};
+
+/// Hosts on one switch; the first has the number 1.
+#[derive(Debug)]
+pub struct Hosts {
+    /// The switch.
+    pub segment: Segment,
+    /// In the order of their numbers.
+    pub hosts: Vec<Host>,
+}
+
+impl Hosts {
+    /// Hosts that are alone.
+    ///
+    /// # Panics
+    /// When they cannot be made.
+    #[must_use]
+    #[track_caller]
+    pub fn new(count: u8) -> Self {
+        let segment = Segment::new().expect("a switch can be made");
+        let hosts = (1..=count).map(|port| {
+            let host = Host::new();
+            segment.plug(&host, port).expect("a host can be plugged in");
+            host.start_agent();
+            host
+        });
+        let hosts = hosts.collect();
+        Self { segment, hosts }
+    }
+
+    /// The first opened to the others, which have joined it with tokens of these roles.
+    ///
+    /// # Panics
+    /// When they cannot be made.
+    #[must_use]
+    #[track_caller]
+    pub fn cluster(roles: &[&str]) -> Self {
+        let count = u8::try_from(roles.len()).expect("a few hosts") + 1;
+        let hosts = Self::new(count);
+        hosts.init();
+        for (place, role) in roles.iter().enumerate() {
+            let token = hosts.token(&[role]);
+            hosts.join(place + 2, &token).ok();
+        }
+        hosts
+    }
+
+    /// So many managers that all vote and know who leads.
+    ///
+    /// # Panics
+    /// When it does not come to that.
+    #[must_use]
+    #[track_caller]
+    pub fn managers(count: usize) -> Self {
+        let hosts = Self::cluster(&vec!["manager"; count - 1]);
+        hosts.all_vote();
+        hosts
+    }
+
+    /// Waits until all hosts know of the same leader and that all of them vote: the number of voters is odd by rule, and a new manager votes
+    /// only when it has caught up.
+    ///
+    /// # Panics
+    /// When it does not come to that.
+    #[track_caller]
+    pub fn all_vote(&self) {
+        let count = self.hosts.len();
+        eventually(PATIENCE, "all know who leads, and that all vote", || {
+            let infos: Vec<Value> = (1..=count).map(|number| self.info(number)).collect();
+            let agree = infos.iter().all(|info| {
+                info["leader"] == infos[0]["leader"]
+                    && info["leader"] != ""
+                    && info["voters"].as_array().is_some_and(|voters| voters.len() == count)
+            });
+            if agree { Ok(()) } else { Err(format!("{infos:?}")) }
+        });
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn host(&self, number: usize) -> &Host {
+        &self.hosts[number - 1]
+    }
+
+    /// Opens the first to others.
+    #[track_caller]
+    pub fn init(&self) {
+        self.host(1).orch(&["cluster", "init", "--advertise-addr", &address(1).to_string()]).ok();
+    }
+
+    /// A join token of the first.
+    #[must_use]
+    #[track_caller]
+    pub fn token(&self, arguments: &[&str]) -> String {
+        let output = self.host(1).orch(&[&["-q", "cluster", "token"], arguments].concat()).ok();
+        output.text().trim().to_owned()
+    }
+
+    /// Has one join the first.
+    #[must_use]
+    #[track_caller]
+    pub fn join(&self, number: usize, token: &str) -> Output {
+        self.host(number).orch(&["cluster", "join", "--token", token, &address(1).to_string()])
+    }
+
+    /// What one says of itself and its cluster.
+    #[must_use]
+    #[track_caller]
+    pub fn info(&self, number: usize) -> Value {
+        self.host(number).orch(&["cluster", "info", "--format", "json"]).ok().json()
+    }
+
+    /// The members that one knows.
+    #[must_use]
+    #[track_caller]
+    pub fn nodes(&self, number: usize) -> Vec<Value> {
+        self.host(number).orch(&["cluster", "ls", "--format", "json"]).ok().json_lines()
+    }
+
+    /// The id of one's node.
+    #[must_use]
+    #[track_caller]
+    pub fn id(&self, number: usize) -> String {
+        self.info(number)["node"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// The number of the host that leads, as one of them knows it.
+    ///
+    /// # Panics
+    /// When there is no leader for long.
+    #[must_use]
+    #[track_caller]
+    pub fn leader(&self, asked: usize) -> usize {
+        eventually(PATIENCE, "somebody leads", || {
+            let info = self.info(asked);
+            let members = self.nodes(asked);
+            let leads = members.iter().find(|member| member["node"] == info["leader"]);
+            let address_of = |number: &u8| address(*number).to_string();
+            let place = leads.and_then(|member| {
+                let listens = member["address"].as_str()?;
+                (1..=u8::MAX).find(|number| listens.starts_with(&format!("{}:", address_of(number))))
+            });
+            place.map(usize::from).ok_or_else(|| format!("{info} {members:?}"))
+        })
+    }
+}
