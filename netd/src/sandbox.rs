@@ -436,6 +436,9 @@ impl Shared {
             }
             removed.extend(lock(&self.state).sandboxes.remove(id));
         }
+        if removed.is_empty() {
+            return errors.into_result();
+        }
         let mut holdings = Vec::new();
         for sandbox in &mut removed {
             holdings.append(&mut sandbox.holdings);

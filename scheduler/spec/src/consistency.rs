@@ -491,6 +491,17 @@ impl<'a> Consistency<'a> {
                 );
             }
         }
+        let cpus = service.some("cpus").or_else(|| at(&["deploy", "resources", "limits", "cpus"]));
+        let Some(cpus) = cpus.filter(|cpus| cpus.scalar_text().is_some_and(|text| text != "0")) else { return };
+        for key in ["cpu_quota", "cpu_period"] {
+            if service.some(key).is_some() {
+                self.report.add(
+                    Problem::warning(code::NOT_CARRIED_OUT, format!("`{key}` of service `{name}` has no effect"))
+                        .at(service.key_span(key), "`cpus` says the same, and counts")
+                        .at(cpus.span, ""),
+                );
+            }
+        }
     }
 
     fn fixed_name(&mut self, name: &str, service: &Node) {

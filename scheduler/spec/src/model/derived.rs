@@ -69,11 +69,13 @@ impl ServiceSpec {
     pub fn resources(&self) -> Resources {
         let (limits, reservations) = (&self.deploy.resources.limits, &self.deploy.resources.reservations);
         let unset_zero = |size: Option<ByteSize>| size.filter(|size| size.0 != 0);
+        let cpus = self.cpus.or(limits.cpus).filter(|cpus| cpus.0 != 0);
         Resources {
-            cpus: self.cpus.or(limits.cpus).filter(|cpus| cpus.0 != 0),
+            // `cpus` is a quota of the usual period: beside it these two have no effect, of which the loader warns.
+            cpu_quota: self.cpu_quota.filter(|_| cpus.is_none()),
+            cpu_period: self.cpu_period.filter(|_| cpus.is_none()),
+            cpus,
             cpu_shares: self.cpu_shares,
-            cpu_quota: self.cpu_quota,
-            cpu_period: self.cpu_period,
             cpuset: self.cpuset.clone(),
             memory: unset_zero(self.mem_limit.or(limits.memory)),
             memory_swap: unset_zero(self.memswap_limit),
