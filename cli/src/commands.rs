@@ -165,15 +165,23 @@ fn ago(then: Option<u64>) -> String {
 
 /// Bytes for people: `12.3MB`.
 fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+    in_units(bytes, 1000, ["B", "kB", "MB", "GB", "TB"])
+}
+
+/// Bytes of memory for people, as its limits are written: `11.8MiB`.
+fn memory_size(bytes: u64) -> String {
+    in_units(bytes, 1024, ["B", "KiB", "MiB", "GiB", "TiB"])
+}
+
+fn in_units(bytes: u64, step: u64, units: [&str; 5]) -> String {
     let mut unit = 0;
     let mut scale = 1u64;
-    while unit + 1 < UNITS.len() && bytes / scale >= 1000 {
-        scale *= 1000;
+    while unit + 1 < units.len() && bytes / scale >= step {
+        scale *= step;
         unit += 1;
     }
     let tenths = u128::from(bytes) * 10 / u128::from(scale);
-    if unit == 0 { format!("{bytes}B") } else { format!("{}.{}{}", tenths / 10, tenths % 10, UNITS[unit]) }
+    if unit == 0 { format!("{bytes}B") } else { format!("{}.{}{}", tenths / 10, tenths % 10, units[unit]) }
 }
 
 /// Milliseconds since the epoch as RFC 3339; empty for none.
@@ -194,8 +202,10 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_decimal_as_in_docker() {
+    fn sizes_are_decimal_but_those_of_memory_as_in_docker() {
         assert_eq!(size(999), "999B");
         assert_eq!(size(12_345_678), "12.3MB");
+        assert_eq!(memory_size(20 << 20), "20.0MiB");
+        assert_eq!(memory_size(1023), "1023B");
     }
 }

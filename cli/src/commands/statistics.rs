@@ -8,7 +8,7 @@ use orch_api::client::Client;
 use orch_api::node::{Stats as Sample, Top};
 use serde::Serialize;
 
-use super::{act, client, escape, size};
+use super::{act, client, escape, memory_size, size};
 use crate::args::{ListFormat, Services, Stats};
 use crate::exit::Exit;
 use crate::printer::{self, Format};
@@ -127,11 +127,11 @@ fn row(before: Option<&Sample>, now: &Sample) -> Row {
 fn print_rows(format: &Format, rows: &[Row]) -> Result<()> {
     let titles = ["NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %", "NET I/O", "BLOCK I/O", "PIDS"];
     let cells = |r: &Row| {
-        let limit = if r.memory_limit == 0 { "-".to_owned() } else { size(r.memory_limit) };
+        let limit = if r.memory_limit == 0 { "-".to_owned() } else { memory_size(r.memory_limit) };
         vec![
             r.name.clone(),
             format!("{:.2}%", r.cpu_percent),
-            format!("{} / {limit}", size(r.memory)),
+            format!("{} / {limit}", memory_size(r.memory)),
             format!("{:.2}%", r.memory_percent),
             format!("{} / {}", size(r.net_rx), size(r.net_tx)),
             format!("{} / {}", size(r.block_read), size(r.block_write)),
