@@ -2,6 +2,7 @@
 
 mod act;
 mod cluster;
+mod collector;
 mod config;
 mod container;
 mod copy;

@@ -210,15 +210,7 @@ pub(crate) fn failure(error: &anyhow::Error, color: bool) -> Exit {
         hint.clone_from(&refused.hint);
         refused.message.clone()
     } else {
-        let mut chain: Vec<String> = Vec::new();
-        for cause in error.chain() {
-            let text = cause.to_string();
-            // A transparent wrapper says what its source says.
-            if chain.last() != Some(&text) {
-                chain.push(text);
-            }
-        }
-        chain.join(": ")
+        chain(error.as_ref())
     };
     if !message.is_empty() {
         say(&format!("{head}: {message}"));
@@ -228,6 +220,21 @@ pub(crate) fn failure(error: &anyhow::Error, color: bool) -> Exit {
         say(&format!("\n{}: {hint}", paint("36", "hint")));
     }
     exit
+}
+
+/// An error with its causes.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        // A transparent wrapper says what its source says.
+        if texts.last() != Some(&text) {
+            texts.push(text);
+        }
+        next = cause.source();
+    }
+    texts.join(": ")
 }
 
 #[cfg(test)]

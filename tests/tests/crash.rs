@@ -302,6 +302,49 @@ fn up_again_after_its_command_line_was_killed_converges() {
     host.leaves_no_trace();
 }
 
+/// Lines `line 0`, `line 1`, … of what a command has printed, wherever they stand in theirs.
+fn numbers(printed: &str) -> Vec<u64> {
+    printed.lines().filter_map(|line| line.rsplit_once("line ")?.1.parse().ok()).collect()
+}
+
+/// Waits until a command has printed `more` further numbers, and all of them once and in order.
+fn counts_on(what: &orch_tests::host::Running<'_>, more: u64) {
+    let target = numbers(&what.stdout()).last().copied().unwrap_or(0) + more;
+    eventually(PATIENCE, "it counts on", || {
+        let last = numbers(&what.stdout()).last().copied().unwrap_or(0);
+        if last >= target { Ok(()) } else { Err(format!("{last} of {target}; {}", what.stderr())) }
+    });
+    let seen = numbers(&what.stdout());
+    let wrong = seen.windows(2).find(|pair| pair[1] != pair[0] + 1);
+    assert_eq!(wrong, None, "a line is missing or doubled: {}", what.stderr());
+}
+
+#[test]
+fn an_attached_up_and_followed_logs_go_on_across_the_end_of_the_agent() {
+    let host = Host::with_busybox();
+    host.stack(COUNTER);
+    let up = host.start(&["up"]);
+    up.prints("line 3");
+    let logs = host.start(&["logs", "-f"]);
+    logs.prints("line 3");
+    let process = host.process(&host.container("count"));
+    for polite in [false, true, false] {
+        if polite {
+            host.stop_agent()
+        } else {
+            host.kill_agent()
+        }
+        // The commands start one again by themselves, as they did the first.
+        counts_on(&up, 50);
+        counts_on(&logs, 50);
+    }
+    assert_eq!(host.process(&host.container("count")), process, "the container was touched");
+    host.orch(&["down", "-t", "0"]).ok();
+    up.ends(PATIENCE);
+    logs.ends(PATIENCE).code(0);
+    host.leaves_no_trace();
+}
+
 #[test]
 fn an_agent_that_is_stopped_politely_leaves_containers_alone_too() {
     let host = supervised(CHANGING);

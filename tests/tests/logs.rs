@@ -137,3 +137,42 @@ fn a_flood_is_bounded_and_its_neighbour_is_heard() {
     host.down();
     host.leaves_no_trace();
 }
+
+/// Three services that speak in turn, whatever their names and logs are.
+const TURNS: &str = "
+name: turns
+x-speaker: &speaker
+  image: busybox
+  volumes: ['turn:/turn']
+  command:
+    - sh
+    - -c
+    - |
+      [ $$FIRST != 0 ] || echo 0 >/turn/next
+      i=$$FIRST
+      while [ $$i -lt 45 ]; do
+        until [ \"$$(cat /turn/next 2>/dev/null)\" = $$i ]; do usleep 2000; done
+        echo turn $$i; usleep 10000; echo $$((i + 1)) >/turn/next
+        i=$$((i + 3))
+      done
+services:
+  c: {<<: *speaker, environment: {FIRST: 0}}
+  a: {<<: *speaker, environment: {FIRST: 1}}
+  b: {<<: *speaker, environment: {FIRST: 2}}
+volumes: {turn: }
+";
+
+#[test]
+fn lines_of_several_containers_come_in_the_order_of_their_times() {
+    let host = Host::with_busybox();
+    host.stack(TURNS);
+    host.orch(&["up", "-d"]).ok();
+    let followed = host.start(&["logs", "-f", "--no-log-prefix"]);
+    followed.prints("turn 44");
+    let spoken: Vec<String> = (0..45).map(|n| format!("turn {n}")).collect();
+    assert_eq!(host.orch(&["logs", "--no-log-prefix"]).ok().lines(), spoken);
+    assert_eq!(followed.stdout().lines().collect::<Vec<_>>(), spoken);
+    host.orch(&["down", "-v"]).ok();
+    followed.ends(PATIENCE).code(0);
+    host.leaves_no_trace();
+}

@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::Result;
-use orch_api::client::Client;
+use orch_api::client::{Client, Lines};
 use orch_api::control::StackChange;
 use orch_api::node::LogLine;
+use tokio::time::Instant;
 
 use super::escape;
+use crate::connect::connect;
 use crate::exit::{Exit, Failure};
 use crate::printer;
 use crate::progress::{Board, Goal, Painter, Step, Trouble, Verdict, verdict};
@@ -22,6 +24,12 @@ const LOGS_AT_ONCE: usize = 4;
 
 /// How often to judge though nothing changed.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// How long an agent that went away is waited for: one that its supervisor restarts is back within this time.
+pub(super) const GONE_FOR: Duration = Duration::from_secs(30);
+
+/// How often to look whether it is back.
+pub(super) const LOOK_FOR_AGENT: Duration = Duration::from_millis(50);
 
 fn now_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -52,39 +60,34 @@ pub(super) struct Follow<'a> {
 /// A [`Failure`] with everything that went wrong, after it has been said; with [`Exit::Deadline`] when the time is up.
 pub(super) async fn follow(client: &Client, settings: &Settings, what: &Follow<'_>) -> Result<Board> {
     let mut painter = Painter::new(settings.progress, settings.color_stderr);
-    let deadline = what.timeout.map(|t| tokio::time::Instant::now() + t);
+    let deadline = what.timeout.map(|t| Instant::now() + t);
     let mut board = Board::since(what.since);
     let mut last_lines: BTreeMap<String, LastLines> = BTreeMap::new();
     for resource in &what.made {
         painter.show(&Step { resource: resource.clone(), word: "Created".to_owned(), settled: true, failed: false });
     }
-    let mut changes = client.lines::<StackChange>(&format!("/v1/stacks/{}/watch", escape(what.stack))).await?;
+    let mut watch = Watch::open(settings, client, what.stack).await?;
     let mut missing = Vec::new();
     loop {
-        // Time alone can bring the goal: a container without a health check must have stayed up for a moment.
-        let look = tokio::time::Instant::now() + LOOK;
-        let until = deadline.map_or(look, |d| d.min(look));
-        let next = match tokio::time::timeout_at(until, changes.next()).await {
-            Ok(next) => next?,
-            Err(_) if deadline.is_some_and(|d| d <= tokio::time::Instant::now()) => {
-                painter.finish();
-                return Err(too_late(what, missing).into());
-            }
-            Err(_) => {
+        let change = {
+            let mut next = std::pin::pin!(watch.next());
+            loop {
+                // Time alone can bring the goal: a container without a health check must have stayed up for a moment.
+                let look = Instant::now() + LOOK;
+                let until = deadline.map_or(look, |d| d.min(look));
+                if let Ok(change) = tokio::time::timeout_at(until, &mut next).await {
+                    break change?;
+                }
+                if deadline.is_some_and(|d| d <= Instant::now()) {
+                    painter.finish();
+                    return Err(too_late(what, missing).into());
+                }
                 if board.is_known() && verdict(&board, what.services.as_ref(), what.goal, now_ms()) == Verdict::Reached
                 {
                     painter.finish();
                     return Ok(board);
                 }
-                continue;
             }
-        };
-        let Some(change) = next else {
-            // The agent went away in the middle (an upgrade, a crash): what it was told to do stands in its log, and it goes on by
-            // itself. Watch again.
-            painter.finish();
-            changes = rewatch(client, what.stack, deadline).await?;
-            continue;
         };
         for step in board.fold(change) {
             painter.show(&step);
@@ -107,19 +110,57 @@ pub(super) async fn follow(client: &Client, settings: &Settings, what: &Follow<'
     }
 }
 
-async fn rewatch(
-    client: &Client,
-    stack: &str,
-    deadline: Option<tokio::time::Instant>,
-) -> Result<orch_api::client::Lines<StackChange>> {
-    // An agent that is restarted by its supervisor is back within this time; one that is not will not come.
-    let until = tokio::time::Instant::now() + Duration::from_secs(30);
-    let until = deadline.map_or(until, |d| d.min(until));
-    loop {
-        match client.lines(&format!("/v1/stacks/{}/watch", escape(stack))).await {
-            Ok(changes) => return Ok(changes),
-            Err(e) if tokio::time::Instant::now() >= until => return Err(e.into()),
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+/// What changes in a stack, also across a restart of the agent: what that was told to do stands in its log, and it goes on by itself.
+pub(super) struct Watch<'a> {
+    settings: &'a Settings,
+    client: &'a Client,
+    path: String,
+    changes: Option<Lines<StackChange>>,
+    /// When the agent was lost, while it is.
+    lost: Option<Instant>,
+}
+
+impl<'a> Watch<'a> {
+    /// Watches a stack.
+    pub(super) async fn open(settings: &'a Settings, client: &'a Client, stack: &str) -> Result<Self> {
+        let path = format!("/v1/stacks/{}/watch", escape(stack));
+        let changes = Some(client.lines(&path).await?);
+        Ok(Self { settings, client, path, changes, lost: None })
+    }
+
+    /// The next change; after a restart of the agent first the stack as it is. Loses nothing when dropped half-way.
+    ///
+    /// # Errors
+    /// When no agent comes back within [`GONE_FOR`], or it refuses.
+    pub(super) async fn next(&mut self) -> Result<StackChange> {
+        loop {
+            let lost = match &mut self.changes {
+                Some(changes) => match changes.next().await {
+                    Ok(Some(change)) => {
+                        self.lost = None;
+                        return Ok(change);
+                    }
+                    Ok(None) => None,
+                    Err(e) => Some(e),
+                },
+                None => match self.client.lines(&self.path).await {
+                    Ok(changes) => {
+                        self.changes = Some(changes);
+                        continue;
+                    }
+                    Err(e) => Some(e),
+                },
+            };
+            self.changes = None;
+            let since = *self.lost.get_or_insert_with(Instant::now);
+            if let Some(e) = lost
+                && (!e.is_lost() || since.elapsed() > GONE_FOR)
+            {
+                return Err(e.into());
+            }
+            tokio::time::sleep(LOOK_FOR_AGENT).await;
+            // One that a command started has nobody else who starts it again. What speaks against it now may be over soon.
+            let _ = connect(self.settings);
         }
     }
 }

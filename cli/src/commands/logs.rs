@@ -1,129 +1,16 @@
-//! `logs`, and the collector that interleaves the logs of several containers.
-
-use std::collections::{BTreeMap, BTreeSet};
+//! `logs`.
 
 use anyhow::Result;
-use orch_api::client::Client;
-use orch_api::control::{StackChange, StackView};
+use orch_api::control::{StackChange, StackView, TaskView};
 use orch_api::node::LogLine;
-use tokio::sync::mpsc;
 
+use super::collector::{Collector, Style};
+use super::follow::Watch;
 use super::{client, escape};
 use crate::args::{ContainerLogs, LogSelection, Logs};
 use crate::exit::{Exit, Failure};
 use crate::settings::Settings;
 use crate::{printer, stack_file};
-
-/// Lines waiting to be printed: a terminal that stands still holds the readers up, not the memory.
-const QUEUE: usize = 1024;
-
-/// Bytes of one line that are put together before it is printed in parts.
-const LONGEST: usize = 4 << 20;
-
-/// Colours of prefixes, bright enough on dark and light ground.
-const COLORS: [&str; 10] = ["36", "33", "32", "35", "34", "36;1", "33;1", "32;1", "35;1", "34;1"];
-
-/// How lines look.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Style {
-    /// `service-1  | ` in front.
-    pub prefix: bool,
-    /// Prefixes in colour.
-    pub color: bool,
-    /// The time in front.
-    pub timestamps: bool,
-}
-
-/// Reads the logs of several containers at once and prints their lines as they come.
-pub(super) struct Collector {
-    client: Client,
-    style: Style,
-    known: BTreeSet<String>,
-    /// Beginnings of lines that are longer than one entry of the log, by prefix and stream.
-    partial: BTreeMap<(String, String), String>,
-    width: usize,
-    sender: mpsc::Sender<(String, LogLine)>,
-    lines: mpsc::Receiver<(String, LogLine)>,
-}
-
-impl Collector {
-    /// A collector of nothing yet.
-    pub(super) fn new(client: Client, style: Style) -> Self {
-        let (sender, lines) = mpsc::channel(QUEUE);
-        Self { client, style, known: BTreeSet::new(), partial: BTreeMap::new(), width: 0, sender, lines }
-    }
-
-    /// Follows this container, unless it is followed already.
-    pub(super) fn add(&mut self, service: &str, slot: u32, container: &str) {
-        self.add_query(service, slot, container, "follow=true&until_end=end".to_owned());
-    }
-
-    /// The same with a query of its own.
-    pub(super) fn add_query(&mut self, service: &str, slot: u32, container: &str, query: String) {
-        if !self.known.insert(container.to_owned()) {
-            return;
-        }
-        let name = if slot == 0 { format!("{service}-run") } else { format!("{service}-{slot}") };
-        self.width = self.width.max(name.chars().count());
-        let (client, sender) = (self.client.clone(), self.sender.clone());
-        let path = format!("/v1/containers/{container}/logs?{query}");
-        tokio::spawn(async move {
-            let Ok(mut log) = client.lines::<LogLine>(&path).await else { return };
-            while let Ok(Some(line)) = log.next().await {
-                if sender.send((name.clone(), line)).await.is_err() {
-                    return;
-                }
-            }
-        });
-    }
-
-    /// Prints the next line. Never ends by itself: there may always come another container.
-    pub(super) async fn print_next(&mut self) {
-        if let Some((name, line)) = self.lines.recv().await {
-            self.print(&name, &line);
-        }
-    }
-
-    /// Prints everything up to the end of all logs.
-    pub(super) async fn drain(mut self) {
-        drop(std::mem::replace(&mut self.sender, mpsc::channel(1).0));
-        while let Some((name, line)) = self.lines.recv().await {
-            self.print(&name, &line);
-        }
-        // Last words without a newline.
-        for ((name, stream), log) in std::mem::take(&mut self.partial) {
-            self.print(&name, &LogLine { time: String::new(), stream, log: log + "\n" });
-        }
-    }
-
-    /// Prints a line once it is whole, or as it is when it is longer than anybody reads.
-    fn print(&mut self, name: &str, line: &LogLine) {
-        let key = (name.to_owned(), line.stream.clone());
-        let begun = self.partial.remove(&key).unwrap_or_default();
-        let whole = line.log.ends_with('\n') || begun.len() > LONGEST;
-        let log = begun + &line.log;
-        if !whole {
-            self.partial.insert(key, log);
-            return;
-        }
-        let mut text = String::new();
-        if self.style.prefix {
-            let padded = format!("{name:width$}  | ", width = self.width);
-            if self.style.color {
-                let sum: usize = name.bytes().map(usize::from).sum();
-                text.push_str(&format!("\x1b[{}m{padded}\x1b[0m", COLORS[sum % COLORS.len()]));
-            } else {
-                text.push_str(&padded);
-            }
-        }
-        if self.style.timestamps {
-            text.push_str(&line.time);
-            text.push(' ');
-        }
-        text.push_str(log.strip_suffix('\n').unwrap_or(&log));
-        printer::line(&text);
-    }
-}
 
 /// The query of a selection.
 fn query(select: &LogSelection) -> Result<String, Failure> {
@@ -185,31 +72,30 @@ pub(super) async fn of_stack(settings: &Settings, stack: &str, args: Logs) -> Re
     };
     let view: StackView = client.get(&format!("/v1/stacks/{}", escape(stack))).await?;
     super::act::check_services(&view, &args.services)?;
-    let mut collector = Collector::new(client.clone(), style);
-    // Prefixes line up from the first line on.
+    let mut collector = Collector::new(client.clone(), style, args.follow);
     for task in view.tasks.iter().filter(|t| wanted(&t.service, t.slot) && !t.status.container.is_empty()) {
-        collector.width = collector.width.max(task.service.chars().count() + 1 + task.slot.to_string().len());
-    }
-    for task in view.tasks.iter().filter(|t| wanted(&t.service, t.slot) && !t.status.container.is_empty()) {
-        collector.add_query(&task.service, task.slot, &task.status.container, query.clone());
+        collector.add_query(&task.service, task.slot, &task.status.container, &query);
     }
     if !args.follow {
         collector.drain().await;
         return Ok(Exit::Done);
     }
     // By service, not by container: what is made anew or scaled up while we follow is followed too.
-    let mut changes = client.lines::<StackChange>(&format!("/v1/stacks/{}/watch", escape(stack))).await?;
+    let follow = |collector: &mut Collector, task: &TaskView| {
+        if wanted(&task.service, task.slot) && !task.status.container.is_empty() {
+            let query = "follow=true&until_end=removal";
+            collector.add_query(&task.service, task.slot, &task.status.container, query);
+        }
+    };
+    let mut watch = Watch::open(settings, &client, stack).await?;
     loop {
         tokio::select! {
-            change = changes.next() => match change? {
-                Some(StackChange::Task { task, .. }) => {
-                    if wanted(&task.service, task.slot) && !task.status.container.is_empty() {
-                        let query = "follow=true&until_end=removal".to_owned();
-                        collector.add_query(&task.service, task.slot, &task.status.container, query);
-                    }
-                }
-                Some(StackChange::Removed { .. }) | None => break,
-                Some(_) => {}
+            change = watch.next() => match change? {
+                StackChange::Task { task, .. } => follow(&mut collector, &task),
+                // What it was when the agent came back.
+                StackChange::Stack { stack } => stack.tasks.iter().for_each(|task| follow(&mut collector, task)),
+                StackChange::Removed { .. } => break,
+                _ => {}
             },
             () = collector.print_next() => {}
         }

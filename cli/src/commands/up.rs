@@ -9,8 +9,8 @@ use orch_api::control::{ActRequest, Action, ApplyOptions, ApplyRequest, ApplyRes
 use orch_spec::assignment::{DesiredTask, TaskState};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::follow::{Follow, follow};
-use super::logs::{Collector, Style};
+use super::collector::{Collector, Style};
+use super::follow::{Follow, Watch, follow};
 use super::{client, escape};
 use crate::args::{Create, Plan, Scale, Up, UpCommon};
 use crate::exit::{Exit, Failure};
@@ -225,7 +225,7 @@ async fn attached(
         color: settings.color_stdout && !args.style.no_color,
         timestamps: args.style.timestamps,
     };
-    let mut collector = Collector::new(client.clone(), style);
+    let mut collector = Collector::new(client.clone(), style, true);
     let shown = |service: &str| {
         let chosen = if !args.attach.is_empty() {
             args.attach.iter().any(|s| s == service)
@@ -245,13 +245,17 @@ async fn attached(
     let mut board = Board::default();
     let mut ended: BTreeSet<String> = BTreeSet::new();
     let mut painter = crate::progress::Painter::new(plain(settings), settings.color_stderr);
-    let mut changes = client.lines::<StackChange>(&format!("/v1/stacks/{}/watch", escape(stack))).await?;
+    let mut watch = Watch::open(settings, client, stack).await?;
     loop {
         tokio::select! {
-            change = changes.next() => {
-                let Some(change) = change? else { break };
+            change = watch.next() => {
+                let change = change?;
+                let removed = matches!(change, StackChange::Removed { .. });
                 for step in board.fold(change) {
                     painter.show(&step);
+                }
+                if removed {
+                    break;
                 }
                 for task in board.tasks.values().filter(|t| !t.one_off && shown(&t.service)) {
                     if !task.status.container.is_empty() {

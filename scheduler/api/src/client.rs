@@ -62,6 +62,13 @@ pub enum ClientError {
     },
 }
 
+impl ClientError {
+    /// Whether nobody answers any more, as while an agent is restarted: the same request may be answered later.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Connect { .. } | Self::Broken { .. })
+    }
+}
+
 /// The body of a request.
 pub type Body = BoxBody<Bytes, std::io::Error>;
 
