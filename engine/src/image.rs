@@ -41,6 +41,7 @@ mod removal;
 mod save;
 mod spec;
 mod stream;
+mod transfer;
 mod unpack;
 
 use std::collections::BTreeMap;
@@ -56,6 +57,7 @@ pub use load::{LoadError, Loaded};
 pub use reference::{Reference, ReferenceError};
 pub use removal::{DiskUsage, Pruned, Removed};
 pub use spec::{Empty, Healthcheck, History, ImageConfig, Platform};
+pub use transfer::{Giving, Lack, Naming, Offer, Taking, TransferError};
 pub use unpack::{UnpackError, UnpackLimits};
 
 use blobs::{Blobs, FreshBlob};
@@ -184,6 +186,8 @@ pub struct ImageStore {
     state: Mutex<State>,
     /// Held while relying on layers that `refs.json` may not lead to yet, and while removing layers. Taken before `state`.
     turn: Mutex<()>,
+    /// Blobs on their way here.
+    transit: Mutex<transfer::Transit>,
 }
 
 struct State {
@@ -247,6 +251,7 @@ impl ImageStore {
             layers: Layers::new(&root, disk.clone()),
             state: Mutex::new(State { refs, documents: BTreeMap::new() }),
             turn: Mutex::new(()),
+            transit: Mutex::default(),
             root,
             disk,
             limits,
@@ -433,7 +438,12 @@ impl ImageStore {
         let mut refs = state.refs.clone();
         let added = jiff::Timestamp::now().to_string();
         for image in &draft.images {
-            let record = || Record { manifest: image.manifest, added: added.clone(), names: BTreeMap::new() };
+            let record = || Record {
+                manifest: image.manifest,
+                added: added.clone(),
+                names: BTreeMap::new(),
+                since: BTreeMap::new(),
+            };
             refs.images.entry(image.id).or_insert_with(record);
             image.names.iter().for_each(|name| refs.name(image.id, &name.canonical(), &name.display()));
         }

@@ -12,5 +12,7 @@ mod import;
 mod layering;
 #[path = "image/tar.rs"]
 mod tar;
+#[path = "image/transfer.rs"]
+mod transfer;
 #[path = "image/tree.rs"]
 mod tree;

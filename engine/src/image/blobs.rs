@@ -12,7 +12,7 @@ use super::digest::{Digest, Hasher};
 use super::disk::{Disk, DiskFile};
 
 /// zstd's level 1: a root file system of Debian shrinks to about 40 %, at a speed that the disk hardly outruns.
-const AT_REST_LEVEL: i32 = 1;
+pub(crate) const AT_REST_LEVEL: i32 = 1;
 
 pub(crate) struct Blobs {
     directory: PathBuf,
@@ -109,6 +109,13 @@ impl Blobs {
         let missing = || io::Error::new(io::ErrorKind::NotFound, format!("blob {digest} is not in the store"));
         let (path, compressed) = self.find(digest).ok_or_else(missing)?;
         reader(&path, compressed)
+    }
+
+    /// Opens the file of a blob, and says whether it is compressed at rest.
+    pub(crate) fn open_at_rest(&self, digest: Digest) -> io::Result<(File, bool)> {
+        let missing = || io::Error::new(io::ErrorKind::NotFound, format!("blob {digest} is not in the store"));
+        let (path, compressed) = self.find(digest).ok_or_else(missing)?;
+        Ok((File::open(path)?, compressed))
     }
 
     /// Reads a small blob and checks its digest.

@@ -225,7 +225,7 @@ impl ImageStore {
     }
 }
 
-fn check_diff_id(store_of: &ImageStore, blob: &FreshBlob, diff_id: Digest) -> Result<(), ImageError> {
+pub(super) fn check_diff_id(store_of: &ImageStore, blob: &FreshBlob, diff_id: Digest) -> Result<(), ImageError> {
     let reading = |source| store(format!("read layer {diff_id} of the archive"), source);
     let (mut meter, _) = blob.open().and_then(|blob| inflate(blob, true, &store_of.limits)).map_err(reading)?;
     io::copy(&mut meter, &mut io::sink()).map_err(reading)?;
@@ -354,7 +354,7 @@ fn configuration(blob: &FreshBlob) -> Result<ImageDocument, LoadError> {
     Ok(config)
 }
 
-fn check_layers(config: &ImageDocument, layers: usize) -> Result<(), LoadError> {
+pub(super) fn check_layers(config: &ImageDocument, layers: usize) -> Result<(), LoadError> {
     let bad = |reason| Err(LoadError::Document { document: "an image configuration".into(), reason });
     if config.rootfs.diff_ids.len() != layers {
         return bad(format!("has {} diff ids for {layers} layers", config.rootfs.diff_ids.len()));

@@ -72,12 +72,16 @@ impl ImageStore {
         let in_use = used.contains(&id);
         let mut removed = Removed::default();
         match named {
-            Some(canonical) if record.names.len() > 1 => removed.untagged.extend(record.names.remove(&canonical)),
+            Some(canonical) if record.names.len() > 1 => {
+                record.since.remove(&canonical);
+                removed.untagged.extend(record.names.remove(&canonical));
+            }
             _ if in_use && !force => return Err(ImageError::InUse(reference.to_owned())),
             None if record.names.len() > 1 && !force => {
                 return Err(ImageError::SeveralNames { id, names: record.names.values().cloned().collect() });
             }
             _ => {
+                record.since.clear();
                 removed.untagged.extend(std::mem::take(&mut record.names).into_values());
                 if !in_use {
                     refs.images.remove(&id);
