@@ -176,6 +176,7 @@ pub(crate) fn task_step(task: &TaskView) -> Step {
             Some(wait) => (format!("Waiting for {}", wait.text), false, false),
             None => ("Waiting".to_owned(), false, false),
         },
+        TaskState::Preparing if !status.note.is_empty() => (sentence(&status.note), false, false),
         TaskState::Assigned | TaskState::Preparing => ("Creating".to_owned(), false, false),
         TaskState::Created => ("Created".to_owned(), task.desired == DesiredTask::Created, false),
         TaskState::Starting => ("Starting".to_owned(), false, false),
@@ -195,6 +196,12 @@ pub(crate) fn task_step(task: &TaskView) -> Step {
         TaskState::Removed => ("Removed".to_owned(), true, false),
     };
     Step { resource: format!("container {}", task.container_name), word, settled, failed }
+}
+
+/// With a capital, as the other words have one.
+fn sentence(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 fn code(task: &TaskView) -> i32 {

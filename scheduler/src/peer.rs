@@ -3,13 +3,14 @@
 //! [`Peers`] is a node's own end: its certificate, and connections to others. [`listener`] takes connections in, [`guard`] decides who may
 //! call what. Over these, [`session`] and [`link`] are the two ends of a node's conversation with a manager, [`heartbeat`] says that a
 //! node lives, [`steward`] is what the leader makes of that, [`transport`] carries raft's messages, [`forward`] passes on to the leader what only it can answer, and
-//! [`relay`] to its node what is about a container there. [`renewal`] keeps the
+//! [`relay`] to its node what is about a container there. [`images`] leads nodes to images that others have. [`renewal`] keeps the
 //! certificate young.
 
 pub mod entry;
 pub mod forward;
 pub mod guard;
 pub mod heartbeat;
+pub mod images;
 pub mod link;
 pub mod listener;
 pub mod relay;

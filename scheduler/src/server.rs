@@ -55,7 +55,7 @@ struct Server {
 }
 
 type Injected = Inject<Arc<Server>>;
-type Reply<T> = Result<Json<T>, Refused>;
+pub(crate) type Reply<T> = Result<Json<T>, Refused>;
 type Body<T> = Result<Json<T>, JsonRejection>;
 type Asked<T> = Result<Query<T>, QueryRejection>;
 

@@ -18,7 +18,7 @@ use orch_scheduler::peer::heartbeat::{self, Pulse};
 use orch_scheduler::peer::link::{self, Knowledge};
 use orch_scheduler::peer::relay::to_node;
 use orch_scheduler::peer::transport::TlsTransport;
-use orch_scheduler::peer::{Peers, listener, renewal, steward};
+use orch_scheduler::peer::{Peers, images, listener, renewal, steward};
 use orch_scheduler::server::cluster::{Manager, Worker, leader_routes, own_routes, worker_routes};
 use orch_scheduler::{Bootstrap, Control, ControlConfig};
 use orch_spec::assignment::{Assignment, NodeId};
@@ -103,13 +103,14 @@ async fn manager(
     let (link, evict) = evictable(link::local(leader.clone()));
     let plane = Plane { peers: peers.clone(), leader: Some(leader.clone()) };
     let agent = start_agent(args, &peers, link, Arc::new(plane)).await?;
-    let images = Arc::new(Images::new(agent.clone(), leader.clone()));
+    let finder = Arc::new(Images::new(agent.clone(), leader.clone()));
     let pulse = Pulse::default();
     tokio::spawn(steward::run(leader.clone(), pulse.clone()));
     let manager = Manager { leader: leader.clone(), host: host.clone(), pulse };
-    let router = to_leader(orch_scheduler::server::routes(control.clone(), images), leader.clone())
+    let router = to_leader(orch_scheduler::server::routes(control.clone(), finder), leader.clone())
         .merge(own_routes(manager.clone()))
         .merge(leader_routes(manager))
+        .merge(images::routes(leader.clone()))
         .merge(to_node(agent.routes(), leader));
     let admission: Arc<dyn Admission> = Arc::new(Members { control: control.clone(), peers: peers.clone() });
     serve_others(sockets, &host, guarded(router.clone(), admission), membership.as_ref());

@@ -2,25 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::BoxFuture;
 use orch_agent::Agent;
 use orch_api::client::{Client, ClientError};
 use orch_api::control::{AddressRequest, AddressResponse, ImageResolver};
 use orch_api::error::ErrorDetail;
+use orch_api::image::{self, BlobStream, Holder, Holders, ImageOffer, NamedImage};
 use orch_api::plane::ControlPlane;
 use orch_api::tls::{MANAGER_NAME, node_name};
 use orch_core::Command;
-use orch_scheduler::peer::Peers;
 use orch_scheduler::peer::forward::{Leader, Place};
+use orch_scheduler::peer::{Peers, images};
 use orch_spec::assignment::NodeReport;
 
-/// How long another node may take to say what an image is.
-const ANSWER_TIME: Duration = Duration::from_secs(2);
-
-/// The nodes as the control plane's finder of images: this one first, then all others. Asked right before every plan, it also says when
-/// the host's routes have changed, so that no subnet is chosen which the host reaches otherwise.
+/// The nodes as the control plane's finder of images: a name means what was last given that name, wherever that was. Asked right before
+/// every plan, it also says when the host's routes have changed, so that no subnet is chosen which the host reaches otherwise.
 pub(super) struct Images {
     agent: Agent,
     leader: Leader,
@@ -49,33 +46,6 @@ impl Images {
             }
         }
     }
-
-    /// Asks all other nodes for images that this one does not have.
-    async fn ask_others(&self, found: &mut BTreeMap<String, Option<String>>) {
-        let missing: Vec<String> = found.iter().filter(|(_, id)| id.is_none()).map(|(name, _)| name.clone()).collect();
-        if missing.is_empty() {
-            return;
-        }
-        let own = self.leader.peers.node().clone();
-        let others: Vec<(String, String)> = self.leader.control.read(|state| {
-            let others = state.security.members.iter().filter(|(node, _)| **node != own);
-            others.map(|(node, member)| (node_name(&node.0), member.address.clone())).collect()
-        });
-        let ask = |(name, address): &(String, String), image: &String| {
-            let client = self.leader.peers.endpoint(address, name).map(Client::new);
-            let image = image.clone();
-            async move {
-                let path = format!("/v1/image?name={}", crate::commands::escape(&image));
-                let asking = async { client?.get::<serde_json::Value>(&path).await.ok() };
-                let answer = tokio::time::timeout(ANSWER_TIME, asking).await.ok().flatten();
-                answer.and_then(|detail| Some((image, detail["Id"].as_str().or(detail["id"].as_str())?.to_owned())))
-            }
-        };
-        let asked = others.iter().flat_map(|other| missing.iter().map(move |image| ask(other, image)));
-        for (image, id) in join_all(asked).await.into_iter().flatten() {
-            found.insert(image, Some(id));
-        }
-    }
 }
 
 impl ImageResolver for Images {
@@ -83,10 +53,14 @@ impl ImageResolver for Images {
         let (agent, references) = (self.agent.clone(), references.to_vec());
         Box::pin(async move {
             self.tell_new_routes().await;
-            let here = tokio::task::spawn_blocking(move || agent.resolve_images(&references)).await;
-            let mut found = here.unwrap_or_default();
-            self.ask_others(&mut found).await;
-            found
+            let elsewhere = images::resolve(&self.leader, &references).await;
+            let here = tokio::task::spawn_blocking(move || agent.named_images(&references)).await.unwrap_or_default();
+            let newest = |(reference, here): (String, Option<NamedImage>)| {
+                let there = elsewhere.get(&reference).cloned();
+                let named = here.into_iter().chain(there).max_by_key(|named| named.since);
+                (reference, named.map(|named| named.id))
+            };
+            here.into_iter().map(newest).collect()
         })
     }
 }
@@ -115,9 +89,26 @@ impl Plane {
         first.into_iter().chain(others).map(Client::new).collect()
     }
 
+    /// Asks one manager after the other until one knows.
+    async fn ask_managers<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, ErrorDetail> {
+        let mut last = ErrorDetail::new("unavailable", "no manager is known");
+        for manager in self.managers() {
+            match manager.get(path).await.map_err(detail) {
+                Err(error) if passes(&error) => last = error,
+                answer => return answer,
+            }
+        }
+        Err(last)
+    }
+
     fn here(&self) -> Option<&Leader> {
         self.leader.as_ref().filter(|leader| leader.place() == Place::Here)
     }
+}
+
+/// Whether another manager may answer otherwise: this one is not well, or does not know yet what this node was told to run.
+fn passes(error: &ErrorDetail) -> bool {
+    matches!(error.code.as_str(), "unavailable" | "forbidden")
 }
 
 fn detail(error: ClientError) -> ErrorDetail {
@@ -160,6 +151,54 @@ impl ControlPlane for Plane {
             for manager in self.managers() {
                 match manager.delete(&path).await.map_err(detail) {
                     Err(error) if error.code == "unavailable" => last = error,
+                    answer => return answer,
+                }
+            }
+            Err(last)
+        })
+    }
+
+    fn image_holders(&self, image: String) -> BoxFuture<'_, Result<Holders, ErrorDetail>> {
+        Box::pin(async move {
+            let own = self.peers.node();
+            if let Some(leader) = &self.leader {
+                return Ok(images::holders(leader, &image, own).await);
+            }
+            self.ask_managers(&format!("/v1/peer/images/{}", crate::commands::escape(&image))).await
+        })
+    }
+
+    fn image_offer(&self, image: String, from: Holder) -> BoxFuture<'_, Result<ImageOffer, ErrorDetail>> {
+        Box::pin(async move {
+            if let Some(leader) = &self.leader {
+                let giver = images::giver(leader, &from.node)?;
+                return giver.get(&images::offer_path(&image)).await.map_err(detail);
+            }
+            let escape = crate::commands::escape;
+            let path = format!("/v1/peer/images/{}/offer?node={}", escape(&image), escape(&from.node.0));
+            self.ask_managers(&path).await
+        })
+    }
+
+    fn image_blob(
+        &self,
+        image: String,
+        digest: String,
+        offset: u64,
+        from: Holder,
+    ) -> BoxFuture<'_, Result<BlobStream, ErrorDetail>> {
+        Box::pin(async move {
+            if let Some(leader) = &self.leader {
+                let giver = images::giver(leader, &from.node)?;
+                return image::blob(&giver, &images::blob_path(&image, &digest, offset)).await.map_err(detail);
+            }
+            let escape = crate::commands::escape;
+            let (id, digest, node) = (escape(&image), escape(&digest), escape(&from.node.0));
+            let path = format!("/v1/peer/images/{id}/blobs/{digest}?node={node}&offset={offset}");
+            let mut last = ErrorDetail::new("unavailable", "no manager is known");
+            for manager in self.managers() {
+                match image::blob(&manager, &path).await.map_err(detail) {
+                    Err(error) if passes(&error) => last = error,
                     answer => return answer,
                 }
             }

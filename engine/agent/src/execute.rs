@@ -9,6 +9,7 @@ use std::time::Instant;
 use orch_engine::config::{ContainerId, NetworkNs};
 use orch_engine::container::merge::parse_signal;
 use orch_engine::engine::EngineError;
+use orch_engine::image::ImageError;
 use orch_netd::dns::resolv_conf::{self, ResolvOverrides};
 use orch_netd::{EndpointConfig, NetdError, NetworkConfig, NetworkId, PortRequest, Protocol, SandboxConfig, SandboxId};
 use orch_spec::assignment::{
@@ -57,6 +58,8 @@ pub(crate) fn execute(shared: &Arc<Shared>, operation: &Operation) {
         Operation::RemoveNetwork(name) => remove_network(shared, name),
         Operation::CreateVolume(name) => create_volume(shared, name),
         Operation::RemoveVolume(name) => remove_volume(shared, name),
+        // Waits for other hosts, and so is not for a thread: see `fetch`.
+        Operation::FetchImage(_) => {}
         Operation::CreateContainer(id) => on_task(shared, id, create_container),
         Operation::StartContainer { task, cause } => {
             let cause = *cause;
@@ -278,7 +281,7 @@ fn remove_volume(shared: &Arc<Shared>, name: &str) {
 fn failure(shared: &Arc<Shared>, task: &TaskAssignment) -> Option<String> {
     let state = shared.lock();
     let networks = crate::plan::networks_of(task).map(NetworkName::as_str);
-    let names = networks.chain(task.volumes.values().map(String::as_str));
+    let names = networks.chain(task.volumes.values().map(String::as_str)).chain([task.image_id.as_str()]);
     names.filter_map(|name| state.observed.failures.get(name)).next().cloned()
 }
 
@@ -288,13 +291,20 @@ fn create_container(shared: &Arc<Shared>, task: &TaskAssignment) -> Result<(), T
         let mut state = shared.lock();
         let names: Vec<String> =
             crate::plan::networks_of(task).map(|n| n.0.clone()).chain(task.volumes.values().cloned()).collect();
-        for name in names {
+        for name in names.into_iter().chain([task.image_id.clone()]) {
             state.observed.failures.remove(&name);
         }
         return Err(Trouble { message: why, code: 125 });
     }
     let reference = if task.image_id.is_empty() { &task.spec.image } else { &task.image_id };
-    let image = shared.engine.images().resolve(reference).map_err(|e| Trouble::new(&e))?;
+    let image = match shared.engine.images().resolve(reference) {
+        // Somebody else may have it: the loop fetches it, for all tasks that need it.
+        Err(ImageError::NotFound(_)) if !task.image_id.is_empty() && !task.stack.is_empty() => {
+            shared.lock().observed.images.entry(task.image_id.clone()).or_default();
+            return Ok(());
+        }
+        found => found.map_err(|e| Trouble::new(&e))?,
+    };
     let (containers, bound_volumes, cluster, owner, lenders, ephemeral) = {
         let state = shared.lock();
         let bound = |v: &VolumeAssignment| Some((v.name.clone(), bound_path(v)?));

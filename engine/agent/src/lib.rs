@@ -10,6 +10,7 @@
 
 mod cluster;
 mod execute;
+mod fetch;
 pub mod health;
 mod local;
 pub mod lower;
@@ -30,6 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use orch_api::control::NodeLink;
+use orch_api::image::NamedImage;
 use orch_api::plane::ControlPlane;
 use orch_engine::engine::{Engine, EngineConfig, EngineError};
 use orch_netd::dns::{Dns, DnsConfig};
@@ -97,6 +99,8 @@ pub struct Shared {
     name_digests: Mutex<std::collections::BTreeMap<orch_spec::assignment::NetworkName, u64>>,
     /// What netd was last told about other nodes.
     applying: cluster::Applying,
+    /// Images on their way to and from other hosts.
+    traffic: fetch::Traffic,
     /// Something changed: plan again.
     dirty: Notify,
     /// Grows with every change, for those who wait for one.
@@ -169,6 +173,7 @@ impl Agent {
             state: Mutex::new(state),
             name_digests: Mutex::default(),
             applying: cluster::Applying::default(),
+            traffic: fetch::Traffic::default(),
             dirty: Notify::new(),
             version: watch::Sender::new(0),
         });
@@ -182,13 +187,9 @@ impl Agent {
         routes::routes(self.shared.clone())
     }
 
-    /// Ids of the images that these references name; for the control plane, which plans with ids.
-    pub fn resolve_images(&self, references: &[String]) -> std::collections::BTreeMap<String, Option<String>> {
-        let resolve = |reference: &String| {
-            let found = self.shared.engine.images().find(reference).ok();
-            (reference.clone(), found.map(|image| image.id.to_string()))
-        };
-        references.iter().map(resolve).collect()
+    /// What references name here, and since when.
+    pub fn named_images(&self, references: &[String]) -> std::collections::BTreeMap<String, Option<NamedImage>> {
+        fetch::named(&self.shared, references)
     }
 
     /// What this node says of itself now.

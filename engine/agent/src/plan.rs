@@ -21,6 +21,8 @@ pub enum Operation {
     CreateVolume(String),
     /// Delete a volume and what is in it.
     RemoveVolume(String),
+    /// Get an image, which is named by its id, from another node.
+    FetchImage(String),
     /// Find the image and make the container.
     CreateContainer(TaskId),
     /// Make the network namespace where it is missing, and start the container.
@@ -65,6 +67,7 @@ impl fmt::Display for Operation {
             Self::RemoveNetwork(name) => write!(f, "remove network {name}: no longer assigned"),
             Self::CreateVolume(name) => write!(f, "create volume {name}"),
             Self::RemoveVolume(name) => write!(f, "remove volume {name}"),
+            Self::FetchImage(image) => write!(f, "fetch image {image}"),
             Self::CreateContainer(task) => write!(f, "create container of {task}"),
             Self::StartContainer { task, cause } => {
                 let why = match cause {
@@ -84,6 +87,19 @@ impl fmt::Display for Operation {
     }
 }
 
+/// An image that this node lacks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MissingImage {
+    /// It is being fetched.
+    pub busy: bool,
+    /// When to try next, milliseconds since the epoch.
+    pub again_at: u64,
+    /// Failed tries so far.
+    pub tries: u32,
+    /// What is being done, or why it did not work: for people.
+    pub note: String,
+}
+
 /// What is observed, beside the tasks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
@@ -97,7 +113,9 @@ pub struct Observed {
     pub volumes: BTreeSet<String>,
     /// Volumes that are being made or removed.
     pub busy_volumes: BTreeSet<String>,
-    /// Networks, volumes that could not be made, with the reason: their tasks fail with it.
+    /// Images by id that a task needs and this node was found to lack.
+    pub images: BTreeMap<String, MissingImage>,
+    /// Networks, volumes that could not be made and images that nobody can give, with the reason: their tasks fail with it.
     pub failures: BTreeMap<String, String>,
 }
 
@@ -116,6 +134,7 @@ pub fn plan(assignment: &Assignment, desired: &[&TaskAssignment], observed: &Obs
     let by_id: BTreeMap<&TaskId, &TaskAssignment> = desired.iter().map(|t| (&t.id, *t)).collect();
     networks(assignment, &by_id, observed, &mut out);
     volumes(assignment, observed, &mut out);
+    images(desired, observed, now, &mut out);
     for task in desired {
         let none = ObservedTask::default();
         let seen = observed.tasks.get(&task.id).unwrap_or(&none);
@@ -171,6 +190,22 @@ fn volumes(assignment: &Assignment, observed: &Observed, out: &mut NodePlan) {
     for name in &assignment.removed_volumes {
         if !observed.busy_volumes.contains(name) {
             out.operations.push(Operation::RemoveVolume(name.clone()));
+        }
+    }
+}
+
+fn images(desired: &[&TaskAssignment], observed: &Observed, now: u64, out: &mut NodePlan) {
+    for (id, missing) in observed.images.iter().filter(|(_, missing)| !missing.busy) {
+        let needed = desired.iter().any(|task| {
+            let may = !matches!(task.desired, DesiredTask::Removed | DesiredTask::Stopped);
+            let seen = observed.tasks.get(&task.id);
+            may && task.image_id == *id
+                && seen.is_none_or(|seen| seen.container.is_none() && seen.record.error.is_none())
+        });
+        if needed && missing.again_at <= now {
+            out.operations.push(Operation::FetchImage(id.clone()));
+        } else if needed {
+            out.wake_at = Some(out.wake_at.map_or(missing.again_at, |other| other.min(missing.again_at)));
         }
     }
 }
@@ -280,10 +315,12 @@ fn removal(id: &TaskId, seen: &ObservedTask, out: &mut NodePlan) {
     }
 }
 
-/// Its networks and volumes are there, or have failed for good (then making it fails too, with that reason).
+/// Its image, networks and volumes are there as far as is known, or have failed for good (then making it fails too, with that reason).
 fn ready(task: &TaskAssignment, observed: &Observed) -> bool {
     let there = |name: &str, has: bool, busy: bool| (has && !busy) || observed.failures.contains_key(name);
-    networks_of(task).all(|n| there(n.as_str(), observed.networks.contains(n), observed.busy_networks.contains(n)))
+    !observed.images.contains_key(&task.image_id)
+        && networks_of(task)
+            .all(|n| there(n.as_str(), observed.networks.contains(n), observed.busy_networks.contains(n)))
         && task.volumes.values().all(|v| there(v, observed.volumes.contains(v), observed.busy_volumes.contains(v)))
 }
 

@@ -18,7 +18,7 @@ use crate::plan::Operation;
 use crate::record::Records;
 use crate::state::State;
 use crate::task::{ContainerState, GOOD_RUN_MS, ObservedContainer};
-use crate::{Shared, cluster, execute, names, now_ms};
+use crate::{Shared, cluster, execute, fetch, names, now_ms};
 
 /// Operations at once. Most of an operation is waiting: for the kernel's network lock, for a file system, for a grace period to end.
 const OPERATIONS_AT_ONCE: usize = 16;
@@ -305,6 +305,10 @@ async fn run(shared: Arc<Shared>) {
         wake_at = plan.wake_at;
         for operation in plan.operations {
             tracing::debug!(%operation, "plan");
+            if let Operation::FetchImage(image) = operation {
+                tokio::spawn(fetch::fetch(shared.clone(), image));
+                continue;
+            }
             let waits = matches!(
                 operation,
                 Operation::StopContainer { .. } | Operation::RemoveContainer(_) | Operation::RemoveSandbox(_)

@@ -6,6 +6,7 @@ mod log;
 mod session;
 mod standard;
 mod system;
+mod transfer;
 mod volume;
 
 use std::sync::Arc;
@@ -74,6 +75,8 @@ pub fn image_detail(error: &ImageError) -> ErrorDetail {
     }
 }
 
+pub(crate) use container::reader;
+
 type Answer<T> = Result<Json<T>, Refusal>;
 
 /// Runs what blocks on a thread for it.
@@ -117,6 +120,12 @@ pub fn routes(shared: Arc<Shared>) -> Router {
         .route("/v1/image", get(image::inspect).delete(image::remove))
         .route("/v1/image/tag", post(image::tag))
         .route("/v1/image/history", get(image::history))
+        .route("/v1/images/resolve", get(transfer::resolve))
+        .route(
+            "/v1/images/offer",
+            get(transfer::offer).post(transfer::take_offer).layer(DefaultBodyLimit::max(transfer::OFFER)),
+        )
+        .route("/v1/images/blobs/{digest}", get(transfer::blob).put(transfer::take_blob))
         .route("/v1/images/import", post(image::import))
         .route("/v1/images/load", post(image::load))
         .route("/v1/images/save", get(image::save))

@@ -60,6 +60,8 @@ impl State {
             return NodePlan::default();
         }
         self.auto_remove(now);
+        let needed: BTreeSet<&String> = self.assignment.tasks.iter().map(|task| &task.image_id).collect();
+        self.observed.images.retain(|image, missing| missing.busy || needed.contains(image));
         let plan = plan(&self.assignment, &self.desired(), &self.observed, now);
         for operation in &plan.operations {
             self.begin(operation);
@@ -89,6 +91,11 @@ impl State {
             }
             Operation::CreateVolume(name) | Operation::RemoveVolume(name) => {
                 self.observed.busy_volumes.insert(name.clone());
+            }
+            Operation::FetchImage(image) => {
+                if let Some(missing) = self.observed.images.get_mut(image) {
+                    missing.busy = true;
+                }
             }
             Operation::CreateContainer(id) => activity(id, Activity::Creating),
             Operation::StartContainer { task, .. } => activity(task, Activity::Starting),
@@ -135,7 +142,12 @@ impl State {
         let mut present = BTreeSet::new();
         for task in &self.assignment.tasks {
             present.insert(task.id.clone());
-            let status = status(task, self.observed.tasks.get(&task.id), now);
+            let mut status = status(task, self.observed.tasks.get(&task.id), now);
+            if let Some(missing) = self.observed.images.get(&task.image_id)
+                && matches!(status.state, TaskState::Assigned | TaskState::Preparing)
+            {
+                (status.state, status.note) = (TaskState::Preparing, missing.note.clone());
+            }
             if self.reported.get(&task.id) != Some(&status) {
                 self.reported.insert(task.id.clone(), status.clone());
                 changed.push(status);

@@ -172,6 +172,7 @@ pub fn status(desired: &TaskAssignment, seen: Option<&ObservedTask>, now: u64) -
         restart_generation: record.restart_generation,
         error: error.map(|e| e.message.clone()).unwrap_or_default(),
         error_code: error.map(|e| e.code),
+        note: String::new(),
         created_at: container.map(|c| c.created_at),
         started_at: container.and_then(|c| c.started_at),
         finished_at: container.and_then(|c| c.finished_at),

@@ -87,7 +87,8 @@ impl Refs {
         if since == 0 {
             return self.name(id, canonical, display);
         }
-        let later = |(_, record): (_, &Record)| record.names.contains_key(canonical) && record.since(canonical) >= since;
+        let later =
+            |(_, record): (_, &Record)| record.names.contains_key(canonical) && record.since(canonical) >= since;
         if !self.images.iter().any(later) {
             self.set(id, canonical, display, since);
         }

@@ -166,7 +166,8 @@ impl ImageStore {
             String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
         };
         let read = |digest| text(digest).map_err(|source| store(format!("read image {id}"), source));
-        let naming = |(canonical, name): (&String, &String)| Naming { name: name.clone(), since: record.since(canonical) };
+        let naming =
+            |(canonical, name): (&String, &String)| Naming { name: name.clone(), since: record.since(canonical) };
         Ok(Offer {
             id,
             manifest: read(record.manifest)?,
@@ -307,7 +308,9 @@ impl ImageStore {
             lowers.insert(0, unpacked.root());
             draft.layers.push((chain, unpacked));
         }
-        let write = |text: &str| self.blobs.write(text.as_bytes()).map_err(|source| store("write an image's documents", source));
+        let write = |text: &str| {
+            self.blobs.write(text.as_bytes()).map_err(|source| store("write an image's documents", source))
+        };
         let (config, manifest) = (write(&offer.config)?, write(&offer.manifest)?);
         draft.images.push(NewImage { id: offer.id, manifest: manifest.digest, names: Vec::new() });
         draft.blobs.extend([config, manifest]);

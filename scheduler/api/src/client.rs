@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
+use hyper::header::{CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, HOST, UPGRADE};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
@@ -223,7 +223,9 @@ impl Client {
     /// See [`ClientError`].
     pub async fn download(&self, path: &str) -> Result<ByteStream, ClientError> {
         let response = self.send(Method::GET, path, empty(), None).await?;
-        Ok(ByteStream { body: response.into_body(), doing: path.to_owned() })
+        let encoding = response.headers().get(CONTENT_ENCODING).and_then(|value| value.to_str().ok());
+        let encoding = encoding.map(str::to_owned);
+        Ok(ByteStream { body: response.into_body(), doing: path.to_owned(), encoding })
     }
 
     /// `GET` of newline-delimited JSON.
@@ -320,9 +322,15 @@ fn broken(path: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>
 pub struct ByteStream {
     body: Incoming,
     doing: String,
+    encoding: Option<String>,
 }
 
 impl ByteStream {
+    /// How the bytes are encoded for the way, if they are.
+    pub fn encoding(&self) -> Option<&str> {
+        self.encoding.as_deref()
+    }
+
     /// The next bytes; `None` at the end.
     ///
     /// # Errors

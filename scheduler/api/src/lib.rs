@@ -1,7 +1,7 @@
 //! Request and response types of the API, and the client that the CLI and the agents use.
 //!
 //! [`control`] is the control plane (stacks, tasks, networks, events), [`node`] one node (containers, images, volumes), [`stream`] the
-//! framing of attached terminals, [`client`] the HTTP client. Servers live elsewhere: routes of `control` in `orch-scheduler`, those of
+//! framing of attached terminals, [`image`] images on their way between hosts, [`client`] the HTTP client. Servers live elsewhere: routes of `control` in `orch-scheduler`, those of
 //! `node` in `orch-agent`.
 #![forbid(unsafe_code)]
 
@@ -10,6 +10,7 @@ pub mod client;
 pub mod cluster;
 pub mod control;
 pub mod error;
+pub mod image;
 pub mod node;
 pub mod plane;
 pub mod service;

@@ -387,6 +387,9 @@ pub struct TaskStatus {
     pub error: String,
     /// Docker's code for that failure: 125, 126, 127.
     pub error_code: Option<i32>,
+    /// What its node does for it or waits for, while it is being prepared: for people. Changes with the step, never with its progress.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
     /// Milliseconds since the epoch.
     pub created_at: Option<u64>,
     /// See `created_at`.

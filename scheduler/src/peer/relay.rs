@@ -63,7 +63,7 @@ async fn pass(Inject(leader): Inject<Leader>, request: Request, next: Next) -> R
     relay(stream, request).await.unwrap_or_else(|error| unreachable(&error))
 }
 
-async fn relay(
+pub(super) async fn relay(
     stream: impl orch_api::client::Connection + 'static,
     mut request: Request,
 ) -> Result<Response, hyper::Error> {

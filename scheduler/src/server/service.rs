@@ -209,6 +209,7 @@ fn summary(state: &State, task: &Task, explanation: &Explanation) -> String {
     let status = &task.status;
     let state_word = view::state_word(status.state);
     match (status.error.is_empty(), status.exit_code) {
+        _ if !status.note.is_empty() => format!("{name} is {state_word} on {host}: {}", status.note),
         (false, _) => format!("{name} is {state_word} on {host}: {}", status.error),
         (true, Some(code)) => format!("{name} is {state_word} on {host} (exit code {code})"),
         (true, None) => format!("{name} is {state_word} on {host}"),

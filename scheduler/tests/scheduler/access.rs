@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use orch_api::access;
 use orch_scheduler::identity::Identity;
-use orch_scheduler::peer::Peers;
 use orch_scheduler::peer::entry::Host;
 use orch_scheduler::peer::forward::Leader;
 use orch_scheduler::peer::heartbeat::Pulse;
 use orch_scheduler::peer::link::Knowledge;
+use orch_scheduler::peer::{Peers, images};
 use orch_scheduler::server::cluster::{Manager, Worker, leader_routes, own_routes, worker_routes};
 use orch_scheduler::{Control, server};
 
@@ -59,9 +59,11 @@ async fn every_route_of_a_manager_and_of_a_worker_says_who_may_call_it() {
         restart: Arc::default(),
     };
     let leader = Leader { control: control.clone(), peers };
-    let manager = Manager { leader, host: host.clone(), pulse: Pulse::default() };
-    let router =
-        server::routes(control, Arc::new(Images)).merge(own_routes(manager.clone())).merge(leader_routes(manager));
+    let manager = Manager { leader: leader.clone(), host: host.clone(), pulse: Pulse::default() };
+    let router = server::routes(control, Arc::new(Images))
+        .merge(own_routes(manager.clone()))
+        .merge(images::routes(leader))
+        .merge(leader_routes(manager));
     let found = routes(&router);
     assert!(found.contains("POST /v1/stacks/{name}/apply") && found.len() > 40, "the walk lost its way: {found:?}");
     assert_eq!(undeclared(&found), Vec::<String>::new(), "routes without a rule in orch_api::access");

@@ -9,7 +9,7 @@ use orch_spec::assignment::{
 };
 use orch_spec::model::{RestartPolicy, ServiceSpec};
 
-use super::{Observed, Operation, plan};
+use super::{MissingImage, Observed, Operation, plan};
 use crate::task::{ContainerState, ObservedContainer, TaskError};
 
 const NOW: u64 = 1_000_000;
@@ -125,6 +125,7 @@ impl Host {
                 self.observed.volumes.remove(name);
                 self.assignment.removed_volumes.retain(|v| v != name);
             }
+            Operation::FetchImage(image) => drop(self.observed.images.remove(image)),
             Operation::CreateContainer(id) => container(id, ContainerState::Created),
             Operation::StartContainer { task, .. } => {
                 container(task, ContainerState::Running);
@@ -295,5 +296,31 @@ fn what_could_not_be_made_is_not_tried_again_by_itself() {
     host.execute(&Operation::CreateVolume("s_data".into()));
     let error = TaskError { message: "no such image".into(), code: 125, at: NOW };
     host.observed.tasks.entry(TaskId::from("db")).or_default().record.error = Some(error);
+    assert_eq!(host.settle(), "");
+}
+
+#[test]
+fn tasks_that_lack_one_image_wait_for_one_fetch_of_it() {
+    let of = |id: &str| TaskAssignment { image_id: "sha256:a".into(), ..task(id, DesiredTask::Running) };
+    let mut host = Host::new(vec![of("a"), of("b")]);
+    host.observed.images.insert("sha256:a".into(), MissingImage::default());
+    assert_eq!(
+        host.settle(),
+        "create network s_default\ncreate volume s_data\nfetch image sha256:a\n\
+         create container of a\ncreate container of b\nstart container of a: shall run\nstart container of b: shall run\n"
+    );
+}
+
+#[test]
+fn an_image_that_could_not_be_had_is_tried_again_at_its_time_and_for_nobody_never() {
+    let mut host = Host::new(vec![TaskAssignment { image_id: "sha256:a".into(), ..task("a", DesiredTask::Running) }]);
+    host.settle();
+    host.observed.tasks.clear();
+    host.observed.images.insert("sha256:a".into(), MissingImage { again_at: NOW + 500, ..MissingImage::default() });
+    let desired: Vec<&TaskAssignment> = host.assignment.tasks.iter().collect();
+    let waits = plan(&host.assignment, &desired, &host.observed, NOW);
+    assert_eq!((waits.operations.len(), waits.wake_at), (0, Some(NOW + 500)));
+    assert_eq!(plan(&host.assignment, &desired, &host.observed, NOW + 500).operations.len(), 1);
+    host.desire("a", DesiredTask::Removed);
     assert_eq!(host.settle(), "");
 }

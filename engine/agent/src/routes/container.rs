@@ -441,6 +441,13 @@ pub(super) fn body_reader(body: Body) -> impl std::io::Read + Send + 'static {
             }
         }
     });
+    reader(receiver)
+}
+
+/// Pieces that come over a channel as a reader for a thread.
+pub(crate) fn reader(
+    receiver: tokio::sync::mpsc::Receiver<std::io::Result<Bytes>>,
+) -> impl std::io::Read + Send + 'static {
     BodyReader { receiver, current: Bytes::new() }
 }
 

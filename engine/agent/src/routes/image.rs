@@ -104,7 +104,7 @@ pub(super) async fn history(
 }
 
 /// Repeated keys of a query, which serde's form of it cannot hold.
-fn repeated(query: Option<&str>, key: &str) -> Vec<String> {
+pub(super) fn repeated(query: Option<&str>, key: &str) -> Vec<String> {
     let decode = |text: &str| {
         let bytes = text.replace('+', " ").into_bytes();
         let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);

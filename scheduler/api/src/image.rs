@@ -1,0 +1,106 @@
+//! Images on their way between hosts.
+//!
+//! | route | body | answer |
+//! |---|---|---|
+//! | `GET /v1/images/resolve?name=…&name=…` | | reference → [`NamedImage`] or null: what this node has |
+//! | `GET /v1/images/offer?name=` | | [`ImageOffer`] |
+//! | `GET /v1/images/blobs/{digest}?image=&offset=` | | bytes; `content-encoding: zstd` where they are compressed for the way |
+//! | `POST /v1/images/offer` | [`ImageOffer`] | [`Offered`]: what is missing; when nothing is, the image is there now |
+//! | `PUT /v1/images/blobs/{digest}` | bytes, encoded likewise | |
+//! | `GET /v1/peer/images/{id}` | | [`Holders`], asked by a node of a manager |
+//! | `GET /v1/peer/images/{id}/offer?node=`, `GET /v1/peer/images/{id}/blobs/{digest}?node=&offset=` | | the same of that node, by way of the manager |
+
+use orch_spec::assignment::NodeId;
+use serde::{Deserialize, Serialize};
+
+use crate::client::{ByteStream, Client, ClientError};
+
+/// The encoding of bytes that are compressed for the way.
+pub const ZSTD: &str = "zstd";
+
+/// A name of an image, and since when it has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageName {
+    /// As the user wrote it, with tag.
+    pub name: String,
+    /// Milliseconds since the epoch; of two images that claim one name, the later one has it. 0 = now.
+    pub since: u64,
+}
+
+/// What an image consists of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageOffer {
+    /// `sha256:…` of its configuration.
+    pub id: String,
+    /// Its manifest, byte by byte.
+    pub manifest: String,
+    /// Its configuration, byte by byte.
+    pub config: String,
+    /// Its names.
+    #[serde(default)]
+    pub names: Vec<ImageName>,
+}
+
+/// A blob that is missing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingBlob {
+    /// `sha256:…`.
+    pub digest: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Answer to an offer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offered {
+    /// What must be sent before the offer is made again; empty = the image is there.
+    pub missing: Vec<MissingBlob>,
+}
+
+/// What a reference names on one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedImage {
+    /// `sha256:…`.
+    pub id: String,
+    /// See [`ImageName::since`].
+    pub since: u64,
+}
+
+/// A node that has an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The node.
+    pub node: NodeId,
+    /// Its host name.
+    pub hostname: String,
+}
+
+/// Who has an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holders {
+    /// Nodes that have it: some, not all.
+    pub have: Vec<Holder>,
+    /// Host names of nodes that may have it, but do not answer.
+    pub silent: Vec<String>,
+    /// The node that asks is the only one there is.
+    #[serde(default)]
+    pub alone: bool,
+}
+
+/// Bytes of a blob as they come.
+#[derive(Debug)]
+pub struct BlobStream {
+    /// They are compressed with zstd for the way.
+    pub compressed: bool,
+    /// They.
+    pub bytes: ByteStream,
+}
+
+/// Asks for a blob.
+///
+/// # Errors
+/// See [`ClientError`].
+pub async fn blob(client: &Client, path: &str) -> Result<BlobStream, ClientError> {
+    let bytes = client.download(path).await?;
+    Ok(BlobStream { compressed: bytes.encoding() == Some(ZSTD), bytes })
+}
