@@ -41,9 +41,9 @@ fn import(host: &Host, name: &str, megabytes: usize) {
     host.orch(&["image", "import", &path.to_string_lossy(), name]).ok();
 }
 
-/// Makes what a host sends slow: eight megabits a second.
+/// Makes what a host sends slow: four megabits a second.
 fn slow(host: &Host) {
-    let rule = ["qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "8mbit", "burst", "32kb", "latency", "200ms"];
+    let rule = ["qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "4mbit", "burst", "32kb", "latency", "200ms"];
     host.run(Place::Host, "tc", &rule).expect("the link can be slowed down");
 }
 
@@ -57,7 +57,7 @@ fn running(host: &Host) -> (usize, Vec<Value>) {
 }
 
 fn why(host: &Host, task: &str) -> String {
-    host.orch(&["task", "why", task]).text().to_owned()
+    host.orch(&["task", "why", task]).told()
 }
 
 /// The files of an image's layers on a host.
@@ -145,20 +145,25 @@ services:
     host.stack(&stack("busybox"));
     host.up();
     let before = host.container("a")["pid"].clone();
+    import(hosts.host(2), "app", 6);
+    let archive = hosts.host(2).folder().join("saved.tar").to_string_lossy().into_owned();
+    hosts.host(2).orch(&["image", "save", "-o", &archive, "app"]).ok();
+    hosts.host(3).orch(&["image", "load", "-i", &archive]).ok();
     for number in [2, 3] {
-        import(hosts.host(number), "app", 6);
         slow(hosts.host(number));
     }
     host.stack(&stack("app"));
     let mut up = host.start(&["up", "-d"]);
     let giver = eventually(PATIENCE, "a host gives the image", || {
         let tasks = host.ps();
-        let why: Vec<String> = tasks.iter().filter_map(|task| task["id"].as_str()).map(|id| why(host, id)).collect();
-        let from = |number: usize| why.iter().any(|text| text.contains(&format!("fetching app from host{number}")));
-        [2, 3].into_iter().find(|number| from(*number)).ok_or_else(|| format!("{why:?}"))
+        let new = tasks.iter().find(|task| task["image"] == "app").and_then(|task| task["task"].as_str());
+        let why = new.map(|task| why(host, task)).unwrap_or_default();
+        let from = |number: &usize| why.contains(&format!("fetching app from host{number} (1 layer, "));
+        [2, 3].into_iter().find(from).ok_or(why)
     });
-    let task = host.container("a");
-    assert_eq!((&task["pid"], &task["state"]), (&before, &"running".into()), "the former one runs meanwhile: {task}");
+    let tasks = host.ps();
+    let former = tasks.iter().find(|task| task["pid"] == before && task["state"] == "running");
+    assert!(former.is_some(), "the former one runs meanwhile: {tasks:?}");
     assert!(!up.ended(), "up waits");
     hosts.host(giver).kill_agent();
     let other = 5 - giver;

@@ -111,7 +111,7 @@ fn row(task: &TaskView) -> PsRow {
             .collect(),
         restarts: status.restarts,
         error: if task.blocked.is_empty() { status.error.clone() } else { task.blocked.clone() },
-        waiting_on: waiting,
+        waiting_on: if status.note.is_empty() { waiting } else { status.note.clone() },
         created: status.created_at.or(Some(task.created_at)),
     }
 }

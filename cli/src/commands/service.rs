@@ -179,7 +179,10 @@ pub(super) async fn print_tasks(settings: &Settings, client: &Client, format: &s
             state: list::state_word(status.state),
             since: status.finished_at.or(status.started_at).or(status.created_at).or(Some(task.created_at)),
             error,
-            waiting_on: task.waiting_on.iter().map(|wait| wait.text.as_str()).collect::<Vec<_>>().join(", "),
+            waiting_on: match status.note.is_empty() {
+                true => task.waiting_on.iter().map(|wait| wait.text.as_str()).collect::<Vec<_>>().join(", "),
+                false => status.note.clone(),
+            },
         }
     };
     let rows: Vec<TaskRow> = tasks.iter().map(row).collect();

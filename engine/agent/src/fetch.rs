@@ -284,7 +284,10 @@ async fn receive(mut taking: Taking, stream: BlobStream) -> Result<(Taking, std:
         let piece = match tokio::time::timeout(SILENCE, bytes.next()).await {
             Ok(Ok(Some(piece))) => Ok(piece),
             Ok(Ok(None)) => break,
-            Ok(Err(error)) => Err(std::io::Error::new(ErrorKind::ConnectionAborted, chain(&error))),
+            Ok(Err(error)) => {
+                tracing::debug!(error = chain(&error), "a connection broke while a layer came");
+                Err(std::io::Error::new(ErrorKind::ConnectionAborted, "the connection broke"))
+            }
             Err(_) => Err(std::io::Error::new(ErrorKind::TimedOut, "nothing came any more")),
         };
         let last = piece.is_err();

@@ -200,6 +200,11 @@ fn summary(state: &State, task: &Task, explanation: &Explanation) -> String {
     if !task.blocked.is_empty() {
         return format!("{name} cannot start: {}", task.blocked);
     }
+    let note = &task.status.note;
+    if let Some(node) = task.node.as_ref().filter(|_| !note.is_empty()) {
+        let host = state.nodes.get(node).map_or(node.as_str(), |node| node.facts.hostname.as_str());
+        return format!("{name} is {} on {host}: {note}", view::state_word(task.status.state));
+    }
     if !task.waiting.is_empty() {
         let waits: Vec<&str> = task.waiting.iter().map(|wait| wait.text.as_str()).collect();
         return format!("{name} waits for {}", waits.join(" and "));
@@ -209,7 +214,6 @@ fn summary(state: &State, task: &Task, explanation: &Explanation) -> String {
     let status = &task.status;
     let state_word = view::state_word(status.state);
     match (status.error.is_empty(), status.exit_code) {
-        _ if !status.note.is_empty() => format!("{name} is {state_word} on {host}: {}", status.note),
         (false, _) => format!("{name} is {state_word} on {host}: {}", status.error),
         (true, Some(code)) => format!("{name} is {state_word} on {host} (exit code {code})"),
         (true, None) => format!("{name} is {state_word} on {host}"),
