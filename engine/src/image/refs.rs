@@ -39,7 +39,7 @@ pub(crate) struct Record {
 impl Record {
     /// Since when it has a name, milliseconds since the epoch.
     pub(crate) fn since(&self, canonical: &str) -> u64 {
-        let added = || self.added.parse::<jiff::Timestamp>().map_or(0, |added| millis(added));
+        let added = || self.added.parse::<jiff::Timestamp>().map_or(0, millis);
         self.since.get(canonical).copied().unwrap_or_else(added)
     }
 }

@@ -75,9 +75,9 @@ pub enum TransferError {
         /// The image.
         id: Digest,
         /// What it is for.
-        found: Platform,
+        found: String,
         /// What this machine is.
-        wanted: Platform,
+        wanted: String,
     },
     /// Bytes are not what they were said to be.
     #[error("blob {expected} came with the digest {actual}: it is damaged or not what it claims to be")]
@@ -394,7 +394,8 @@ fn check(offer: &Offer) -> Result<Checked, TransferError> {
     let wanted = Platform::host();
     // An image that does not say what it is for was made by something simple, here.
     if !config.platform.architecture.is_empty() && !config.platform.satisfies(&wanted) {
-        return Err(TransferError::Platform { id: offer.id, found: config.platform, wanted });
+        let (found, wanted) = (config.platform.to_string(), wanted.to_string());
+        return Err(TransferError::Platform { id: offer.id, found, wanted });
     }
     Ok(Checked { manifest, config })
 }

@@ -33,7 +33,7 @@ fn layer(seed: u32) -> Vec<u8> {
         (state >> 24) as u8
     });
     let content: Vec<u8> = noise.take(600_000).collect();
-    Tar::new().add(file(&format!("f{seed}"), &content)).build()
+    Tar::new().add(file(format!("f{seed}"), &content)).build()
 }
 
 fn holding(name: &str, layers: &[u32]) -> Store {
