@@ -1,8 +1,10 @@
 //! Images, volumes, networks, and what is said without an agent.
 
-use orch_tests::host::Host;
-use orch_tests::image;
+use std::path::Path;
+
+use orch_tests::host::{Host, RUN};
 use orch_tests::machine::Place;
+use orch_tests::{http, image};
 
 #[test]
 fn a_root_file_system_becomes_an_image_that_runs() {
@@ -197,5 +199,25 @@ fn a_listing_is_a_table_json_or_a_template() {
     host.orch(&["-p", "l", "ps", "--format", "json"]).ok().prints(&["l-a-1"]);
     host.orch(&["-p", "l", "logs"]).ok();
     host.orch(&["-p", "l", "down", "-t", "2"]).ok();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn the_api_describes_itself_at_the_socket() {
+    let host = Host::with_busybox();
+    host.orch(&["volume", "create", "described"]).ok();
+    let ask = |path: &'static str| {
+        let answer = host.inside(Place::Host, || http::get_at_socket(&Path::new(RUN).join("orch.sock"), path)).unwrap();
+        serde_json::from_str::<serde_json::Value>(&answer).unwrap_or_else(|e| panic!("{e}: {answer}"))
+    };
+    let document = ask("/v1/openapi.json");
+    let shape =
+        &document["paths"]["/v1/node/volumes"]["get"]["responses"]["200"]["content"]["application/json"]["schema"];
+    let reference = shape["items"]["$ref"].as_str().unwrap_or_else(|| panic!("{shape}"));
+    let described = &document.pointer(reference.trim_start_matches('#')).unwrap()["properties"];
+    let volume = &ask("/v1/node/volumes")[0];
+    let fields: Vec<_> = volume.as_object().unwrap().keys().collect();
+    assert_eq!(fields, described.as_object().unwrap().keys().collect::<Vec<_>>(), "{volume}");
+    host.orch(&["volume", "rm", "described"]).ok();
     host.leaves_no_trace();
 }

@@ -95,6 +95,7 @@ fn find(shared: &Shared, reference: &str) -> Result<ContainerId, Refusal> {
 /// All routes.
 pub fn routes(shared: Arc<Shared>) -> Router {
     Router::new()
+        .route("/v1/openapi.json", get(system::description))
         .route("/v1/info", get(system::info))
         .route("/v1/df", get(system::disk_use))
         .route("/v1/prune", post(system::prune))

@@ -133,6 +133,7 @@ pub const RULES: &[Rule] = &[
     rule("POST", "/v1/nodes/{id}", Admin),
     rule("DELETE", "/v1/nodes/{id}", Admin),
     // One node: its containers, images and volumes. What people do there, they do through a manager.
+    rule("GET", "/v1/openapi.json", Read),
     rule("GET", "/v1/info", Read),
     rule("GET", "/v1/df", Read),
     rule("POST", "/v1/prune", Admin),

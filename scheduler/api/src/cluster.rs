@@ -18,13 +18,14 @@
 //! | `POST /v1/peer/session`, `/v1/peer/heartbeat`, `/v1/peer/raft` | | upgrades, see [`crate::session`] |
 
 use orch_spec::role::Role;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Where a cluster listens unless it is told otherwise.
 pub const PORT: u16 = 7373;
 
 /// The cluster as one of its nodes sees it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ClusterView {
     /// Its id.
@@ -56,7 +57,7 @@ pub struct ClusterView {
 }
 
 /// A node by its name and place.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PeerView {
     /// The node.
     pub node: String,
@@ -67,7 +68,7 @@ pub struct PeerView {
 }
 
 /// Open the cluster of one to others.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct InitRequest {
     /// Where others reach this node, `address` or `address:port`; empty = the address of the default route.
@@ -79,7 +80,7 @@ pub struct InitRequest {
 }
 
 /// Join another host's cluster.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct JoinRequest {
     /// The token.
@@ -93,7 +94,7 @@ pub struct JoinRequest {
 }
 
 /// A node is let in; its agent starts again as a member.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Joined {
     /// The cluster.
@@ -107,7 +108,7 @@ pub struct Joined {
 }
 
 /// Leave the cluster.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct LeaveRequest {
     /// Also when nobody can be told, or when it is the last manager.
@@ -115,7 +116,7 @@ pub struct LeaveRequest {
 }
 
 /// A new token.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TokenRequest {
     /// What whoever shows it becomes.
     pub role: Role,
@@ -131,7 +132,7 @@ pub struct TokenRequest {
 }
 
 /// A token, told once.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TokenText {
     /// The whole token.
     pub token: String,
@@ -142,7 +143,7 @@ pub struct TokenText {
 }
 
 /// A token as the cluster remembers it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TokenView {
     /// Its public half.
     pub id: String,
@@ -157,7 +158,7 @@ pub struct TokenView {
 }
 
 /// A certificate for a person or program.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ClientRequest {
     /// Who.
     pub name: String,
@@ -169,7 +170,7 @@ pub struct ClientRequest {
 }
 
 /// Certificate and key, told once, as text (PEM).
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ClientCertificate {
     /// The name in it.
     pub name: String,
@@ -192,7 +193,7 @@ impl std::fmt::Debug for ClientCertificate {
 }
 
 /// A client certificate as the cluster remembers it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ClientView {
     /// The name in it.
     pub name: String,

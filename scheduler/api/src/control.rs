@@ -35,6 +35,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use orch_spec::assignment::{Assignment, DesiredTask, NodeReport, PortAssignment, TaskStatus};
 use orch_spec::model::{ServiceSpec, StackSpec};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
@@ -55,9 +56,10 @@ pub trait ImageResolver: Send + Sync + 'static {
 }
 
 /// `up`, `create` and `plan`: make a stack what its file says.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ApplyRequest {
     /// The stack; its name must be the one in the path.
+    #[schemars(with = "crate::openapi::Model")]
     pub spec: Arc<StackSpec>,
     /// Absolute paths of the files it was read from, for `ls`.
     #[serde(default)]
@@ -68,7 +70,7 @@ pub struct ApplyRequest {
 }
 
 /// The flags of `up` that the plan depends on.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ApplyOptions {
     /// Only these services and what they depend on; empty = all.
@@ -94,7 +96,7 @@ pub struct ApplyOptions {
 }
 
 /// What a change did, or would do.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ApplyResponse {
     /// Index of the state that has the change in it (for `plan`: that it was planned against).
     pub index: u64,
@@ -105,7 +107,7 @@ pub struct ApplyResponse {
 }
 
 /// A plan as data; [`OperationView`]'s `Display` is its line for people.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PlanView {
     /// The operations; each comes after all that it waits for.
     pub operations: Vec<OperationView>,
@@ -114,7 +116,7 @@ pub struct PlanView {
 }
 
 /// One act on one resource.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OperationView {
     /// Number within the plan, from 1.
     pub id: u32,
@@ -142,7 +144,7 @@ impl std::fmt::Display for OperationView {
 }
 
 /// `down`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DownRequest {
     /// Named volumes that the stack made, and anonymous ones, go too.
@@ -156,7 +158,7 @@ pub struct DownRequest {
 }
 
 /// What `act` does to tasks that exist.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     /// Start what is created, stopped or has exited, in the order of dependencies.
@@ -177,7 +179,7 @@ pub enum Action {
 }
 
 /// `start`, `stop`, `restart`, `pause`, `unpause`, `kill`, `rm`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ActRequest {
     /// Services; empty = all of the stack.
     #[serde(default)]
@@ -205,7 +207,7 @@ pub struct ActRequest {
 }
 
 /// `scale`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ScaleRequest {
     /// Service → number of replicas.
     pub services: BTreeMap<String, u32>,
@@ -218,10 +220,11 @@ pub struct ScaleRequest {
 }
 
 /// `run`: a one-off task beside a service's replicas. What it depends on is brought up in the same change.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RunRequest {
     /// The stack as its file says; `None` = as it was applied last.
     #[serde(default)]
+    #[schemars(with = "Option<crate::openapi::Model>")]
     pub stack: Option<Arc<StackSpec>>,
     /// Absolute paths of the files it was read from.
     #[serde(default)]
@@ -229,6 +232,7 @@ pub struct RunRequest {
     /// The service it is made from.
     pub service: String,
     /// The service with the overrides of the command line in it (no ports unless asked for).
+    #[schemars(with = "crate::openapi::Model")]
     pub spec: Arc<ServiceSpec>,
     /// Name of the container; `None` = `<stack>-<service>-run-<digits>`.
     #[serde(default)]
@@ -248,7 +252,7 @@ pub struct RunRequest {
 }
 
 /// The task that `run` made.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RunResponse {
     /// Index of the state that has it.
     pub index: u64,
@@ -263,7 +267,7 @@ pub struct RunResponse {
 }
 
 /// Sets what one task shall be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DesiredRequest {
     /// What.
     pub desired: DesiredTask,
@@ -279,14 +283,14 @@ pub struct DesiredRequest {
 }
 
 /// The answer to a change that has nothing else to say.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IndexResponse {
     /// Index of the state that has it.
     pub index: u64,
 }
 
 /// A stack in a list.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StackSummary {
     /// Its name.
     pub name: String,
@@ -301,7 +305,7 @@ pub struct StackSummary {
 }
 
 /// A stack with all that belongs to it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StackView {
     /// Index of the state it was read from.
     pub index: u64,
@@ -324,7 +328,7 @@ pub struct StackView {
 }
 
 /// A service.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceView {
     /// `<stack>_<name>`.
     pub id: String,
@@ -364,7 +368,7 @@ pub struct ServiceView {
 }
 
 /// A task.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TaskView {
     /// Its id.
     pub id: String,
@@ -405,7 +409,7 @@ pub struct TaskView {
 }
 
 /// One thing that a task waits for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WaitView {
     /// `dependency` (to start, become healthy, complete), `former` (the slot's old container to be gone), `dependent` (a dependent to
     /// be down first), `namespace` (the task whose namespace it joins), `network` (to be made anew), `node` (a node to run on).
@@ -417,7 +421,7 @@ pub struct WaitView {
 }
 
 /// A task's place on one network.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EndpointView {
     /// The network's full name.
     pub network: String,
@@ -428,7 +432,7 @@ pub struct EndpointView {
 }
 
 /// One line of `GET /v1/stacks/{name}/watch`. The first is always `stack`, whole, or `removed` when there is no such stack.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum StackChange {
     /// The stack as it is, whole. Also sent when its services or files changed.
@@ -488,7 +492,7 @@ pub enum StackChange {
 }
 
 /// Something that happened, for `events`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     /// Milliseconds since the epoch.
     pub time: u64,
@@ -508,7 +512,7 @@ pub struct Event {
 }
 
 /// A network.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NetworkView {
     /// Full name.
     pub name: String,
@@ -541,7 +545,7 @@ pub struct NetworkView {
 }
 
 /// A network to make by hand.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct NetworkCreate {
     /// Full name.
@@ -569,7 +573,7 @@ pub struct NetworkCreate {
 }
 
 /// Asks for an address for a container that belongs to no stack. Repeating it with the same holder gives the same address.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct AddressRequest {
     /// Who holds it: the container's id.
@@ -585,7 +589,7 @@ pub struct AddressRequest {
 }
 
 /// The address.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AddressResponse {
     /// Index of the state that has it; the assignment of this version knows the network.
     pub index: u64,
@@ -596,7 +600,7 @@ pub struct AddressResponse {
 }
 
 /// A named volume.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VolumeView {
     /// Full name.
     pub name: String,
@@ -621,7 +625,7 @@ pub struct VolumeView {
 }
 
 /// A volume to make by hand.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct VolumeCreate {
     /// Full name.
@@ -635,7 +639,7 @@ pub struct VolumeCreate {
 }
 
 /// A node.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeView {
     /// Its id.
     pub id: String,

@@ -1,9 +1,10 @@
 //! The body of every refused request, and the error that a client makes of it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `{"error": {…}}`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorBody {
     /// The error.
     pub error: ErrorDetail,
@@ -13,7 +14,7 @@ pub struct ErrorBody {
 pub const LEADER_CHANGED: &str = "leader_changed";
 
 /// What was wrong, why, and what to do.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, thiserror::Error, JsonSchema)]
 #[error("{message}")]
 pub struct ErrorDetail {
     /// A stable word for programs: `not_found`, `conflict`, `invalid`, `unavailable`, `failed`, `image_missing`, …

@@ -18,15 +18,17 @@ use std::collections::BTreeMap;
 
 use orch_spec::assignment::{Health, PublishedPort, TaskState};
 use orch_spec::model::ServiceSpec;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Asks for one container that belongs to no stack. The service's `image`, `command`, … say what; the keys about replicas and
 /// dependencies are ignored.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ContainerRequest {
     /// Name; chosen by the node when empty.
     pub name: String,
     /// What to run.
+    #[schemars(with = "crate::openapi::Model")]
     pub spec: ServiceSpec,
     /// Remove it once it has exited.
     pub auto_remove: bool,
@@ -39,7 +41,7 @@ pub struct ContainerRequest {
 }
 
 /// Answer to the making of a container.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Created {
     /// 64 hex digits.
     pub id: String,
@@ -48,7 +50,7 @@ pub struct Created {
 }
 
 /// One container in a listing.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ContainerView {
     /// 64 hex digits.
     pub id: String,
@@ -99,7 +101,7 @@ pub struct ContainerView {
 }
 
 /// Addresses on one network; empty where there is none.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Addresses {
     /// IPv4.
     pub ipv4: String,
@@ -108,7 +110,7 @@ pub struct Addresses {
 }
 
 /// Asks for a command in a running container.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ExecRequest {
     /// argv.
     pub command: Vec<String>,
@@ -131,7 +133,7 @@ pub struct ExecRequest {
 }
 
 /// Asks for an attachment to a running (or made, not yet started) container.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AttachRequest {
     /// Forward standard input.
     pub stdin: bool,
@@ -142,7 +144,7 @@ pub struct AttachRequest {
 }
 
 /// How to stop.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StopRequest {
     /// Seconds before SIGKILL; the container's own when absent; negative: for ever.
     #[serde(default)]
@@ -153,7 +155,7 @@ pub struct StopRequest {
 }
 
 /// One line of a log, or a part of a very long one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LogLine {
     /// RFC 3339 with nanoseconds.
     pub time: String,
@@ -164,7 +166,7 @@ pub struct LogLine {
 }
 
 /// Which part of a log.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LogQuery {
     /// Go on as new lines come, until the container is gone.
     #[serde(default)]
@@ -184,7 +186,7 @@ pub struct LogQuery {
 }
 
 /// When a follower of a log ends.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FollowEnd {
     /// With the container's next exit.
@@ -197,7 +199,7 @@ pub enum FollowEnd {
 }
 
 /// What one container uses now.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Stats {
     /// 64 hex digits.
     pub id: String,
@@ -224,7 +226,7 @@ pub struct Stats {
 }
 
 /// Processes of one container.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Top {
     /// 64 hex digits.
     pub id: String,
@@ -237,7 +239,7 @@ pub struct Top {
 }
 
 /// One image in a listing.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageView {
     /// `sha256:…` of its config.
     pub id: String,
@@ -252,7 +254,8 @@ pub struct ImageView {
 }
 
 /// One volume in a listing.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "NodeVolume")]
 pub struct VolumeView {
     /// Name.
     pub name: String,
@@ -273,7 +276,7 @@ pub struct VolumeView {
 }
 
 /// What the machine is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Info {
     /// Version of orch.
     pub version: String,
@@ -302,7 +305,7 @@ pub struct Info {
 }
 
 /// Disk use in bytes: (total, of which nothing refers to).
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DiskUse {
     /// Images, shared layers once.
     pub images: (u64, u64),
@@ -313,7 +316,7 @@ pub struct DiskUse {
 }
 
 /// What to clear away.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PruneRequest {
     /// Stopped containers of no stack.
     pub containers: bool,
@@ -328,7 +331,7 @@ pub struct PruneRequest {
 }
 
 /// What was cleared away.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pruned {
     /// Names or ids of what is gone.
     pub removed: Vec<String>,

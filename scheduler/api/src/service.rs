@@ -19,12 +19,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use orch_spec::model::ServiceSpec;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::control::{Event, ServiceView, TaskView};
 
 /// What people set about a node.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct NodeUpdate {
     /// `active`, `pause` or `drain`; `None` = as it is.
@@ -38,7 +39,7 @@ pub struct NodeUpdate {
 }
 
 /// A change of one service as it was applied. What is left out stays.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ServiceUpdate {
     /// Another image.
@@ -66,11 +67,12 @@ pub struct ServiceUpdate {
 }
 
 /// A service with everything about it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceDetail {
     /// The service.
     pub service: ServiceView,
     /// As it was applied.
+    #[schemars(with = "crate::openapi::Model")]
     pub spec: Arc<ServiceSpec>,
     /// Versions that it can go back to.
     pub history: usize,
@@ -81,7 +83,7 @@ pub struct ServiceDetail {
 }
 
 /// A rolling update.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct UpdateView {
     /// `updating`, `paused`, `completed`, `rollback_started`, `rollback_paused`, `rollback_completed`.
@@ -105,7 +107,7 @@ pub struct UpdateView {
 }
 
 /// Why a task is where and as it is.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TaskExplanation {
     /// The task.
     pub task: TaskView,
@@ -118,7 +120,7 @@ pub struct TaskExplanation {
 }
 
 /// Whether a node would take a task.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeVerdict {
     /// Its id.
     pub node: String,

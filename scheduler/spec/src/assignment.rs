@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use cluster::{
@@ -23,7 +24,7 @@ use crate::model::{ContentBytes, ServiceSpec};
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
         #[serde(transparent)]
         pub struct $name(pub String);
 
@@ -159,7 +160,7 @@ pub struct VolumeAssignment {
 }
 
 /// What a task shall be.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DesiredTask {
     /// Exist, not started (`create`, or waiting for an attach before the start).
@@ -260,7 +261,7 @@ pub struct EndpointAssignment {
 }
 
 /// One published port.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct PortAssignment {
     /// Address of the host, `None` = all.
     pub host_ip: Option<IpAddr>,
@@ -313,7 +314,7 @@ pub struct NameAssignment {
 }
 
 /// How far a task has come. Only moves forward until the container exits; a restart by policy goes back to `Starting`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskState {
     /// Waits in the control plane for what it depends on, or for the slot's former task to be gone.
@@ -344,7 +345,7 @@ pub enum TaskState {
 }
 
 /// Health as the probe of the container sees it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Health {
     /// No probe.
@@ -359,7 +360,7 @@ pub enum Health {
 }
 
 /// What a node says of one task: the whole truth about it, repeated whenever it changes and after every reconnect.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TaskStatus {
     /// The task.
     pub task: TaskId,
@@ -401,7 +402,7 @@ pub struct TaskStatus {
 }
 
 /// A port as it is published.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct PublishedPort {
     /// Address of the host; `0.0.0.0` or `::` for all.
     pub host_ip: String,

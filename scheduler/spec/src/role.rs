@@ -1,9 +1,10 @@
 //! What a certificate makes of whoever shows it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The role in a certificate. Nodes are managers or workers; people and programs deploy, read, or do everything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// A node that runs tasks.

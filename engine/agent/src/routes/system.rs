@@ -12,6 +12,11 @@ use super::{Answer, blocking, find};
 use crate::task::ContainerState;
 use crate::{Shared, facts, local, view};
 
+/// `GET openapi.json`.
+pub(super) async fn description() -> Json<serde_json::Value> {
+    Json(orch_api::openapi::document())
+}
+
 /// `GET info`.
 pub(super) async fn info(State(shared): State<Arc<Shared>>) -> Answer<Info> {
     blocking(move || {
