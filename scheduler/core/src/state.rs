@@ -147,6 +147,25 @@ impl State {
         self.names.get(name).and_then(|tasks| tasks.last()).and_then(|(_, id)| self.tasks.get(id))
     }
 
+    /// Makes the lists that follow from tasks anew, for a state from a snapshot that was made before there were any.
+    pub fn complete_lists(&mut self) {
+        if self.tasks.is_empty() || !self.names.is_empty() {
+            return;
+        }
+        for stack in self.stacks.values_mut() {
+            stack.tasks.clear();
+        }
+        for task in self.tasks.values() {
+            self.names.entry(task.container_name.clone()).or_default().insert((task.sequence, task.id.clone()));
+            if let Some(stack) = self.stacks.get_mut(&task.stack) {
+                stack.tasks.entry(task.service.clone()).or_default().insert(task);
+                stack.note_rest(task, false);
+            }
+        }
+        let stacks: Vec<String> = self.stacks.keys().cloned().collect();
+        stacks.iter().for_each(|stack| self.rebuild_needs(stack));
+    }
+
     /// A task is not what it was: it passes the gate again when its service is looked at.
     pub(crate) fn unsettle(&mut self, id: &TaskId) {
         let Some(task) = self.tasks.get(id) else { return };

@@ -10,5 +10,7 @@ mod oracle;
 mod properties;
 #[path = "core/scripts.rs"]
 mod scripts;
+#[path = "core/turbulence.rs"]
+mod turbulence;
 #[path = "core/world.rs"]
 mod world;

@@ -83,7 +83,9 @@ pub fn encode_snapshot(index: u64, term: u64, state: &State) -> Vec<u8> {
 /// [`Unreadable`].
 pub fn decode_snapshot(bytes: &[u8]) -> Result<(u64, u64, State), Unreadable> {
     let snapshot: Snapshot<State> = serde_json::from_slice(bytes).map_err(|e| unreadable("the snapshot", &e))?;
-    Ok((snapshot.index, snapshot.term, snapshot.state))
+    let mut state = snapshot.state;
+    state.complete_lists();
+    Ok((snapshot.index, snapshot.term, state))
 }
 
 /// The bytes of a command as it goes into the log; see [`CoreEntry`].

@@ -15,8 +15,26 @@ type Seat = (u32, u64, TaskId);
 ///
 /// Cloning costs nothing until one of both changes: every plan begins with a copy of its stack.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(from = "Vec<Written>")]
 pub struct Seats(Arc<BTreeSet<Seat>>);
+
+/// A seat in a snapshot; earlier ones had ids alone.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Seat(Seat),
+    Id(TaskId),
+}
+
+impl From<Vec<Written>> for Seats {
+    fn from(written: Vec<Written>) -> Self {
+        let seat = |one| match one {
+            Written::Seat(seat) => seat,
+            Written::Id(id) => (0, 0, id),
+        };
+        Self(Arc::new(written.into_iter().map(seat).collect()))
+    }
+}
 
 impl Seats {
     /// One-offs first, then by slot, the oldest of a slot first.

@@ -605,3 +605,23 @@ fn guests_of_a_namespace_go_and_stay_together() {
     assert_eq!(of(&fleet, "app"), of(&fleet, "side"));
     assert!(of(&fleet, "app").iter().all(|(_, _, state)| *state == TaskState::Running));
 }
+
+#[test]
+fn a_snapshot_of_before_there_were_lists_is_read() {
+    let spec = Arc::new(stack("web", "services: {app: {image: app, deploy: {replicas: 3}}}"));
+    let mut fleet = Fleet::new(2);
+    fleet.up(&spec).expect("it is valid");
+    let mut written = serde_json::to_value(&fleet.state).expect("a state can be written down");
+    written.as_object_mut().expect("a state").remove("names");
+    let record = written["stacks"]["web"].as_object_mut().expect("a stack");
+    record.remove("restless");
+    record.remove("needs");
+    let ids: Vec<&String> = fleet.state.tasks.keys().map(|id| &id.0).collect();
+    record["tasks"]["app"] = serde_json::to_value(ids).expect("a list of ids");
+    let mut read: orch_core::State = serde_json::from_value(written).expect("an earlier state can be read");
+    read.complete_lists();
+    fleet.assignments = orch_core::Assignments::new(&read);
+    fleet.state = read;
+    fleet.settle();
+    assert_eq!(fleet.running("app").len(), 3);
+}

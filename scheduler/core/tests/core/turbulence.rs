@@ -1,0 +1,322 @@
+//! Random commands, losses and returns in a cluster: the oracle looks after every entry, and in the end, when all is well, everything is as
+//! wanted and a replay gives the same.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use orch_core::{
+    Assignments, Availability, Command, Down, NodeState, RolloutState, Scale, State, Task, UpdateNode, UpdateService,
+};
+use orch_spec::assignment::{NodeId, TaskState};
+use orch_spec::model::StackSpec;
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
+
+use crate::fleet::Fleet;
+use crate::world::stack;
+
+/// Files that differ in how services are placed, updated and reached.
+const FILES: [&str; 4] = [
+    r#"
+services:
+  web: {image: "web:1", ports: ["8080:80"], depends_on: {app: {condition: service_healthy}}, deploy: {replicas: 3, update_config: {order: start-first, parallelism: 2}}}
+  app: {image: "app:1", healthcheck: {test: "true"}, deploy: {replicas: 4, resources: {reservations: {cpus: "1"}}}}
+  db: {image: "db:1", volumes: ["data:/data"]}
+volumes: {data: {}}
+"#,
+    r#"
+services:
+  web: {image: "web:2", ports: ["8080:80"], depends_on: {app: {condition: service_healthy}}, deploy: {replicas: 5, update_config: {order: start-first, failure_action: rollback}}}
+  app: {image: "app:2", healthcheck: {test: "true"}, deploy: {replicas: 2, resources: {reservations: {cpus: "2"}}, placement: {max_replicas_per_node: 1}}}
+  db: {image: "db:1", command: other, volumes: ["data:/data"]}
+  every: {image: "every:1", deploy: {mode: global}}
+volumes: {data: {}}
+"#,
+    r#"
+services:
+  app: {image: "app:1", deploy: {replicas: 3, placement: {constraints: [node.labels.disk == ssd]}}}
+  side: {image: side, network_mode: "service:app", deploy: {replicas: 3}}
+  every: {image: "every:2", deploy: {mode: global, update_config: {parallelism: 0}}}
+"#,
+    r#"
+services:
+  web: {image: "web:3", ports: [{target: 80, published: "8081", mode: host}], deploy: {replicas: 3, endpoint_mode: dnsrr}}
+  app: {image: "app:3", networks: {net: {ipv4_address: 10.9.0.9}}}
+networks: {net: {ipam: {config: [{subnet: 10.9.0.0/24}]}}}
+"#,
+];
+
+const SERVICES: [&str; 5] = ["web", "app", "db", "every", "side"];
+const IMAGES: [&str; 4] = ["web:2", "app:2", "every:2", "app:3"];
+
+#[derive(Debug, Clone)]
+enum Step {
+    Up(usize),
+    Down { volumes: bool },
+    Scale { service: usize, replicas: u32 },
+    Update { service: usize, force: bool },
+    RollBack(usize),
+    Cut(u8),
+    See { node: u8, state: u8 },
+    Welcome(u8),
+    Availability { node: u8, which: u8 },
+    Label { node: u8, set: bool },
+    Join,
+    Remove(u8),
+    Break { image: usize, broken: bool },
+    Mute { node: u8, mute: bool },
+    Look(u8),
+    Settle,
+    Pass(u16),
+    Snapshot,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (service, image) = (0..SERVICES.len(), 0..IMAGES.len());
+    prop_oneof![
+        4 => (0..FILES.len()).prop_map(Step::Up),
+        1 => any::<bool>().prop_map(|volumes| Step::Down { volumes }),
+        2 => (service.clone(), 0..5_u32).prop_map(|(service, replicas)| Step::Scale { service, replicas }),
+        1 => (service.clone(), any::<bool>()).prop_map(|(service, force)| Step::Update { service, force }),
+        1 => service.prop_map(Step::RollBack),
+        2 => any::<u8>().prop_map(Step::Cut),
+        3 => (any::<u8>(), 0..3_u8).prop_map(|(node, state)| Step::See { node, state }),
+        3 => any::<u8>().prop_map(Step::Welcome),
+        2 => (any::<u8>(), 0..3_u8).prop_map(|(node, which)| Step::Availability { node, which }),
+        2 => (any::<u8>(), any::<bool>()).prop_map(|(node, set)| Step::Label { node, set }),
+        1 => Just(Step::Join),
+        1 => any::<u8>().prop_map(Step::Remove),
+        2 => (image, any::<bool>()).prop_map(|(image, broken)| Step::Break { image, broken }),
+        1 => (any::<u8>(), any::<bool>()).prop_map(|(node, mute)| Step::Mute { node, mute }),
+        6 => any::<u8>().prop_map(Step::Look),
+        3 => Just(Step::Settle),
+        3 => any::<u16>().prop_map(Step::Pass),
+        1 => Just(Step::Snapshot),
+    ]
+}
+
+/// A node of those that there are.
+fn node(fleet: &Fleet, number: u8) -> Option<NodeId> {
+    let nodes: Vec<&NodeId> = fleet.state.nodes.keys().collect();
+    nodes.get(usize::from(number) % nodes.len().max(1)).map(|id| (*id).clone())
+}
+
+fn take(fleet: &mut Fleet, files: &[Arc<StackSpec>], step: &Step) {
+    let web = || "web".to_owned();
+    match step {
+        Step::Up(file) => {
+            let foretold = fleet.plan(&files[*file]).map(|answer| answer.plan.to_string());
+            let done = fleet.up(&files[*file]).map(|answer| answer.plan.to_string());
+            assert_eq!(foretold, done, "what it would do is what it does");
+            if done.is_ok() {
+                let again = fleet.plan(&files[*file]).expect("what was possible still is").plan;
+                assert!(again.is_empty(), "planned again:\n{again}");
+            }
+        }
+        Step::Down { volumes } => {
+            let down = Down { stack: web(), volumes: *volumes, remove_orphans: true, ..Down::default() };
+            let _ = fleet.apply(Command::RemoveStack(down));
+        }
+        Step::Scale { service, replicas } => {
+            let services = BTreeMap::from([(SERVICES[*service].to_owned(), *replicas)]);
+            let _ = fleet.apply(Command::Scale(Scale { stack: web(), services, ..Scale::default() }));
+        }
+        Step::Update { service, force } => update(fleet, SERVICES[*service], *force),
+        Step::RollBack(service) => {
+            let _ = fleet.apply(Command::RollbackService { stack: web(), service: SERVICES[*service].to_owned() });
+        }
+        Step::Cut(number) => {
+            if let Some(host) = node(fleet, *number).and_then(|id| fleet.hosts.get_mut(&id)) {
+                host.linked = false;
+            }
+        }
+        Step::See { node: number, state } => {
+            let state = [NodeState::Ready, NodeState::Suspect, NodeState::Down][usize::from(*state)];
+            if let Some(id) = node(fleet, *number) {
+                fleet.observe(id.as_str(), state);
+            }
+        }
+        Step::Welcome(number) => welcome(fleet, *number),
+        Step::Availability { node: number, which } => {
+            let availability = [Availability::Active, Availability::Pause, Availability::Drain][usize::from(*which)];
+            if let Some(node) = node(fleet, *number) {
+                let request = UpdateNode { node, availability: Some(availability), ..UpdateNode::default() };
+                let _ = fleet.apply(Command::UpdateNode(request));
+            }
+        }
+        Step::Label { node: number, set } => {
+            if let Some(node) = node(fleet, *number) {
+                let (mut labels, mut remove_labels) = (BTreeMap::new(), Default::default());
+                if *set {
+                    labels.insert("disk".to_owned(), "ssd".to_owned());
+                } else {
+                    remove_labels = std::collections::BTreeSet::from(["disk".to_owned()]);
+                }
+                let request = UpdateNode { node, labels, remove_labels, ..UpdateNode::default() };
+                let _ = fleet.apply(Command::UpdateNode(request));
+            }
+        }
+        Step::Join => {
+            if fleet.hosts.len() < 6 {
+                let name = format!("x{}", fleet.log.len());
+                fleet.join(&name, &BTreeMap::new());
+            }
+        }
+        Step::Remove(number) => {
+            if let Some(id) = node(fleet, *number).filter(|_| fleet.state.nodes.len() > 2) {
+                let removed = fleet.apply(Command::RemoveNode { node: id.clone(), force: true });
+                assert!(removed.result.is_ok());
+                fleet.hosts.remove(&id);
+            }
+        }
+        Step::Break { image, broken } => {
+            if *broken {
+                fleet.broken.insert(IMAGES[*image].to_owned(), 1);
+            } else {
+                fleet.broken.remove(IMAGES[*image]);
+            }
+        }
+        Step::Mute { node: number, mute } => {
+            if let Some(id) = node(fleet, *number) {
+                if *mute {
+                    fleet.mute.insert(id)
+                } else {
+                    fleet.mute.remove(&id)
+                };
+            }
+        }
+        Step::Look(number) => {
+            if let Some(id) = node(fleet, *number) {
+                fleet.step_host(&id);
+            }
+        }
+        Step::Settle => fleet.settle(),
+        Step::Pass(milliseconds) => fleet.pass(u64::from(*milliseconds)),
+        Step::Snapshot => {
+            let bytes = serde_json::to_vec(&fleet.state).expect("a state can be written down");
+            let read: State = serde_json::from_slice(&bytes).expect("a state can be read back");
+            assert_eq!(read, fleet.state);
+            fleet.assignments = Assignments::new(&read);
+            fleet.state = read;
+        }
+    }
+}
+
+fn update(fleet: &mut Fleet, service: &str, force: bool) {
+    let record = fleet.state.stacks.get("web").and_then(|stack| stack.services.get(service));
+    let Some(record) = record else { return };
+    let mut spec = (*fleet.state.revision(record.revision).spec).clone();
+    spec.environment.insert("COUNT".to_owned(), Some(fleet.log.len().to_string()));
+    let request = UpdateService {
+        stack: "web".to_owned(),
+        service: service.to_owned(),
+        spec: Arc::new(spec),
+        image_id: String::new(),
+        replicas: None,
+        force,
+    };
+    let _ = fleet.apply(Command::UpdateService(request));
+}
+
+fn welcome(fleet: &mut Fleet, number: u8) {
+    let Some(id) = node(fleet, number) else { return };
+    if let Some(host) = fleet.hosts.get_mut(&id) {
+        host.linked = true;
+    }
+    fleet.observe(id.as_str(), NodeState::Ready);
+}
+
+/// All is well again, and stays so.
+fn heal(fleet: &mut Fleet) {
+    fleet.broken.clear();
+    fleet.mute.clear();
+    for id in fleet.state.nodes.keys().cloned().collect::<Vec<_>>() {
+        if let Some(host) = fleet.hosts.get_mut(&id) {
+            host.linked = true;
+        }
+        fleet.observe(id.as_str(), NodeState::Ready);
+        let request = UpdateNode { node: id, availability: Some(Availability::Active), ..UpdateNode::default() };
+        let _ = fleet.apply(Command::UpdateNode(request));
+    }
+    fleet.settle();
+    for _ in 0..8 {
+        fleet.pass(700_000);
+        fleet.settle();
+    }
+}
+
+/// O1, O4: everybody who can run runs, once; every update has ended; nobody waits for anybody to go.
+fn converged(fleet: &Fleet) {
+    for task in fleet.state.tasks.values() {
+        let failed = matches!(task.status.state, TaskState::Exited | TaskState::Failed);
+        let waits = task.node.is_none() || !task.blocked.is_empty() || waits_for_others(fleet, task);
+        let runs = matches!(task.status.state, TaskState::Running | TaskState::Paused);
+        assert!(
+            task.is_retiring() || failed || waits || runs,
+            "{} does not come to rest: {task:?}",
+            task.container_name
+        );
+    }
+    for (name, service) in fleet.state.stacks.values().flat_map(|stack| &stack.services) {
+        let ended = service.rollout.as_ref().is_none_or(|rollout| !rollout.state.is_active());
+        assert!(ended, "the update of {name} has no end: {:?}", service.rollout);
+        let paused = service
+            .rollout
+            .as_ref()
+            .is_some_and(|rollout| matches!(rollout.state, RolloutState::Paused | RolloutState::RollbackPaused));
+        let running = fleet.running(name);
+        let slots: std::collections::BTreeSet<u32> = running.iter().map(|(slot, _)| *slot).collect();
+        assert!(paused || slots.len() == running.len(), "a slot of {name} runs twice: {running:?}");
+    }
+}
+
+/// Something that will not come by itself: a dependency that failed, a parent without a node.
+fn waits_for_others(fleet: &Fleet, task: &Task) -> bool {
+    let stuck = |other: &Task| {
+        other.node.is_none()
+            || !other.is_ready()
+            || other.status.state == TaskState::Exited
+            || !other.waiting.is_empty()
+    };
+    let needed = fleet.state.revision(task.revision).spec.depends_on.keys();
+    let dependencies = needed.flat_map(|service| fleet.state.service_tasks(&task.stack, service));
+    let parents = task.namespace_parents().filter_map(|id| fleet.state.tasks.get(id));
+    let former = task.takes_over.iter().chain(&task.after).filter_map(|id| fleet.state.tasks.get(id));
+    let orphan = task.namespace_parents().any(|id| !fleet.state.tasks.contains_key(id));
+    orphan || dependencies.chain(parents).any(stuck) || former.count() > 0
+}
+
+/// The same runs each time, so that a failure is this change's; `PROPTEST_RNG_SEED` looks elsewhere, and what that finds is kept beside
+/// this file.
+fn config() -> ProptestConfig {
+    let config = ProptestConfig::default();
+    let seeded = std::env::var_os("PROPTEST_RNG_SEED").is_some();
+    let rng_seed = if seeded { config.rng_seed } else { RngSeed::Fixed(1) };
+    ProptestConfig { cases: 96, rng_seed, ..config }
+}
+
+proptest! {
+    #![proptest_config(config())]
+    #[test]
+    fn no_turbulence_breaks_what_must_hold(steps in prop::collection::vec(step(), 1..50)) {
+        let files: Vec<Arc<StackSpec>> = FILES.iter().map(|text| Arc::new(stack("web", text))).collect();
+        let mut fleet = Fleet::new(3);
+        fleet.ends.insert("job".to_owned(), 0);
+        for step in &steps {
+            take(&mut fleet, &files, step);
+        }
+        heal(&mut fleet);
+        converged(&fleet);
+        fleet.replay();
+        // Whatever has happened, everything can be taken down, and then nothing is left.
+        let down = Down { stack: "web".to_owned(), volumes: true, remove_orphans: true, ..Down::default() };
+        let _ = fleet.apply(Command::RemoveStack(down));
+        fleet.settle();
+        fleet.pass(10_000);
+        let state = &fleet.state;
+        prop_assert!(state.tasks.is_empty() && state.stacks.is_empty() && state.networks.is_empty(), "{:?}", state.tasks);
+        prop_assert!(state.revisions.is_empty() && state.successors.is_empty() && state.unplaced.is_empty());
+        prop_assert!(state.withdrawing.is_empty());
+        prop_assert!(state.nodes.values().all(|node| node.tasks.is_empty() && node.usage == Default::default()));
+    }
+}
