@@ -8,7 +8,7 @@ use crate::command::{Answer, Changes, Command, Entry, Outcome};
 use crate::error::{Missing, Refusal};
 use crate::plan::{self, Moment, Planned, Records};
 use crate::settle::Settling;
-use crate::state::{Event, NetworkPhase, RevisionId, Stack, State, Timer, reservation_holder, vip_holder};
+use crate::state::{Event, MeshPort, NetworkPhase, RevisionId, Stack, State, Timer, reservation_holder, vip_holder};
 use crate::{endpoint, rollout};
 
 impl State {
@@ -222,6 +222,7 @@ impl State {
             former.services == stack.services && former.files == stack.files && former.removing == stack.removing
         });
         let fewer = former.is_some_and(|former| former.services.keys().any(|name| !stack.services.contains_key(name)));
+        let other_ports = !published(&stack).eq(former.into_iter().flat_map(published));
         if let Some(action) = action.filter(|_| !same) {
             let name = stack.name.clone();
             self.event(moment, "stack", action, &name, &name, &name, &[]);
@@ -233,6 +234,9 @@ impl State {
         let name = stack.name.clone();
         let entitled = plan::entitled(&stack);
         self.stacks.insert(name.clone(), stack);
+        if other_ports {
+            self.mesh_changed = self.index;
+        }
         if fewer {
             self.release_vips(&name, &entitled);
         }
@@ -393,4 +397,9 @@ impl State {
         all.extend(attributes.iter().cloned());
         self.event(moment, "container", action, &id.0, &name, &stack, &all);
     }
+}
+
+/// What every node publishes for a stack.
+fn published(stack: &Stack) -> impl Iterator<Item = (&String, &MeshPort)> {
+    stack.services.iter().flat_map(|(name, service)| service.mesh_ports.iter().map(move |port| (name, port)))
 }

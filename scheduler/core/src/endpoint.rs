@@ -47,9 +47,10 @@ pub(crate) fn is_withdrawn(state: &State, task: &Task) -> bool {
     let meshed = is_meshed(state, task);
     let networks: Vec<&Network> = task.networks().filter_map(|name| state.networks.get(name)).collect();
     let knows = state.nodes.iter().all(|(id, node)| {
-        node.state != NodeState::Ready
-            || node.applied >= withdrawal.index
-            || !(meshed || networks.iter().any(|network| network.nodes.contains(id)))
+        // Also one that may still publish a port that the service had until now.
+        let sends =
+            meshed || node.applied < state.mesh_changed || networks.iter().any(|network| network.nodes.contains(id));
+        node.state != NodeState::Ready || node.applied >= withdrawal.index || !sends
     });
     knows || withdrawal.deadline <= state.time
 }

@@ -98,7 +98,8 @@ fn judge_watched(state: &State, rollout: &mut Rollout) {
     }
 }
 
-/// Why a new task counts as failed, if it does.
+/// Why a new task counts as failed, if it does. One that waits for another service that failed has not: that one may be mended, and may be
+/// the next in this very change; the deadline ends it if not.
 fn failure(state: &State, task: &Task) -> Option<String> {
     let status = &task.status;
     let code = status.exit_code.map_or_else(String::new, |code| format!(" ({code})"));
@@ -112,7 +113,6 @@ fn failure(state: &State, task: &Task) -> Option<String> {
         _ if status.restarts > 0 => Some("was started again by its policy".to_owned()),
         _ if status.health == Health::Unhealthy && status.health_output.is_empty() => Some("is unhealthy".to_owned()),
         _ if status.health == Health::Unhealthy => Some(format!("is unhealthy: {}", status.health_output.trim())),
-        _ if !task.blocked.is_empty() => Some(task.blocked.clone()),
         _ => None,
     }
 }

@@ -262,13 +262,16 @@ impl<'s> Settling<'s> {
     fn withdraw(&mut self, id: &TaskId, wanted: bool) {
         let (index, time) = (self.state.index, self.state.time);
         let Some(task) = self.state.tasks.get_mut(id) else { return };
-        if wanted && task.withdrawn.is_none() {
-            let deadline = time.saturating_add(WITHDRAWAL_MS);
-            task.withdrawn = Some(Withdrawal { index, deadline });
+        if wanted {
             let service = (task.stack.clone(), task.service.clone());
+            if task.withdrawn.is_none() {
+                let deadline = time.saturating_add(WITHDRAWAL_MS);
+                task.withdrawn = Some(Withdrawal { index, deadline });
+                self.state.set_timer(deadline, Timer::Task(id.clone()));
+                self.services.insert(service);
+            }
+            // Also one that was out before it had to wait for something else.
             self.state.withdrawing.insert(id.clone());
-            self.state.set_timer(deadline, Timer::Task(id.clone()));
-            self.services.insert(service);
         } else if !wanted && task.withdrawn.is_some() {
             if matches!(task.goal, DesiredTask::Running | DesiredTask::Paused | DesiredTask::Created) {
                 task.withdrawn = None;

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use orch_core::{Explanation, NodeState, State, Task, Usage};
-use orch_spec::assignment::{DesiredTask, TaskId, TaskState};
+use orch_core::{Command, Explanation, NodeState, State, Task, Usage};
+use orch_spec::assignment::{DesiredTask, NodeReport, TaskId, TaskState};
 
 use crate::fleet::Fleet;
 
@@ -18,7 +18,7 @@ pub(crate) fn check(before: &State, fleet: &Fleet) {
     nothing_waits_that_fits(state);
     addresses_are_one_holders(state);
     stops_come_after_withdrawal(before, fleet);
-    the_only_copy_stays(before, state);
+    the_only_copy_stays(before, fleet);
     slots_run_once(state);
     lists_are_right(state);
     for node in state.nodes.keys() {
@@ -112,12 +112,15 @@ fn placements_hold(before: &State, state: &State) {
         let Some(node) = task.node.as_ref().filter(|_| fresh).and_then(|node| state.nodes.get(node)) else { continue };
         assert!(node.takes_tasks(), "{} was given to a node that takes nothing", task.container_name);
         let spec = &state.revision(task.revision).spec;
+        let on_node = |other: &Task| other.node == task.node;
         let most = spec.deploy.placement.max_replicas_per_node;
         let same = node
             .tasks
             .iter()
             .filter_map(|id| state.tasks.get(id))
-            .filter(|other| other.service == task.service && other.stack == task.stack && other.is_replica());
+            .filter(|other| other.service == task.service && other.stack == task.stack && other.is_replica())
+            // Those of another specification may have come after it, in the same entry.
+            .filter(|other| other.revision == task.revision || before.tasks.get(&other.id).is_some_and(on_node));
         assert!(most == 0 || same.count() <= most as usize, "{} is one too many there", task.container_name);
         for constraint in &spec.deploy.placement.constraints {
             let same = constraint.operator == orch_spec::model::ConstraintOperator::Equal;
@@ -217,7 +220,15 @@ fn stops_come_after_withdrawal(before: &State, fleet: &Fleet) {
 }
 
 /// What hands over goes only when its slot has another one that is fit for it, or nobody wants the slot.
-fn the_only_copy_stays(before: &State, state: &State) {
+fn the_only_copy_stays(before: &State, fleet: &Fleet) {
+    let state = &fleet.state;
+    // One that has ended by itself in this entry was not taken away.
+    let said = match fleet.log.last().map(|entry| &entry.command) {
+        Some(Command::Report { report: NodeReport::Tasks(statuses), .. }) => statuses.as_slice(),
+        _ => &[],
+    };
+    let ended: BTreeSet<&TaskId> =
+        said.iter().filter(|status| status.state >= TaskState::Exited).map(|status| &status.task).collect();
     for former in before.tasks.values().filter(|task| task.hand_over.is_some() && task.may_live()) {
         let gone = state.tasks.get(&former.id).is_none_or(|task| task.told == Some(DesiredTask::Removed));
         let was_told = former.told == Some(DesiredTask::Removed);
@@ -225,7 +236,7 @@ fn the_only_copy_stays(before: &State, state: &State) {
         let late = former.hand_over_by.is_some_and(|by| by <= state.time);
         // A change that takes everything away at once has said so.
         let called_off = state.tasks.get(&former.id).is_some_and(|task| task.hand_over.is_none());
-        if !gone || was_told || removed || late || called_off {
+        if !gone || was_told || removed || late || called_off || ended.contains(&former.id) {
             continue;
         }
         let others = state.service_tasks(&former.stack, &former.service);
@@ -275,6 +286,10 @@ pub(crate) fn lists_are_right(state: &State) {
         for id in stack.restless.values().flat_map(orch_core::Seats::iter) {
             assert!(state.tasks.contains_key(id), "{id} is gone and does not rest");
         }
+    }
+    // What waits for a time goes on at the tick that is due.
+    if state.next_timer().is_some_and(|at| at <= state.time) {
+        return;
     }
     let unsettled: Vec<_> = state.unsettled().into_iter().map(|task| (&task.container_name, &task.waiting)).collect();
     assert!(unsettled.is_empty(), "these could go on: {unsettled:?}");
