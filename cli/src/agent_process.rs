@@ -5,6 +5,7 @@
 
 mod composition;
 mod plane;
+mod supervisor;
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -27,6 +28,7 @@ use crate::args;
 use crate::connect::READY;
 use crate::exit::Exit;
 use composition::Composition;
+use supervisor::Supervisor;
 
 /// Connections at once. More wait in the socket's queue: descriptors are kept for containers.
 const CONNECTIONS: usize = 1024;
@@ -94,11 +96,15 @@ async fn serve(args: &args::Agent) -> Result<End> {
     let listener = listen(&socket)?;
     tracing::info!(socket = %socket.display(), pid = std::process::id(), "ready");
     ready();
+    let supervisor = Supervisor::from_environment();
+    supervisor.ready();
     let activity = Arc::new(Activity::default());
     let end = tokio::select! {
         () = accept(listener, composition.router.clone(), activity.clone()) => End::Gone,
+        never = supervisor.watch(&composition.router, &composition.agent) => match never {},
         reason = ending(args.idle_exit, &composition, &activity) => {
             tracing::info!(reason, "going");
+            supervisor.stopping();
             End::Gone
         }
         () = composition.restart.notified() => {
@@ -223,7 +229,7 @@ fn group_id(name: &str) -> Option<nix::unistd::Gid> {
     line.split(':').nth(2)?.parse().ok().map(nix::unistd::Gid::from_raw)
 }
 
-/// Tells the command that started us, or systemd, that the socket answers.
+/// Tells the command that started us that the socket answers.
 fn ready() {
     if std::env::var_os("ORCH_READY_STDOUT").is_some() {
         let mut stdout = std::io::stdout();
@@ -232,12 +238,6 @@ fn ready() {
         // The command waits for no more; a pipe without a reader must not be written to by anything.
         if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
             let _ = nix::unistd::dup2_stdout(null);
-        }
-    }
-    if let Some(path) = std::env::var_os("NOTIFY_SOCKET") {
-        // sd_notify(3): one datagram.
-        if let Ok(socket) = std::os::unix::net::UnixDatagram::unbound() {
-            let _ = socket.send_to(b"READY=1", path);
         }
     }
 }

@@ -1,5 +1,5 @@
 """The engines that are compared: how each is called, and which processes are its own."""
-import json, os, subprocess, sys, time
+import json, os, re, shutil, subprocess, sys, time
 from pathlib import Path
 
 
@@ -14,7 +14,7 @@ class Side:
             stack.run("down", "-t", "0", check=False)
 
     def run(self, *arguments, check=True, **more):
-        done = subprocess.run([*self.command, *arguments], env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+        done = subprocess.run([*self.command, *map(str, arguments)], env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
         if check and done.returncode:
             said = done.stderr.decode(errors="replace")[-2000:]
             sys.exit(f"{self.name} {' '.join(arguments)}: exit code {done.returncode}\n{said}")
@@ -164,3 +164,30 @@ def command_lines():
                 continue
             if words[0]:
                 yield entry.name, words
+
+
+def memory_of(pid):
+    """Proportional and resident memory in KiB."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0, 0
+    return tuple(int(re.search(rf"^{key}:\s+(\d+)", text, re.M)[1]) for key in ("Pss", "Rss"))
+
+
+def busybox_tree(tree):
+    """A root file system with the host's busybox under all its names."""
+    for folder in ("bin", "etc", "tmp", "proc", "sys", "dev"):
+        (tree / folder).mkdir(parents=True)
+    shutil.copy("/bin/busybox", tree / "bin/busybox")
+    for applet in subprocess.check_output(["/bin/busybox", "--list"], text=True).split():
+        if applet != "busybox":
+            (tree / "bin" / applet).symlink_to("busybox")
+    (tree / "etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\n")
+    return tree
+
+
+def tar_of(tree):
+    tar = tree.with_suffix(".tar")
+    subprocess.run(["tar", "-C", tree, "-cf", tar, "."], check=True)
+    return tar
