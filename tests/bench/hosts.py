@@ -76,7 +76,14 @@ class OrchHosts:
 
     def __init__(self, binary, work):
         self.work, self.switch = Path(work), f"orch-bench-{os.getpid()}"
-        self.hosts, self.agents, self.sides = {}, {}, {}
+        self.binary, self.hosts, self.agents, self.sides = binary, {}, {}, {}
+        try:
+            self.make()
+        except BaseException:
+            self.close()
+            raise
+
+    def make(self):
         ip("netns", "add", self.switch)
         self.inside("ip", "link", "add", "switch", "type", "bridge")
         self.inside("ip", "link", "set", "switch", "up")
@@ -97,8 +104,7 @@ class OrchHosts:
             self.on(number, "ip", "address", "add", f"192.0.2.{number}/24", "dev", "eth0")
             self.on(number, "ip", "link", "set", "eth0", "up")
             env = {"ORCH_DATA_DIR": str(folder / "data"), "ORCH_RUN_DIR": str(folder / "run"), "ORCH_INSTANCE": f"bench{number}"}
-            self.sides[number] = Side(f"orch on host {number}", [str(binary)], env)
-            self.binary = binary
+            self.sides[number] = Side(f"orch on host {number}", [str(self.binary)], env)
             self.start(number)
         self.call(1, "cluster", "init", "--advertise-addr", "192.0.2.1")
         for number in HOSTS[1:]:
@@ -221,8 +227,15 @@ class SwarmHosts:
     def __init__(self, peer):
         self.peer = Path(peer)
         self.others = {pid for pid, _ in command_lines()}
-        self.up()
-        until("all are managers", self.is_whole)
+        # The script turns it off for its bridge, and leaves it so.
+        self.switch = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+        self.filtered = self.switch.read_text() if self.switch.exists() else None
+        try:
+            self.up()
+            until("all are managers", self.is_whole)
+        except BaseException:
+            self.close()
+            raise
 
     def up(self):
         subprocess.run([self.peer / "swarm-up.sh"], check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
@@ -317,3 +330,5 @@ class SwarmHosts:
             if running:
                 self.call(number, "rm", "-f", *running, check=False)
         subprocess.run([self.peer / "down.sh"], stdout=subprocess.DEVNULL)
+        if self.filtered and self.switch.exists():
+            self.switch.write_text(self.filtered)

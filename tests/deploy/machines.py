@@ -70,6 +70,10 @@ def cache():
                 (making / "root/etc/systemd/network" / f"{name}.network").write_text(text)
             run("bash", "-euc", SEAL, "seal", making)
             making.rename(made)
+            # Those of other versions of this file, if no run of theirs can still be starting.
+            for other in folder.glob("deploy-*"):
+                if other != made and other.stat().st_mtime < time.time() - 3600:
+                    shutil.rmtree(other, ignore_errors=True)
         finally:
             shutil.rmtree(making, ignore_errors=True)
     return made
