@@ -97,9 +97,9 @@ impl Board {
                 self.networks.insert(network.name.clone(), network);
                 vec![step]
             }
-            StackChange::NetworkRemoved { name, .. } => {
+            StackChange::NetworkRemoved { name, kept, .. } => {
                 self.networks.remove(&name);
-                vec![done(format!("network {name}"), "Removed")]
+                if kept { Vec::new() } else { vec![done(format!("network {name}"), "Removed")] }
             }
             StackChange::Volume { volume, .. } => {
                 let same = |old: &VolumeView| old.removing == volume.removing && old.error == volume.error;
@@ -116,9 +116,9 @@ impl Board {
                 self.volumes.insert(volume.name.clone(), volume);
                 vec![step]
             }
-            StackChange::VolumeRemoved { name, .. } => {
+            StackChange::VolumeRemoved { name, kept, .. } => {
                 self.volumes.remove(&name);
-                vec![done(format!("volume {name}"), "Removed")]
+                if kept { Vec::new() } else { vec![done(format!("volume {name}"), "Removed")] }
             }
             StackChange::Removed { .. } => {
                 self.gone = true;

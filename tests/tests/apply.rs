@@ -112,6 +112,31 @@ fn volumes_stay_until_they_are_asked_to_go() {
 }
 
 #[test]
+fn down_says_removed_only_of_what_is_gone() {
+    let host = Host::with_busybox();
+    host.orch(&["volume", "create", "mine"]).ok();
+    host.orch(&["network", "create", "outer"]).ok();
+    host.stack(
+        "name: w
+services: {a: {image: busybox, command: sleep infinity, init: true, volumes: ['mine:/m', 'data:/d'], networks: [default, outer]}}
+volumes: {mine: {external: true}, data: {}}
+networks: {outer: {external: true}}",
+    );
+    host.up();
+    let gone = |arguments: &[&str]| {
+        let told = host.orch(arguments).ok().stderr;
+        let gone = told.lines().filter_map(|line| line.strip_suffix("Removed")).map(|line| line.trim().to_owned());
+        gone.collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(gone(&["down"]), ["container w-a-1", "network w_default"]);
+    host.up();
+    assert_eq!(gone(&["down", "-v"]), ["container w-a-1", "network w_default", "volume w_data"]);
+    host.orch(&["volume", "rm", "mine"]).ok();
+    host.orch(&["network", "rm", "outer"]).ok();
+    host.leaves_no_trace();
+}
+
+#[test]
 fn an_external_volume_outlives_down_with_volumes() {
     let host = Host::with_busybox();
     host.stack("services: {a: {image: busybox, command: sleep infinity, init: true, volumes: ['mine:/m']}}\nvolumes: {mine: {external: true}}");

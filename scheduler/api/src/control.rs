@@ -469,6 +469,9 @@ pub enum StackChange {
         index: u64,
         /// Its full name.
         name: String,
+        /// Whether the network exists still, and only has nothing to do with the stack any more.
+        #[serde(default)]
+        kept: bool,
     },
     /// A volume is new or has changed.
     Volume {
@@ -483,6 +486,9 @@ pub enum StackChange {
         index: u64,
         /// Its full name.
         name: String,
+        /// Whether the volume exists still, and only has nothing to do with the stack any more.
+        #[serde(default)]
+        kept: bool,
     },
     /// The stack is gone; the stream ends here.
     Removed {

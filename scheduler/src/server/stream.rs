@@ -8,7 +8,7 @@ use axum::extract::{Path, Query, State as Inject};
 use axum::http::Response;
 use orch_api::control::{Event as EventView, StackChange};
 use orch_core::{Event, State};
-use orch_spec::assignment::TaskId;
+use orch_spec::assignment::{NetworkName, TaskId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
@@ -47,7 +47,7 @@ fn changes(told: &mut Told, state: &State, name: &str) -> (Vec<StackChange>, boo
     let mut lines = Vec::new();
     let Some(stack) = state.stacks.get(name) else {
         let former = std::mem::take(told);
-        gone(index, former, &Told::default(), &mut lines);
+        gone(state, former, &Told::default(), &mut lines);
         lines.push(StackChange::Removed { index });
         return (lines, true);
     };
@@ -72,20 +72,23 @@ fn changes(told: &mut Told, state: &State, name: &str) -> (Vec<StackChange>, boo
         // Its services or files are others: everything anew, which also says what is there no more.
         _ => lines.extend(view::stack(state, name).map(|stack| StackChange::Stack { stack: Box::new(stack) })),
     }
-    gone(index, former, told, &mut lines);
+    gone(state, former, told, &mut lines);
     (lines, false)
 }
 
-/// What was told and is no more.
-fn gone(index: u64, former: Told, now: &Told, lines: &mut Vec<StackChange>) {
+/// What was told and does not belong to the stack any more.
+fn gone(state: &State, former: Told, now: &Told, lines: &mut Vec<StackChange>) {
+    let index = state.index;
     for (id, container_name) in former.tasks.into_iter().filter(|(id, _)| !now.tasks.contains_key(id)) {
         lines.push(StackChange::TaskRemoved { index, id: id.0, container_name });
     }
     for name in former.networks.into_iter().filter(|name| !now.networks.contains(name)) {
-        lines.push(StackChange::NetworkRemoved { index, name });
+        let kept = state.networks.contains_key(&NetworkName(name.clone()));
+        lines.push(StackChange::NetworkRemoved { index, name, kept });
     }
     for name in former.volumes.into_iter().filter(|name| !now.volumes.contains(name)) {
-        lines.push(StackChange::VolumeRemoved { index, name });
+        let kept = state.volumes.contains_key(&name);
+        lines.push(StackChange::VolumeRemoved { index, name, kept });
     }
 }
 
