@@ -15,6 +15,7 @@ mod logs;
 mod network;
 mod node;
 mod one_off;
+mod push;
 mod service;
 mod session;
 mod statistics;

@@ -61,6 +61,21 @@ pub(crate) fn connect_existing(settings: &Settings) -> Result<Option<Client>> {
     if never_ran { Ok(None) } else { connect(settings).map(Some) }
 }
 
+/// A client of this machine's own agent while commands go to another host; `None` when there is none that holds anything, or it is not
+/// this person's.
+pub(crate) fn connect_local(settings: &Settings) -> Option<Client> {
+    let holds_images = settings.data_dir.join("engine/images/refs.json").exists();
+    let socket = settings.run_dir.join("orch.sock");
+    let local = Settings { remote: None, socket, start_agent: holds_images, ..settings.clone() };
+    match connect(&local) {
+        Ok(client) => Some(client),
+        Err(error) => {
+            tracing::debug!(error = format!("{error:#}"), "this machine's own images are not looked at");
+            None
+        }
+    }
+}
+
 fn probe(socket: &Path) -> std::io::Result<()> {
     std::os::unix::net::UnixStream::connect(socket).map(drop)
 }

@@ -185,14 +185,17 @@ async fn resolve<'a>(
     }
     let references: Vec<String> = users.keys().cloned().collect();
     let found = server.images.resolve(&references).await;
-    let mut missing = Vec::new();
+    let (mut missing, mut subjects) = (Vec::new(), Vec::new());
     let mut images = BTreeMap::new();
     for (reference, services) in users {
         match found.get(&reference).cloned().flatten() {
             Some(id) => {
                 images.insert(reference, id);
             }
-            None => missing.push(format!("{reference} (service {})", services.join(", "))),
+            None => {
+                missing.push(format!("{reference} (service {})", services.join(", ")));
+                subjects.push(reference);
+            }
         }
     }
     if missing.is_empty() {
@@ -204,6 +207,7 @@ async fn resolve<'a>(
     };
     let mut detail = ErrorDetail::new("image_missing", message)
         .with_hint("`orch image ls` shows what there is; `orch image load` and `orch image import` bring more");
+    detail.subjects = subjects;
     if missing.len() > 1 {
         detail.details = missing;
     }

@@ -1,5 +1,6 @@
 //! Images on several hosts: what one has, all can run.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -233,4 +234,47 @@ fn a_name_means_the_image_that_got_it_last_wherever_that_was() {
         let containers = hosts.host(number).orch(&["container", "ls", "--format", "json"]).ok().json_lines();
         assert_eq!(containers[0]["image_id"], *new, "{containers:?}");
     }
+}
+
+#[test]
+fn what_only_the_client_has_is_sent_and_nothing_twice() {
+    let hosts = Hosts::new(3);
+    hosts.init();
+    let token = hosts.token(&["worker"]);
+    hosts.join(2, &token).ok();
+    // The third is somebody's laptop, no part of the cluster.
+    let laptop = hosts.host(3);
+    let folder = laptop.folder().join("certificate").to_string_lossy().into_owned();
+    hosts.host(1).orch(&["cluster", "client", "create", "alice", "--role", "deploy", "-o", &folder]).ok();
+    let server = format!("tcp://{}", orch_tests::segment::address(1));
+    let call = |arguments: &[&str]| {
+        let all = [&["--host", server.as_str()], arguments].concat();
+        laptop.invoke(&all).env("ORCH_CERT_PATH", &folder).run()
+    };
+    laptop.stack(&idle("app", 2));
+    let refused = call(&["up", "-d"]);
+    assert!(refused.code != 0 && refused.stderr.contains("image not found: app"), "{}", refused.told());
+    assert!(refused.stderr.contains("neither the cluster nor this machine has it"), "{}", refused.told());
+    import(laptop, "app", 1);
+    let planned = call(&["plan"]);
+    assert!(
+        planned.code == 1 && planned.stderr.contains("image not found: app"),
+        "a plan sends nothing: {}",
+        planned.told()
+    );
+    let pushed = call(&["up", "-d", "--wait"]).ok();
+    for line in ["pushing image app: 1 layer, ", "pushed layer 1 of 1, sha256:", "pushed image app"] {
+        assert!(pushed.stderr.contains(line), "{}", pushed.told());
+    }
+    let tasks = call(&["ps", "--format", "json"]).ok().json_lines();
+    let on: BTreeSet<&str> = tasks.iter().filter_map(|task| task["node"].as_str()).collect();
+    let run = tasks.iter().filter(|task| task["state"] == "running").count();
+    assert_eq!((run, on.len()), (2, 2), "{tasks:?}");
+    let again = call(&["up", "-d", "--wait"]).ok();
+    assert!(!again.stderr.contains("push"), "{}", again.told());
+    // The same layer under another name: only the documents travel.
+    laptop.orch(&["image", "tag", "app", "other"]).ok();
+    let run = call(&["container", "run", "--rm", "--network", "none", "other", "echo", "it", "runs"]).ok();
+    assert!(run.stderr.contains("pushing image other: 0 layers, 0B"), "{}", run.told());
+    assert_eq!(run.text().trim(), "it runs");
 }

@@ -11,6 +11,7 @@ use orch_spec::assignment::{DesiredTask, TaskState};
 use orch_spec::model::{HealthTest, Healthcheck, NamespaceMode, NetworkAttachment, NetworkMode, ServiceSpec};
 
 use super::list::{short, state_word};
+use super::push::with_images;
 use super::session::{self, SessionOptions};
 use super::{ago, client, confirmed, copy, escape, logs, one_off, statistics};
 use crate::args::{ContainerCommand, ContainerLs, ContainerRm, ContainerRun, ContainerStop};
@@ -244,11 +245,13 @@ async fn run_one(settings: &Settings, args: ContainerRun) -> Result<Exit> {
         attach_stdin: args.interactive && !args.detach,
     };
     if args.detach {
-        let made: Created = client.post("/v1/containers", &request).await.map_err(|e| run_failure(e.into()))?;
+        let make = async || client.post("/v1/containers", &request).await;
+        let made: Created = with_images(settings, &client, make).await.map_err(run_failure)?;
         printer::line(&made.id);
         return Ok(Exit::Done);
     }
-    let connection = client.upgrade("/v1/containers/run", &request).await.map_err(|e| run_failure(e.into()))?;
+    let begin = async || client.upgrade("/v1/containers/run", &request).await;
+    let connection = with_images(settings, &client, begin).await.map_err(run_failure)?;
     let options = SessionOptions {
         stdin: args.interactive,
         tty: args.tty,

@@ -13,6 +13,7 @@ use orch_spec::assignment::{DesiredTask, TaskState};
 use orch_spec::model::ServiceSpec;
 
 use super::follow::{Follow, follow};
+use super::push::with_images;
 use super::session::{self, Ended, SessionOptions};
 use super::{act, client, escape};
 use crate::args::{Attach, Exec, ExecOptions, Run};
@@ -109,7 +110,8 @@ pub(super) async fn run(settings: &Settings, args: Run) -> Result<Exit> {
     if !args.no_deps && !dependencies.is_empty() {
         let options = ApplyOptions { services: dependencies.clone(), ..ApplyOptions::default() };
         let request = ApplyRequest { spec: loaded.spec.clone(), files: loaded.files.clone(), options };
-        client.post::<ApplyResponse>(&format!("/v1/stacks/{}/apply", escape(&stack)), &request).await?;
+        let path = format!("/v1/stacks/{}/apply", escape(&stack));
+        with_images(settings, &client, async || client.post::<ApplyResponse>(&path, &request).await).await?;
         let services = Some(dependencies.into_iter().collect());
         let what = Follow {
             stack: &stack,
@@ -137,7 +139,8 @@ pub(super) async fn run(settings: &Settings, args: Run) -> Result<Exit> {
         start: args.detach,
         use_aliases: args.use_aliases,
     };
-    let made: RunResponse = client.post(&format!("/v1/stacks/{}/run", escape(&stack)), &request).await?;
+    let path = format!("/v1/stacks/{}/run", escape(&stack));
+    let made: RunResponse = with_images(settings, &client, async || client.post(&path, &request).await).await?;
     let task = wait_created(&client, &made.task, args.detach).await?;
     if args.detach {
         printer::line(&made.container_name);

@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::collector::{Collector, Style};
 use super::follow::{Follow, Watch, follow};
+use super::push::with_images;
 use super::{client, escape};
 use crate::args::{Create, Plan, Scale, Up, UpCommon};
 use crate::exit::{Exit, Failure};
@@ -63,9 +64,17 @@ fn apply_request(loaded: &Loaded, options: ApplyOptions) -> Result<ApplyRequest,
     Ok(ApplyRequest { spec: loaded.spec.clone(), files: loaded.files.clone(), options })
 }
 
-async fn send(client: &Client, verb: &str, request: &ApplyRequest) -> Result<ApplyResponse> {
-    let path = format!("/v1/stacks/{}/{verb}", escape(&request.spec.name));
+/// What `apply` would do: nothing is sent, no image either.
+async fn planned(client: &Client, request: &ApplyRequest) -> Result<ApplyResponse> {
+    let path = format!("/v1/stacks/{}/plan", escape(&request.spec.name));
     let response: ApplyResponse = client.post(&path, request).await?;
+    response.warnings.iter().for_each(|w| printer::say(&format!("warning: {w}")));
+    Ok(response)
+}
+
+async fn apply(settings: &Settings, client: &Client, request: &ApplyRequest) -> Result<ApplyResponse> {
+    let path = format!("/v1/stacks/{}/apply", escape(&request.spec.name));
+    let response: ApplyResponse = with_images(settings, client, async || client.post(&path, request).await).await?;
     response.warnings.iter().for_each(|w| printer::say(&format!("warning: {w}")));
     Ok(response)
 }
@@ -75,7 +84,7 @@ pub(super) async fn plan(settings: &Settings, args: Plan) -> Result<Exit> {
     let loaded = stack_file::load(settings, &args.services)?;
     let client = client(settings)?;
     let request = apply_request(&loaded, options(&args.common, &args.services)?)?;
-    let response = send(&client, "plan", &request).await?;
+    let response = planned(&client, &request).await?;
     print_plan(&response, args.format == "json")?;
     Ok(if response.plan.operations.is_empty() { Exit::Done } else { Exit::Changes })
 }
@@ -116,10 +125,10 @@ pub(super) async fn create(settings: &Settings, args: Create) -> Result<Exit> {
     let options = ApplyOptions { no_start: true, ..options(&args.common, &args.services)? };
     let request = apply_request(&loaded, options)?;
     if settings.dry_run {
-        print_plan(&send(&client, "plan", &request).await?, false)?;
+        print_plan(&planned(&client, &request).await?, false)?;
         return Ok(Exit::Done);
     }
-    send(&client, "apply", &request).await?;
+    apply(settings, &client, &request).await?;
     let services = with_dependencies(&loaded, &args.services, args.common.no_deps);
     let stack = &loaded.spec.name;
     let what =
@@ -158,10 +167,10 @@ pub(super) async fn up(settings: &Settings, args: Up) -> Result<Exit> {
     let options = ApplyOptions { no_start: args.no_start, ..options(&args.common, &args.services)? };
     let request = apply_request(&loaded, options)?;
     if settings.dry_run {
-        print_plan(&send(&client, "plan", &request).await?, false)?;
+        print_plan(&planned(&client, &request).await?, false)?;
         return Ok(Exit::Done);
     }
-    let response = send(&client, "apply", &request).await?;
+    let response = apply(settings, &client, &request).await?;
     if response.plan.operations.is_empty() {
         printer::say(&format!("stack {} is up to date: nothing to do", loaded.spec.name));
     }

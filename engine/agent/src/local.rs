@@ -30,7 +30,8 @@ pub(crate) async fn create(
 ) -> Result<Created, ErrorDetail> {
     let id = random_id();
     let image = shared.engine.images().resolve(&request.spec.image).map_err(|e| {
-        ErrorDetail::new("image_missing", chain(&e))
+        let detail = ErrorDetail::new("image_missing", chain(&e));
+        ErrorDetail { subjects: vec![request.spec.image.clone()], ..detail }
             .with_exit_code(125)
             .with_hint("`orch image ls` shows what there is; `orch image load` and `orch image import` bring more")
     })?;

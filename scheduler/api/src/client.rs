@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, HOST, UPGRADE};
+use hyper::header::{CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderName, UPGRADE};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
@@ -212,9 +212,29 @@ impl Client {
         T: DeserializeOwned,
         S: Stream<Item = std::io::Result<Bytes>> + Send + Sync + 'static,
     {
+        self.upload_encoded(method, path, None, content).await
+    }
+
+    /// The same for bytes that are encoded for the way.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn upload_encoded<T, S>(
+        &self,
+        method: Method,
+        path: &str,
+        encoding: Option<&'static str>,
+        content: S,
+    ) -> Result<T, ClientError>
+    where
+        T: DeserializeOwned,
+        S: Stream<Item = std::io::Result<Bytes>> + Send + Sync + 'static,
+    {
         use futures_util::StreamExt;
         let body = BodyExt::boxed(StreamBody::new(content.map(|chunk| chunk.map(Frame::data))));
-        self.exchange(method, path, body).await
+        let header = encoding.map(|encoding| (CONTENT_ENCODING, encoding));
+        let response = self.send_with(method, path, body, header).await?;
+        decoded(response, path).await
     }
 
     /// `GET` of a stream of bytes (a tar).
@@ -265,11 +285,7 @@ impl Client {
     }
 
     async fn exchange<T: DeserializeOwned>(&self, method: Method, path: &str, body: Body) -> Result<T, ClientError> {
-        let response = self.send(method, path, body, None).await?;
-        let bytes = response.into_body().collect().await.map_err(|e| broken(path, e))?.to_bytes();
-        // An empty answer stands for "done": `()` and `Option` decode from null.
-        let text: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
-        serde_json::from_slice(text).map_err(|source| ClientError::Answer { doing: path.to_owned(), source })
+        decoded(self.send(method, path, body, None).await?, path).await
     }
 
     async fn send(
@@ -279,6 +295,17 @@ impl Client {
         body: Body,
         upgrade: Option<&'static str>,
     ) -> Result<Response<Incoming>, ClientError> {
+        let headers = upgrade.map(|protocol| [(CONNECTION, "Upgrade"), (UPGRADE, protocol)]);
+        self.send_with(method, path, body, headers.into_iter().flatten()).await
+    }
+
+    async fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+        headers: impl IntoIterator<Item = (HeaderName, &'static str)>,
+    ) -> Result<Response<Incoming>, ClientError> {
         let connect = |source| ClientError::Connect { to: self.endpoint.to_string(), source };
         let stream = self.endpoint.connect().await.map_err(connect)?;
         let (mut sender, connection) =
@@ -286,8 +313,8 @@ impl Client {
         tokio::spawn(connection.with_upgrades());
         let mut request =
             Request::builder().method(method).uri(path).header(HOST, "orch").header(CONTENT_TYPE, "application/json");
-        if let Some(protocol) = upgrade {
-            request = request.header(CONNECTION, "Upgrade").header(UPGRADE, protocol);
+        for (name, value) in headers {
+            request = request.header(name, value);
         }
         let request = request.body(body).map_err(|e| broken(path, e))?;
         let response = sender.send_request(request).await.map_err(|e| broken(path, e))?;
@@ -302,6 +329,13 @@ impl Client {
         });
         Err(ClientError::Refused(detail))
     }
+}
+
+async fn decoded<T: DeserializeOwned>(response: Response<Incoming>, path: &str) -> Result<T, ClientError> {
+    let bytes = response.into_body().collect().await.map_err(|e| broken(path, e))?.to_bytes();
+    // An empty answer stands for "done": `()` and `Option` decode from null.
+    let text: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
+    serde_json::from_slice(text).map_err(|source| ClientError::Answer { doing: path.to_owned(), source })
 }
 
 fn empty() -> Body {

@@ -30,6 +30,9 @@ pub struct ErrorDetail {
     /// Further lines, one a problem.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<String>,
+    /// What it is about, for programs: of `image_missing`, the references.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subjects: Vec<String>,
 }
 
 impl ErrorDetail {
