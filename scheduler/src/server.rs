@@ -207,7 +207,7 @@ async fn resolve<'a>(
     };
     let mut detail = ErrorDetail::new("image_missing", message)
         .with_hint("`orch image ls` shows what there is; `orch image load` and `orch image import` bring more");
-    detail.subjects = subjects;
+    detail.subjects = subjects.into();
     if missing.len() > 1 {
         detail.details = missing;
     }

@@ -31,7 +31,7 @@ pub(crate) async fn create(
     let id = random_id();
     let image = shared.engine.images().resolve(&request.spec.image).map_err(|e| {
         let detail = ErrorDetail::new("image_missing", chain(&e));
-        ErrorDetail { subjects: vec![request.spec.image.clone()], ..detail }
+        ErrorDetail { subjects: [request.spec.image.clone()].into(), ..detail }
             .with_exit_code(125)
             .with_hint("`orch image ls` shows what there is; `orch image load` and `orch image import` bring more")
     })?;
