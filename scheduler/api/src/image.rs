@@ -11,6 +11,7 @@
 //! | `GET /v1/peer/images/{id}/offer?node=`, `GET /v1/peer/images/{id}/blobs/{digest}?node=&offset=` | | the same of that node, by way of the manager |
 
 use orch_spec::assignment::NodeId;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::client::{ByteStream, Client, ClientError};
@@ -19,7 +20,7 @@ use crate::client::{ByteStream, Client, ClientError};
 pub const ZSTD: &str = "zstd";
 
 /// A name of an image, and since when it has it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageName {
     /// As the user wrote it, with tag.
     pub name: String,
@@ -28,7 +29,7 @@ pub struct ImageName {
 }
 
 /// What an image consists of.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageOffer {
     /// `sha256:…` of its configuration.
     pub id: String,
@@ -42,7 +43,7 @@ pub struct ImageOffer {
 }
 
 /// A blob that is missing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MissingBlob {
     /// `sha256:…`.
     pub digest: String,
@@ -51,14 +52,14 @@ pub struct MissingBlob {
 }
 
 /// Answer to an offer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Offered {
     /// What must be sent before the offer is made again; empty = the image is there.
     pub missing: Vec<MissingBlob>,
 }
 
 /// What a reference names on one node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NamedImage {
     /// `sha256:…`.
     pub id: String,

@@ -20,6 +20,7 @@ use crate::control::{
     StackChange, StackSummary, StackView, TaskView, VolumeCreate, VolumeView,
 };
 use crate::error::ErrorBody;
+use crate::image::{ImageOffer, NamedImage, Offered};
 use crate::node::{
     AttachRequest, ContainerRequest, ContainerView, Created, DiskUse, ExecRequest, ImageView, Info, LogLine,
     PruneRequest, Pruned, Stats, StopRequest, Top, VolumeView as NodeVolume,
@@ -48,13 +49,15 @@ enum Content {
     Lines(Shape),
     /// A tar archive.
     Tar,
+    /// Bytes, compressed with zstd where `content-encoding` says so.
+    Blob,
     /// The connection becomes a stream of frames: `Upgrade: orch-stream`; see [`crate::stream`].
     Frames,
     /// Nothing.
     Nothing,
 }
 
-use Content::{Frames, Json, Lines, Nothing, Tar};
+use Content::{Blob, Frames, Json, Lines, Nothing, Tar};
 
 /// What one route does.
 struct Operation {
@@ -305,6 +308,29 @@ const STORE: &[Operation] = &[
         &[("reference", "its name"), ("message", "a comment"), ("change", "a Dockerfile instruction; repeatable")],
     ),
     post("/v1/images/load", "Takes images of a `docker save` or an OCI layout.", Tar, Json(shape::<Vec<ImageView>>)),
+    with(
+        get(
+            "/v1/images/resolve",
+            "Which images names mean on this node.",
+            Json(shape::<BTreeMap<String, Option<NamedImage>>>),
+        ),
+        &[("name", "name or id; repeatable")],
+    ),
+    with(get("/v1/images/offer", "What an image consists of.", Json(shape::<ImageOffer>)), &[IMAGE]),
+    post(
+        "/v1/images/offer",
+        "Says which blobs of an image are missing; when none is, the image is there now.",
+        Json(shape::<ImageOffer>),
+        Json(shape::<Offered>),
+    ),
+    with(
+        get("/v1/images/blobs/{digest}", "A blob of an image.", Blob),
+        &[("image", "the image's id"), ("offset", "the first byte")],
+    ),
+    Operation {
+        method: "PUT",
+        ..post("/v1/images/blobs/{digest}", "Takes a blob of an image that was offered.", Blob, Nothing)
+    },
     with(get("/v1/images/save", "Images as `docker load` takes them.", Tar), &[("name", "name or id; repeatable")]),
     get("/v1/node/volumes", "Volumes that lie on this node.", Json(shape::<Vec<NodeVolume>>)),
     post("/v1/node/volumes", "Makes one.", Json(shape::<NodeVolume>), Json(shape::<NodeVolume>)),
@@ -388,6 +414,7 @@ fn content(content: Content, generator: &mut SchemaGenerator) -> Option<Value> {
         Json(shape) => Some(json!({"application/json": {"schema": shape(generator)}})),
         Lines(shape) => Some(json!({"application/x-ndjson": {"schema": shape(generator)}})),
         Tar => Some(json!({"application/x-tar": {"schema": {"type": "string", "format": "binary"}}})),
+        Blob => Some(json!({"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}})),
         Frames | Nothing => None,
     }
 }
