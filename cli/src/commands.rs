@@ -27,6 +27,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use orch_api::client::Client;
+pub(crate) use orch_api::client::escape;
 
 use crate::args::{Cli, Command};
 use crate::exit::Exit;
@@ -125,18 +126,6 @@ fn client(settings: &Settings) -> Result<Client> {
     connect::connect(settings)
 }
 
-/// Escapes one segment or value of a URL (RFC 3986: everything but the unreserved characters).
-pub(crate) fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
-}
-
 /// Asks a yes-or-no question on the terminal; without one the answer is no.
 fn confirmed(question: &str) -> bool {
     use std::io::{BufRead, IsTerminal, Write};
@@ -197,11 +186,6 @@ fn timestamp(millis: Option<u64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_is_escaped_for_a_url() {
-        assert_eq!(escape("a/b:c d"), "a%2Fb%3Ac%20d");
-    }
 
     #[test]
     fn sizes_are_decimal_but_those_of_memory_as_in_docker() {

@@ -338,6 +338,18 @@ async fn decoded<T: DeserializeOwned>(response: Response<Incoming>, path: &str) 
     serde_json::from_slice(text).map_err(|source| ClientError::Answer { doing: path.to_owned(), source })
 }
 
+/// Escapes one segment or value of a URL (RFC 3986: everything but the unreserved characters).
+pub fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
 fn empty() -> Body {
     Full::new(Bytes::new()).map_err(|never| match never {}).boxed()
 }
@@ -438,5 +450,15 @@ impl<T: DeserializeOwned> Lines<T> {
                 Err(e) => Some((Err(e), None)),
             }
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_escaped_for_a_url() {
+        assert_eq!(escape("a/b:c d"), "a%2Fb%3Ac%20d");
     }
 }

@@ -1,21 +1,7 @@
 //! Requests and answers about the cluster itself, and between its nodes.
 //!
-//! | method and path | request | answer |
-//! |---|---|---|
-//! | `GET /v1/cluster` | | [`ClusterView`] |
-//! | `POST /v1/cluster/init` | [`InitRequest`] | [`ClusterView`] |
-//! | `POST /v1/cluster/join` | [`JoinRequest`] | [`Joined`] |
-//! | `POST /v1/cluster/leave` | [`LeaveRequest`] | |
-//! | `GET /v1/cluster/tokens` | | `[`[`TokenView`]`]` |
-//! | `POST /v1/cluster/tokens` | [`TokenRequest`] | [`TokenText`] |
-//! | `DELETE /v1/cluster/tokens?role=` | | |
-//! | `GET /v1/cluster/clients` | | `[`[`ClientView`]`]` |
-//! | `POST /v1/cluster/clients` | [`ClientRequest`] | [`ClientCertificate`] |
-//! | `DELETE /v1/cluster/clients/{name}` | | |
-//! | `POST /v1/peer/admission` | [`AdmissionRequest`] | [`Admission`] |
-//! | `POST /v1/peer/certificate` | [`CertificateRequest`] | [`CertificateAnswer`] |
-//! | `POST /v1/peer/departure` | | |
-//! | `POST /v1/peer/session`, `/v1/peer/heartbeat`, `/v1/peer/raft` | | upgrades, see [`crate::session`] |
+//! The routes are in [`crate::openapi`], but those between nodes: `POST /v1/peer/admission` ([`AdmissionRequest`], [`Admission`]),
+//! `/v1/peer/certificate` ([`CertificateRequest`], [`CertificateAnswer`]), `/v1/peer/departure`, and the upgrades of [`crate::session`].
 
 use orch_spec::role::Role;
 use schemars::JsonSchema;

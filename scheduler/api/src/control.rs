@@ -1,30 +1,6 @@
 //! Requests and answers of the control plane, and the link between it and one node.
 //!
-//! Everything here is JSON under `/v1` (see the table), but [`NodeLink`], which is how the agent of the same process is attached.
-//!
-//! | method and path | request | answer |
-//! |---|---|---|
-//! | `POST /v1/stacks/{name}/plan`, `/apply` | [`ApplyRequest`] | [`ApplyResponse`] |
-//! | `POST /v1/stacks/{name}/down` | [`DownRequest`] | [`ApplyResponse`] |
-//! | `POST /v1/stacks/{name}/act` | [`ActRequest`] | [`ApplyResponse`] |
-//! | `POST /v1/stacks/{name}/scale` | [`ScaleRequest`] | [`ApplyResponse`] |
-//! | `POST /v1/stacks/{name}/run` | [`RunRequest`] | [`RunResponse`] |
-//! | `POST /v1/tasks/{id}/desired` | [`DesiredRequest`] | [`IndexResponse`] |
-//! | `GET /v1/stacks` | | `[`[`StackSummary`]`]` |
-//! | `GET /v1/stacks/{name}` | | [`StackView`] |
-//! | `GET /v1/stacks/{name}/watch` | | stream of [`StackChange`], one a line |
-//! | `GET /v1/tasks?stack=&service=&node=` | | `[`[`TaskView`]`]` |
-//! | `GET /v1/tasks/{id}` | | [`TaskView`] |
-//! | `GET /v1/events?since_index=&follow=&stack=` | | stream of [`Event`], one a line |
-//! | `GET /v1/networks`, `/v1/networks/{name}` | | `[`[`NetworkView`]`]`, [`NetworkView`] |
-//! | `POST /v1/networks` | [`NetworkCreate`] | [`NetworkView`] |
-//! | `DELETE /v1/networks/{name}` | | [`IndexResponse`] |
-//! | `POST /v1/networks/{name}/addresses` | [`AddressRequest`] | [`AddressResponse`] |
-//! | `DELETE /v1/networks/{name}/addresses?holder=` | | [`IndexResponse`] |
-//! | `GET /v1/volumes`, `/v1/volumes/{name}` | | `[`[`VolumeView`]`]`, [`VolumeView`] |
-//! | `POST /v1/volumes` | [`VolumeCreate`] | [`VolumeView`] |
-//! | `DELETE /v1/volumes/{name}` | | [`IndexResponse`] |
-//! | `GET /v1/nodes` | | `[`[`NodeView`]`]` |
+//! Everything here is JSON under `/v1` (the routes are in [`crate::openapi`]), but [`NodeLink`], which is how the agent of the same process is attached.
 //!
 //! An error is an [`ErrorBody`](crate::error::ErrorBody) whose `code` decides the status.
 

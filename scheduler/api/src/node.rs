@@ -1,18 +1,7 @@
 //! One node's containers, images and volumes: requests and views.
 //!
-//! Routes, all under `/v1`, served by the agent:
-//!
-//! | route | what |
-//! |---|---|
-//! | `GET info`, `GET df`, `POST prune` | the machine |
-//! | `GET containers?all=`, `GET containers/{c}` | views; `{c}` is an id, an unambiguous prefix of one, or a name |
-//! | `POST containers` → [`Created`], `POST containers/run` (upgrade) | make; make, attach and start in one round trip |
-//! | `POST containers/{c}/start`, `/stop`, `/restart`, `/kill`, `/pause`, `/unpause`, `/rename`, `DELETE containers/{c}` | change |
-//! | `POST containers/{c}/attach` (upgrade), `/exec` (upgrade), `POST containers/{c}/wait` | streams and waiting |
-//! | `GET containers/{c}/logs`, `/stats`, `/top` | newline-delimited JSON, JSON |
-//! | `GET containers/{c}/archive?path=`, `PUT …` | tar streams |
-//! | `GET images`, `GET image?name=`, `GET image/history`, `POST images/import`, `/load`, `GET images/save`, `POST image/tag`, `DELETE image`, `POST images/prune` | images |
-//! | `GET node/volumes`, `GET/DELETE node/volumes/{v}`, `POST node/volumes`, `POST node/volumes/prune` | volumes on this node |
+//! The agent serves the routes, which are in [`crate::openapi`]. A container is named by its id, the beginning of one that only one has, or
+//! its name.
 
 use std::collections::BTreeMap;
 

@@ -1,16 +1,4 @@
-//! Requests and answers about nodes, services and single tasks of a cluster.
-//!
-//! | method and path | request | answer |
-//! |---|---|---|
-//! | `GET /v1/nodes/{id}` | | [`NodeView`](crate::control::NodeView) |
-//! | `POST /v1/nodes/{id}` | [`NodeUpdate`] | [`NodeView`](crate::control::NodeView) |
-//! | `DELETE /v1/nodes/{id}?force=` | | [`IndexResponse`](crate::control::IndexResponse) |
-//! | `GET /v1/services?stack=` | | `[`[`ServiceView`]`]` |
-//! | `GET /v1/services/{id}` | | [`ServiceDetail`] |
-//! | `POST /v1/services/{id}/update` | [`ServiceUpdate`] | [`ApplyResponse`](crate::control::ApplyResponse) |
-//! | `POST /v1/services/{id}/rollback` | | [`ApplyResponse`](crate::control::ApplyResponse) |
-//! | `DELETE /v1/services/{id}` | | [`ApplyResponse`](crate::control::ApplyResponse) |
-//! | `GET /v1/tasks/{id}/why` | | [`TaskExplanation`] |
+//! Requests and answers about nodes, services and single tasks of a cluster; the routes are in [`crate::openapi`].
 //!
 //! A node is named by its id, the beginning of one that only one has, or its host name; a service by `<stack>_<service>`, or by its name
 //! alone when only one stack has it.

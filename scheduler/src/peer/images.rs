@@ -17,7 +17,7 @@ use axum::response::Response;
 use axum::routing::get;
 use axum::{Extension, Json, Router};
 use futures_util::future::join_all;
-use orch_api::client::Client;
+use orch_api::client::{Client, escape};
 use orch_api::error::ErrorDetail;
 use orch_api::image::{Holder, Holders, NamedImage};
 use orch_api::tls::node_name;
@@ -89,7 +89,7 @@ async fn ask(
     ways: &[Way],
     references: &[String],
 ) -> Vec<Option<BTreeMap<String, Option<NamedImage>>>> {
-    let names: Vec<String> = references.iter().map(|name| format!("name={}", escaped(name))).collect();
+    let names: Vec<String> = references.iter().map(|name| format!("name={}", escape(name))).collect();
     let path = format!("/v1/images/resolve?{}", names.join("&"));
     let asking = ways.iter().map(|way| {
         let (client, path) = (way.client(leader), path.clone());
@@ -99,12 +99,6 @@ async fn ask(
         }
     });
     join_all(asking).await
-}
-
-/// A value of a query: whatever is not plainly harmless is escaped.
-fn escaped(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
 /// What references name on the other nodes that are ready: the image that got the name last, wherever that was.
@@ -156,12 +150,12 @@ pub fn giver(leader: &Leader, node: &NodeId) -> Result<Client, ErrorDetail> {
 
 /// Path of an offer on the node that gives it.
 pub fn offer_path(image: &str) -> String {
-    format!("/v1/images/offer?name={}", escaped(image))
+    format!("/v1/images/offer?name={}", escape(image))
 }
 
 /// Path of a blob on the node that gives it.
 pub fn blob_path(image: &str, digest: &str, offset: u64) -> String {
-    format!("/v1/images/blobs/{}?image={}&offset={offset}", escaped(digest), escaped(image))
+    format!("/v1/images/blobs/{}?image={}&offset={offset}", escape(digest), escape(image))
 }
 
 /// Routes by which workers get images.
