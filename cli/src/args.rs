@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use cluster::{ClientCommand, ClusterCommand, ClusterInit, ClusterJoin, ClusterToken};
 pub(crate) use objects::{
     ContainerCommand, ContainerLogs, ContainerLs, ContainerRm, ContainerRun, ContainerStop, ImageCommand,
-    NetworkCommand, SystemCommand, VolumeCommand,
+    NetworkCommand, ObjectCommand, SystemCommand, VolumeCommand,
 };
 pub(crate) use service::{
     AvailabilityArg, NodeCommand, NodeUpdateArgs, RoleArg, ServiceCommand, ServiceUpdateArgs, ServiceWait, TaskCommand,
@@ -97,7 +97,7 @@ pub(crate) enum Command {
     Down(Down),
     /// Say what `up` would do, and why; exit code 10 when there is something to do
     Plan(Plan),
-    /// Check the stack file and print the merged, canonical model
+    /// Check the stack file and print the merged, canonical model; or manage configs that stacks name as external
     Config(Config),
     /// List the stack's containers
     Ps(Ps),
@@ -154,6 +154,9 @@ pub(crate) enum Command {
     /// Volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Secrets that stacks name as external
+    #[command(subcommand)]
+    Secret(ObjectCommand),
     /// Networks
     #[command(subcommand)]
     Network(NetworkCommand),
@@ -321,7 +324,11 @@ pub(crate) struct Plan {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Config {
+    /// What is done with configs that people make; without it, the stack file is checked
+    #[command(subcommand)]
+    pub command: Option<ObjectCommand>,
     /// `yaml` or `json`
     #[arg(long, value_name = "FORMAT", default_value = "yaml")]
     pub format: String,

@@ -14,6 +14,7 @@ mod list;
 mod logs;
 mod network;
 mod node;
+mod object;
 mod one_off;
 mod push;
 mod service;
@@ -29,7 +30,7 @@ use anyhow::Result;
 use orch_api::client::Client;
 pub(crate) use orch_api::client::escape;
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, Config};
 use crate::exit::Exit;
 use crate::settings::Settings;
 use crate::{agent_process, connect, grammar, printer};
@@ -64,7 +65,7 @@ fn run(cli: Cli, settings: Settings) -> Result<Exit> {
         Command::Explain { code } => return system::explain(&code),
         Command::Completion { shell } => return system::completion(shell),
         Command::Man { dir } => return system::man(dir.as_deref()),
-        Command::Config(args) => return config::run(&settings, &args),
+        Command::Config(args) if args.command.is_none() => return config::run(&settings, &args),
         Command::Graph(args) => return graph::run(&settings, &args),
         other => other,
     };
@@ -105,6 +106,8 @@ async fn dispatch(command: Command, settings: &Settings) -> Result<Exit> {
         Command::Container(command) => container::run(settings, *command).await,
         Command::Image(command) => image::run(settings, command).await,
         Command::Volume(command) => volume::run(settings, command).await,
+        Command::Secret(command) => object::run(settings, "secret", command).await,
+        Command::Config(Config { command: Some(command), .. }) => object::run(settings, "config", command).await,
         Command::Network(command) => network::run(settings, command).await,
         Command::Cluster(command) => cluster::run(settings, command).await,
         Command::Node(command) => node::run(settings, command).await,

@@ -2,6 +2,7 @@
 
 pub mod cluster;
 mod node;
+mod object;
 mod service;
 mod stream;
 mod view;
@@ -162,6 +163,7 @@ pub fn routes(control: Control, images: Arc<dyn ImageResolver>) -> Router {
         .route("/v1/services/{id}", get(service::service).delete(service::remove))
         .route("/v1/services/{id}/update", post(service::update))
         .route("/v1/services/{id}/rollback", post(service::rollback))
+        .merge(object::routes())
         .layer(DefaultBodyLimit::max(BODY))
         .with_state(Arc::new(Server { control, images }))
 }

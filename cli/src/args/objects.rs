@@ -428,6 +428,42 @@ pub(crate) enum VolumeCommand {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum ObjectCommand {
+    /// List them
+    #[command(alias = "list")]
+    Ls(ListFormat),
+    /// Make one
+    Create {
+        /// Label KEY=VALUE; repeatable
+        #[arg(long, value_name = "KEY=VALUE")]
+        label: Vec<String>,
+        /// Its name
+        name: String,
+        /// The file with its content; `-` is standard input
+        file: String,
+    },
+    /// Show everything about some, but never a secret's content
+    Inspect {
+        /// Names
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Give one other content: its next version; services that use it are replaced, on a cluster one after the other
+    Update {
+        /// Its name
+        name: String,
+        /// The file with its content; `-` is standard input
+        file: String,
+    },
+    /// Remove some that no service uses
+    Rm {
+        /// Names
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum NetworkCommand {
     /// List networks
     #[command(alias = "list")]

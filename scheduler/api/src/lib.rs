@@ -12,6 +12,7 @@ pub mod control;
 pub mod error;
 pub mod image;
 pub mod node;
+pub mod object;
 pub mod openapi;
 pub mod plane;
 pub mod service;

@@ -87,6 +87,18 @@ impl State {
                 return Ok(Answer::default());
             }
             Command::UpdateService(request) => plan::plan_service(self, request, moment)?,
+            Command::CreateObject(request) => {
+                self.create_object(moment, request)?;
+                return Ok(Answer::default());
+            }
+            Command::ChangeObject(request) => {
+                self.change_object(moment, command, request, changes)?;
+                return Ok(Answer::default());
+            }
+            Command::RemoveObject { kind, name } => {
+                self.remove_object(moment, *kind, name)?;
+                return Ok(Answer::default());
+            }
             Command::RollbackService { stack, service } => {
                 rollout::roll_back(self, moment, stack, service, changes)?;
                 let mut settling = Settling::new(self, moment, changes);
@@ -105,12 +117,12 @@ impl State {
     }
 
     /// Copies a plan's records into the state, and looks at what may be affected.
-    fn execute(&mut self, moment: Moment, command: &Command, records: Records, changes: &mut Changes) {
+    pub(crate) fn execute(&mut self, moment: Moment, command: &Command, records: Records, changes: &mut Changes) {
         let action = match command {
             Command::ApplyStack(_) => Some("apply"),
             Command::RemoveStack(_) => Some("down"),
             Command::Scale(_) => Some("scale"),
-            Command::UpdateService(_) => Some("update"),
+            Command::UpdateService(_) | Command::ChangeObject(_) => Some("update"),
             _ => None,
         };
         let Some(name) = self.carry_out(moment, records, action, changes) else { return };

@@ -5,14 +5,14 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use orch_spec::assignment::{DesiredTask, NetworkName, NodeId, NodeReport, TaskId};
-use orch_spec::model::{ServiceSpec, StackSpec};
+use orch_spec::model::{ContentBytes, ServiceSpec, StackSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Refusal;
 use crate::member::MemberChange;
 use crate::plan::Plan;
 use crate::security::SecurityCommand;
-use crate::state::{Availability, ClusterSettings, NodeState};
+use crate::state::{Availability, ClusterSettings, NodeState, ObjectKind};
 
 /// One entry of the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,6 +63,17 @@ pub enum Command {
     /// Remove a volume that nobody uses.
     RemoveVolume {
         /// Its full name.
+        name: String,
+    },
+    /// Make a secret or config by hand.
+    CreateObject(NewObject),
+    /// Give a secret or config other content; what uses it changes with it.
+    ChangeObject(ChangeObject),
+    /// Remove a secret or config that nobody uses.
+    RemoveObject {
+        /// Which of the two.
+        kind: ObjectKind,
+        /// Its name.
         name: String,
     },
     /// Hold an address for a container that belongs to no stack.
@@ -121,6 +132,30 @@ pub struct UpdateNode {
     pub labels: BTreeMap<String, String>,
     /// Labels to take away.
     pub remove_labels: BTreeSet<String>,
+}
+
+/// See [`Command::CreateObject`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NewObject {
+    /// Secret or config.
+    pub kind: ObjectKind,
+    /// Its name.
+    pub name: String,
+    /// The bytes.
+    pub content: Arc<ContentBytes>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// See [`Command::ChangeObject`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChangeObject {
+    /// Secret or config.
+    pub kind: ObjectKind,
+    /// Its name.
+    pub name: String,
+    /// The bytes.
+    pub content: Arc<ContentBytes>,
 }
 
 /// See [`Command::UpdateService`].

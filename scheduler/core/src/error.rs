@@ -187,7 +187,15 @@ pub enum Missing {
         /// The service.
         service: String,
     },
-    /// An external network or volume that must be made first.
+    /// A secret or config.
+    #[error("no such {kind}: {name}")]
+    Object {
+        /// `secret` or `config`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// An external network, volume, secret or config that must be made first.
     #[error("external {kind} {name} (key {key} of stack {stack}) does not exist")]
     External {
         /// `network` or `volume`.
@@ -392,6 +400,10 @@ impl SpecFault {
 impl Missing {
     fn hint(&self) -> Option<String> {
         Some(match self {
+            Self::Object { kind, .. } => format!("`orch {kind} ls` lists the {kind}s that exist"),
+            Self::External { kind: kind @ ("secret" | "config"), name, .. } => {
+                format!("`orch {kind} create {name} FILE` makes it; without `external: true` the stack makes its own")
+            }
             Self::External { kind, name, .. } => {
                 format!("`orch {kind} create {name}` makes it; without `external: true` the stack makes its own")
             }

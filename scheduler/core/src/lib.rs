@@ -21,6 +21,7 @@ mod assignment;
 mod command;
 mod endpoint;
 mod error;
+mod file_object;
 mod gate;
 mod identity;
 mod member;
@@ -38,8 +39,8 @@ mod state;
 pub use address::Pool;
 pub use assignment::Assignments;
 pub use command::{
-    Act, Action, Answer, ApplyStack, Changes, Command, Down, Entry, NewNetwork, NewVolume, Outcome, ReserveAddress,
-    RunOneOff, Scale, SetTaskDesired, UpOptions, UpdateNode, UpdateService,
+    Act, Action, Answer, ApplyStack, ChangeObject, Changes, Command, Down, Entry, NewNetwork, NewObject, NewVolume,
+    Outcome, ReserveAddress, RunOneOff, Scale, SetTaskDesired, UpOptions, UpdateNode, UpdateService,
 };
 pub use error::{Clash, Hint, Missing, Refusal, SpecFault};
 pub use member::{Member, MemberChange, MemberRefusal, MemberRole, Members};
@@ -48,7 +49,8 @@ pub use plan::Plan;
 pub use request::Requests;
 pub use security::{Security, SecurityCommand, SecurityFault};
 pub use state::{
-    Availability, ClusterSettings, Event, EventRing, Former, HandOver, Lane, MeshPort, Network, NetworkDefinition,
-    NetworkPhase, Node, NodeRole, NodeState, Removing, Reservation, Revision, RevisionId, Rollout, RolloutRules,
-    RolloutState, Seats, Service, Serving, Stack, State, Task, Timer, Usage, Vip, Volume, Wait, Withdrawal,
+    Availability, ClusterSettings, Event, EventRing, FileObject, Former, HandOver, Lane, MeshPort, Network,
+    NetworkDefinition, NetworkPhase, Node, NodeRole, NodeState, ObjectKind, Removing, Reservation, Revision,
+    RevisionId, Rollout, RolloutRules, RolloutState, Seats, Service, Serving, Stack, State, Task, Timer, Usage, Vip,
+    Volume, Wait, Withdrawal,
 };

@@ -289,8 +289,8 @@ pub fn run(state: &State, request: &RunOneOff, moment: Moment) -> Result<Answer,
 pub(crate) use act::plan as plan_act;
 pub(crate) use act::plan_desired;
 pub(crate) use down::plan as plan_down;
-pub(crate) use objects::{plan_network, plan_reservation, plan_volume};
+pub(crate) use objects::{is_name, plan_network, plan_reservation, plan_volume};
 pub(crate) use run::plan as plan_run;
 pub(crate) use scale::plan as plan_scale;
 pub(crate) use up::plan as plan_up;
-pub(crate) use up::plan_service;
+pub(crate) use up::{plan_files, plan_service};

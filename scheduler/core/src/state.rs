@@ -1,6 +1,7 @@
 //! Everything that managers agree on.
 
 mod event;
+mod file_object;
 mod network;
 mod node;
 mod rollout;
@@ -19,6 +20,7 @@ use crate::member::Members;
 use crate::request::Requests;
 use crate::security::Security;
 pub use event::{Event, EventRing};
+pub use file_object::{FileObject, ObjectKind};
 pub(crate) use network::volume_driver;
 pub use network::{Network, NetworkDefinition, NetworkPhase, Reservation, Vip, Volume};
 pub use node::{Availability, Node, NodeRole, NodeState, Usage};
@@ -56,6 +58,12 @@ pub struct State {
     pub networks: BTreeMap<NetworkName, Network>,
     /// Named volumes by full name.
     pub volumes: BTreeMap<String, Volume>,
+    /// Secrets that people have made, by name.
+    #[serde(default)]
+    pub secrets: BTreeMap<String, FileObject>,
+    /// Configs that people have made, by name.
+    #[serde(default)]
+    pub configs: BTreeMap<String, FileObject>,
     /// Nodes.
     pub nodes: BTreeMap<NodeId, Node>,
     /// Managers.

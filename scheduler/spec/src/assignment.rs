@@ -290,6 +290,12 @@ pub struct FileAssignment {
     pub mode: u32,
     /// Secret (content is never shown) or config.
     pub secret: bool,
+    /// Its name outside of the stack.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// It is not the stack's own: people have made it, and when they change it, its users change.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub external: bool,
 }
 
 impl std::fmt::Debug for FileAssignment {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use orch_spec::assignment::{FileAssignment, NetworkName};
 use orch_spec::model::{FileObjectSpec, GrantSpec, MountSource, NetworkMode, NetworkSpec, ServiceSpec, StackSpec};
 
-use crate::error::{Refusal, SpecFault};
+use crate::error::{Missing, Refusal, SpecFault};
 use crate::identity;
 use crate::state::Revision;
 
@@ -92,10 +92,11 @@ fn volumes(stack: &StackSpec, service: &str, spec: &ServiceSpec) -> Result<BTree
 fn files(stack: &StackSpec, service: &str, spec: &ServiceSpec) -> Result<Vec<FileAssignment>, Refusal> {
     let secrets = spec.secrets.iter().map(|grant| (grant, &stack.secrets, true));
     let configs = spec.configs.iter().map(|grant| (grant, &stack.configs, false));
-    secrets.chain(configs).map(|(grant, objects, secret)| file(service, grant, objects, secret)).collect()
+    secrets.chain(configs).map(|(grant, objects, secret)| file(&stack.name, service, grant, objects, secret)).collect()
 }
 
 fn file(
+    stack: &str,
     service: &str,
     grant: &GrantSpec,
     objects: &BTreeMap<String, FileObjectSpec>,
@@ -107,7 +108,11 @@ fn file(
         return Err(SpecFault::Undefined { service, kind, key }.into());
     };
     let Some(content) = &object.content else {
-        let why = if object.external { "it is external" } else { "it comes from a driver" };
+        if object.external {
+            let (name, stack) = (object.name.clone(), stack.to_owned());
+            return Err(Missing::External { kind, name, key, stack }.into());
+        }
+        let why = "it comes from a driver";
         return Err(SpecFault::NoContent { service, kind, key, why }.into());
     };
     Ok(FileAssignment {
@@ -118,6 +123,8 @@ fn file(
         gid: grant.gid.unwrap_or(0),
         mode: grant.mode.unwrap_or(FILE_MODE),
         secret,
+        name: object.name.clone(),
+        external: object.external,
     })
 }
 

@@ -13,6 +13,7 @@ use super::up::{self, Selection};
 use super::{Moment, Planned, Verb, objects, revision};
 use crate::command::{RunOneOff, UpOptions};
 use crate::error::{Clash, Missing, Refusal, SpecFault};
+use crate::file_object::filled;
 use crate::identity;
 use crate::state::State;
 
@@ -21,7 +22,7 @@ const NAME_DIGITS: usize = 12;
 
 pub(crate) fn plan(state: &State, request: &RunOneOff, moment: Moment) -> Result<Planned, Refusal> {
     let spec = match &request.spec {
-        Some(spec) => Arc::clone(spec),
+        Some(spec) => filled(state, spec),
         None => Arc::new(applied(state, request)?),
     };
     if spec.name != request.stack {

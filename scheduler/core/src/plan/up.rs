@@ -10,18 +10,20 @@ use super::replicas::{self, Cascade, Want, namespace_services};
 use super::{Moment, Planned, Verb, objects, publish, revision, task};
 use crate::command::{ApplyStack, UpOptions, UpdateService};
 use crate::error::{Missing, Refusal, SpecFault};
+use crate::file_object::{filled, refreshed};
 use crate::state::{Revision, RevisionId, State};
 
 /// More containers of one stack than this would not fit the largest network either.
 const MOST_TASKS: u64 = 50_000;
 
 pub(crate) fn plan(state: &State, request: &ApplyStack, moment: Moment) -> Result<Planned, Refusal> {
-    let mut draft = begin(state, &request.spec, &request.files, moment)?;
+    let spec = filled(state, &request.spec);
+    let mut draft = begin(state, &spec, &request.files, moment)?;
     draft.timeout = request.options.timeout;
-    check_options(&request.spec, &request.options)?;
-    let selection = select(&mut draft, &request.spec, &request.options.services, request.options.no_deps)?;
-    bring_up(&mut draft, &request.spec, &request.images, &request.options, &selection)?;
-    orphans(&mut draft, &request.spec, request.options.remove_orphans);
+    check_options(&spec, &request.options)?;
+    let selection = select(&mut draft, &spec, &request.options.services, request.options.no_deps)?;
+    bring_up(&mut draft, &spec, &request.images, &request.options, &selection)?;
+    orphans(&mut draft, &spec, request.options.remove_orphans);
     task::check_ports(&mut draft)?;
     Ok(draft.finish())
 }
@@ -233,24 +235,52 @@ pub(crate) fn plan_service(state: &State, request: &UpdateService, moment: Momen
     } else {
         request.image_id.clone()
     };
-    let revision = enter(&mut draft, name, revision, replicas, &image_id);
+    replan(&mut draft, name, revision, replicas, &image_id, request.force)?;
+    Ok(draft.finish())
+}
+
+/// One service of a stack as it was applied, with what its secrets and configs are now.
+pub(crate) fn plan_files(state: &State, stack: &str, name: &str, moment: Moment) -> Result<Planned, Refusal> {
+    let Some(record) = state.stacks.get(stack) else { return Err(Missing::Stack(stack.to_owned()).into()) };
+    if record.removing.is_some() {
+        return Err(Refusal::Busy { stack: stack.to_owned() });
+    }
+    let Some(present) = record.services.get(name) else {
+        let (stack, has) = (stack.to_owned(), record.services.keys().cloned().collect());
+        return Err(Missing::Service { stack, service: name.to_owned(), has }.into());
+    };
+    let mut draft = Draft::new(state, stack, moment);
+    let revision = refreshed(state, state.revision(present.revision));
+    replan(&mut draft, name, revision, present.replicas, &present.image_id, false)?;
+    Ok(draft.finish())
+}
+
+/// Makes a service's tasks what its new specification says.
+fn replan(
+    draft: &mut Draft<'_>,
+    name: &str,
+    revision: Revision,
+    replicas: u32,
+    image_id: &str,
+    force: bool,
+) -> Result<(), Refusal> {
+    let revision = enter(draft, name, revision, replicas, image_id);
     let resolved = draft.revision(revision).clone();
-    publish::ensure(&mut draft, name, &resolved)?;
+    publish::ensure(draft, name, &resolved)?;
     let want = Want {
         service: name,
         revision,
-        image_id: &image_id,
+        image_id,
         replicas,
-        force: request.force,
+        force,
         keep: false,
         start: true,
         ungated: false,
         renew_anonymous_volumes: false,
         awaited: false,
     };
-    replicas::plan(&mut draft, &want, &mut Cascade::default())?;
-    task::check_ports(&mut draft)?;
-    Ok(draft.finish())
+    replicas::plan(draft, &want, &mut Cascade::default())?;
+    task::check_ports(draft)
 }
 
 /// On a cluster the file's wishes for placement must be about something that nodes have.

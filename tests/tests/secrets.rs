@@ -1,0 +1,139 @@
+//! Secrets and configs that people make: what uses them gets them, changes with them, and nobody else sees them.
+
+use orch_tests::cluster::Hosts;
+use orch_tests::host::Host;
+use orch_tests::traces::tree;
+use orch_tests::wait::{PATIENCE, eventually};
+
+const FIRST: &str = "first-plaintext-0815";
+const SECOND: &str = "second-plaintext-0816";
+
+const STACK: &str = "
+services:
+  a:
+    image: busybox
+    command: [sleep, infinity]
+    init: true
+    stop_grace_period: 1s
+    secrets: [password]
+    configs:
+      - source: settings
+        target: /etc/settings
+    deploy:
+      mode: global
+  b:
+    image: busybox
+    command: [sleep, infinity]
+    init: true
+secrets:
+  password:
+    external: true
+    name: app-password
+configs:
+  settings:
+    external: true
+";
+
+fn make(host: &Host, verb: [&str; 2], name: &str, content: &str) -> orch_tests::output::Output {
+    host.invoke(&[verb[0], verb[1], name, "-"]).stdin(content).run()
+}
+
+/// Nowhere below a host's data folder; images are the same with and without it, and large.
+fn is_nowhere(host: &Host, plaintext: &str) {
+    let root = host.data();
+    let files = tree(&root).into_iter().filter(|path| !path.ends_with('/') && !path.starts_with("engine/images/"));
+    let holds = |path: &String| {
+        let bytes = std::fs::read(root.join(path)).unwrap_or_default();
+        bytes.windows(plaintext.len()).any(|part| part == plaintext.as_bytes())
+    };
+    let found: Vec<String> = files.filter(holds).collect();
+    assert!(found.is_empty(), "the secret lies in {found:?}");
+}
+
+#[test]
+fn what_uses_a_secret_or_config_changes_with_it_and_keeps_it_from_being_removed() {
+    let host = Host::with_busybox();
+    host.stack(STACK);
+    let refused = host.orch(&["up", "-d"]);
+    assert!(refused.code != 0 && refused.stderr.contains("external secret app-password"), "{}", refused.told());
+    assert!(refused.stderr.contains("orch secret create app-password FILE"), "{}", refused.told());
+    make(&host, ["secret", "create"], "app-password", FIRST).ok();
+    make(&host, ["config", "create"], "settings", "color = blue").ok();
+    let twice = make(&host, ["secret", "create"], "app-password", SECOND);
+    assert!(twice.code != 0 && twice.stderr.contains("exists already"), "{}", twice.told());
+    host.up();
+    assert_eq!(host.exec("a", "cat /run/secrets/password"), FIRST);
+    assert_eq!(host.exec("a", "cat /etc/settings"), "color = blue");
+    host.orch(&["plan"]).code(0);
+
+    let listed = host.orch(&["secret", "ls", "--format", "json"]).ok();
+    let row = &listed.json_lines()[0];
+    assert_eq!((&row["name"], &row["version"]), (&"app-password".into(), &1.into()), "{row}");
+    assert_eq!(row["used_by"], serde_json::json!(["work_a"]), "{row}");
+    let inspected = host.orch(&["secret", "inspect", "app-password"]).ok();
+    for shown in [&listed, &inspected] {
+        assert!(!shown.stdout.contains(FIRST) && !shown.stdout.contains("content"), "{}", shown.told());
+    }
+    let config = host.orch(&["config", "inspect", "settings"]).ok();
+    assert!(config.stdout.contains("Y29sb3IgPSBibHVl"), "a config is shown, as base64: {}", config.told());
+    host.orch(&["config", "--services"]).ok().prints(&["a", "b"]);
+
+    let used = host.orch(&["secret", "rm", "app-password"]);
+    assert!(used.code != 0 && used.stderr.contains("in use by service work_a"), "{}", used.told());
+
+    let (changes, stays) = (host.container("a")["id"].clone(), host.container("b")["id"].clone());
+    let same = make(&host, ["secret", "update"], "app-password", FIRST).ok();
+    assert!(same.stderr.contains("is version 1 now"), "{}", same.told());
+    let updated = make(&host, ["secret", "update"], "app-password", SECOND).ok();
+    assert!(updated.stderr.contains("is version 2 now") && updated.stderr.contains("work_a"), "{}", updated.told());
+    host.becomes("a", "another container", |container| container["id"] != changes && container["state"] == "running");
+    assert_eq!(host.exec("a", "cat /run/secrets/password"), SECOND);
+    assert_eq!(host.container("b")["id"], stays, "what does not use it stays");
+    host.orch(&["plan"]).code(0);
+    for plaintext in [FIRST, SECOND] {
+        is_nowhere(&host, plaintext);
+    }
+
+    let large = make(&host, ["secret", "create"], "large", &"x".repeat(500 * 1024 + 1));
+    assert!(large.code != 0 && large.stderr.contains("at most 512000 are possible"), "{}", large.told());
+    make(&host, ["config", "create"], "large", &"x".repeat(1000 * 1024)).ok();
+    let empty = make(&host, ["secret", "create"], "empty", "");
+    assert!(empty.code != 0 && empty.stderr.contains("would be empty"), "{}", empty.told());
+    host.down();
+    host.orch(&["secret", "rm", "app-password"]).ok();
+    host.orch(&["config", "rm", "settings", "large"]).ok();
+    assert_eq!(host.orch(&["secret", "ls", "-q"]).ok().text(), "");
+    let gone = host.orch(&["secret", "rm", "app-password"]);
+    assert!(gone.code != 0 && gone.stderr.contains("no such secret: app-password"), "{}", gone.told());
+}
+
+#[test]
+fn on_a_cluster_a_changed_secret_reaches_every_host_and_lies_in_no_file() {
+    let hosts = Hosts::cluster(&["worker", "manager"]);
+    hosts.host(1).load("busybox");
+    // Whichever manager is asked.
+    let host = hosts.host(3);
+    make(host, ["secret", "create"], "app-password", FIRST).ok();
+    make(hosts.host(1), ["config", "create"], "settings", "color = blue").ok();
+    host.stack(STACK);
+    host.up();
+    let seen = || -> Vec<String> {
+        let read = |host: &Host| {
+            let containers = host.orch(&["container", "ls", "--format", "json"]).ok().json_lines();
+            let of_a = containers.iter().find(|container| container["service"] == "a");
+            let id = of_a.and_then(|container| container["id"].as_str()).unwrap_or_default().to_owned();
+            host.orch(&["container", "exec", &id, "cat", "/run/secrets/password"]).stdout
+        };
+        hosts.hosts.iter().map(read).collect()
+    };
+    assert_eq!(seen(), [FIRST; 3]);
+    make(host, ["secret", "update"], "app-password", SECOND).ok();
+    eventually(PATIENCE, "every host has the new one", || {
+        let seen = seen();
+        if seen == [SECOND; 3] { Ok(()) } else { Err(format!("{seen:?}")) }
+    });
+    for host in &hosts.hosts {
+        is_nowhere(host, FIRST);
+        is_nowhere(host, SECOND);
+    }
+}
