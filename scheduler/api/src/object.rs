@@ -12,14 +12,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use orch_spec::model::ContentBytes;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Asks for a new one.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ObjectCreate {
     /// Its name.
     pub name: String,
     /// The bytes, as base64.
+    #[schemars(with = "String")]
     pub content: Arc<ContentBytes>,
     /// Labels.
     #[serde(default)]
@@ -27,14 +29,15 @@ pub struct ObjectCreate {
 }
 
 /// Asks for other content.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ObjectUpdate {
     /// The bytes, as base64.
+    #[schemars(with = "String")]
     pub content: Arc<ContentBytes>,
 }
 
 /// One of them. A secret's content is in no answer, nor is its digest: a short secret could be guessed from that.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ObjectView {
     /// Its name.
     pub name: String,
@@ -52,5 +55,6 @@ pub struct ObjectView {
     pub updated_at: u64,
     /// A config's content, as base64, when one was asked for by its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub content: Option<Arc<ContentBytes>>,
 }

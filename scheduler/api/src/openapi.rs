@@ -25,6 +25,7 @@ use crate::node::{
     AttachRequest, ContainerRequest, ContainerView, Created, DiskUse, ExecRequest, ImageView, Info, LogLine,
     PruneRequest, Pruned, Stats, StopRequest, Top, VolumeView as NodeVolume,
 };
+use crate::object::{ObjectCreate, ObjectUpdate, ObjectView};
 use crate::service::{NodeUpdate, ServiceDetail, ServiceUpdate, TaskExplanation};
 
 /// A part of the stack model: what `orch config --format json` prints is made from it. It follows the Compose specification and has no
@@ -286,6 +287,30 @@ const CONTAINERS: &[Operation] = &[
     ),
 ];
 
+/// Secrets and configs that people make.
+const OBJECTS: &[Operation] = &[
+    get("/v1/secrets", "Secrets, without what is in them.", Json(shape::<Vec<ObjectView>>)),
+    post("/v1/secrets", "Makes a secret.", Json(shape::<ObjectCreate>), Json(shape::<ObjectView>)),
+    get("/v1/secrets/{name}", "One secret, without what is in it.", Json(shape::<ObjectView>)),
+    post(
+        "/v1/secrets/{name}",
+        "Gives a secret other content; services that use it follow.",
+        Json(shape::<ObjectUpdate>),
+        Json(shape::<ObjectView>),
+    ),
+    delete("/v1/secrets/{name}", "Removes a secret that no service uses.", Nothing),
+    get("/v1/configs", "Configs.", Json(shape::<Vec<ObjectView>>)),
+    post("/v1/configs", "Makes a config.", Json(shape::<ObjectCreate>), Json(shape::<ObjectView>)),
+    get("/v1/configs/{name}", "One config with its content.", Json(shape::<ObjectView>)),
+    post(
+        "/v1/configs/{name}",
+        "Gives a config other content; services that use it follow.",
+        Json(shape::<ObjectUpdate>),
+        Json(shape::<ObjectView>),
+    ),
+    delete("/v1/configs/{name}", "Removes a config that no service uses.", Nothing),
+];
+
 /// Images and volumes of the node that is asked.
 const STORE: &[Operation] = &[
     get("/v1/images", "Images.", Json(shape::<Vec<ImageView>>)),
@@ -339,7 +364,7 @@ const STORE: &[Operation] = &[
 ];
 
 fn operations() -> impl Iterator<Item = &'static Operation> {
-    [CLUSTER, STACKS, SERVICES, CONTAINERS, STORE].into_iter().flatten()
+    [CLUSTER, STACKS, SERVICES, OBJECTS, CONTAINERS, STORE].into_iter().flatten()
 }
 
 /// The document.

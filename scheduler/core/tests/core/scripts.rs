@@ -158,6 +158,20 @@ impl Script {
             "step" => {
                 self.world.agent_step();
             }
+            verb @ ("secret" | "secret-update" | "secret-rm") => {
+                let (kind, name) = (ObjectKind::Secret, rest[0].to_owned());
+                let content = || Arc::new(ContentBytes(rest[1].as_bytes().to_vec()));
+                let command = match verb {
+                    "secret" => {
+                        let (content, labels) = (content(), Default::default());
+                        Command::CreateObject(NewObject { kind, name, content, labels })
+                    }
+                    "secret-update" => Command::ChangeObject(ChangeObject { kind, name, content: content() }),
+                    _ => Command::RemoveObject { kind, name },
+                };
+                let result = self.world.apply(command).result;
+                self.answer(&mut out, result);
+            }
             "network" => {
                 let definition = NetworkDefinition::default();
                 let command = NewNetwork { name: rest[0].into(), definition };
