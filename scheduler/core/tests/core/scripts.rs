@@ -8,12 +8,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use orch_core::{
-    Act, Action, Answer, Command, Down, NetworkDefinition, NewNetwork, NewVolume, ReserveAddress, RunOneOff, Scale,
-    SetTaskDesired, UpOptions,
+    Act, Action, Answer, ChangeObject, Command, Down, NetworkDefinition, NewNetwork, NewObject, NewVolume, ObjectKind,
+    ReserveAddress, RunOneOff, Scale, SetTaskDesired, UpOptions,
 };
 use orch_core::{Hint, Refusal};
 use orch_spec::assignment::{DesiredTask, Health, NetworkName, NodeReport, TaskNetwork, TaskState, TaskStatus};
-use orch_spec::model::StackSpec;
+use orch_spec::model::{ContentBytes, StackSpec};
 
 use crate::world::{World, stack, stack_with};
 
