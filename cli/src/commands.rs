@@ -71,6 +71,10 @@ fn run(cli: Cli, settings: Settings) -> Result<Exit> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(dispatch(command, &settings));
+    if let Some(index) = orch_api::client::stale_index() {
+        let text = "note: no leader answers, so this is what the manager that was asked knows";
+        printer::say(&format!("{text} (state {index}); it may be out of date"));
+    }
     // A read of the terminal that never returns must not hold the process.
     runtime.shutdown_background();
     result

@@ -68,6 +68,9 @@ pub struct Membership {
     pub advertise: String,
     /// Where it listens, `address:port`.
     pub listen: String,
+    /// The first is none of this host's own addresses (somebody translates), so that nothing here says when it changes.
+    #[serde(default)]
+    pub translated: bool,
     /// Managers that it has heard of. Any of them will do.
     pub managers: Vec<ManagerAddress>,
 }

@@ -4,7 +4,7 @@
 //! call what. Over these, [`session`] and [`link`] are the two ends of a node's conversation with a manager, [`heartbeat`] says that a
 //! node lives, [`steward`] is what the leader makes of that, [`transport`] carries raft's messages, [`forward`] passes on to the leader what only it can answer, and
 //! [`relay`] to its node what is about a container there. [`images`] leads nodes to images that others have. [`renewal`] keeps the
-//! certificate young.
+//! certificate young, [`whereabouts`] the address true.
 
 pub mod entry;
 pub mod forward;
@@ -18,6 +18,7 @@ pub mod renewal;
 pub mod session;
 pub mod steward;
 pub mod transport;
+pub mod whereabouts;
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,6 +28,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use nix::sys::socket::{setsockopt, sockopt};
 use orch_api::client::{Endpoint, connect_tls};
 use orch_api::error::ErrorBody;
 use orch_api::tls::{self, Credentials, TlsError, Trust};
@@ -39,6 +41,11 @@ use tokio_rustls::client::TlsStream;
 
 use crate::identity::certificate::{Certificate, Unreadable};
 use crate::identity::{Identity, IdentityError, Membership};
+
+/// A conversation in which nobody speaks is probed so often, seconds: the least that there is.
+const PROBE_SECONDS: u32 = 1;
+/// What nobody has acknowledged for so long, milliseconds, ends it: beyond the stalls of a loaded network, and before its host is given up.
+const LOST_MS: u32 = 3000;
 
 /// An upgraded connection to another node.
 pub type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
@@ -206,6 +213,7 @@ impl Peers {
         protocol: &'static str,
     ) -> Result<Upgraded, CallError> {
         let stream = self.connect(address, name).await?;
+        notice_its_end(stream.get_ref().0)?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection.with_upgrades());
         let request = Request::builder().method(Method::POST).uri(path).header(HOST, "orch");
@@ -216,6 +224,17 @@ impl Peers {
         }
         Ok(TokioIo::new(hyper::upgrade::on(response).await?))
     }
+}
+
+/// Has the kernel end a connection over which nothing comes through: left to itself, it would repeat what was lost later and later, and say
+/// nothing of a host that is gone for a quarter of an hour. For conversations that are always read; a reader who pauses is no lost host.
+fn notice_its_end(stream: &TcpStream) -> io::Result<()> {
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &PROBE_SECONDS)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &PROBE_SECONDS)?;
+    // tcp(7): with it, it is this time that decides and not the number of probes.
+    setsockopt(stream, sockopt::TcpUserTimeout, &LOST_MS)?;
+    Ok(())
 }
 
 /// A call of another node has failed.

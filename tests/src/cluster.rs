@@ -1,9 +1,14 @@
 //! Several hosts as one: machines of their own, joined by one switch.
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
 use serde_json::Value;
 
 use crate::host::Host;
+use crate::machine::Place;
 use crate::output::Output;
+use crate::process::Identity;
 use crate::segment::{Segment, address};
 use crate::wait::{PATIENCE, eventually};
 
@@ -149,5 +154,62 @@ impl Hosts {
             });
             place.map(usize::from).ok_or_else(|| format!("{info} {members:?}"))
         })
+    }
+
+    /// What comes from those hosts does not arrive at this one any more; what it sends does.
+    #[track_caller]
+    pub fn deafen(&self, number: usize, from: &[usize]) {
+        // Before connection tracking, so that what was established is dropped as well.
+        let mut rules =
+            "add table inet cut\nadd chain inet cut in { type filter hook prerouting priority -450; }\n".to_owned();
+        for other in from {
+            let other = address(u8::try_from(*other).expect("a few hosts"));
+            writeln!(rules, "add rule inet cut in ip saddr {other} drop").expect("text can be written");
+        }
+        self.host(number).sh(Place::Host, &format!("nft -f - <<'end'\n{rules}end"));
+    }
+
+    /// Two groups of hosts do not hear each other any more, in both directions.
+    #[track_caller]
+    pub fn part(&self, one: &[usize], other: &[usize]) {
+        one.iter().for_each(|number| self.deafen(*number, other));
+        other.iter().for_each(|number| self.deafen(*number, one));
+    }
+
+    /// All hosts hear each other again.
+    #[track_caller]
+    pub fn heal(&self) {
+        for host in &self.hosts {
+            host.sh(Place::Host, "nft delete table inet cut 2>/dev/null || true");
+        }
+    }
+
+    /// The processes of all containers that run on one, by name.
+    #[must_use]
+    #[track_caller]
+    pub fn running(&self, number: usize) -> BTreeMap<String, Identity> {
+        let host = self.host(number);
+        let containers = host.orch(&["container", "ls", "--format", "json"]).ok().json_lines();
+        let name = |container: &Value| container["name"].as_str().unwrap_or_default().to_owned();
+        containers.iter().map(|container| (name(container), host.process(container))).collect()
+    }
+
+    /// How well the nodes are as one host knows it: `ready`, `suspect` or `down`, by host name.
+    #[must_use]
+    #[track_caller]
+    pub fn states(&self, asked: usize) -> BTreeMap<String, String> {
+        let nodes = self.host(asked).orch(&["node", "ls", "--format", "json"]).ok().json_lines();
+        let text = |node: &Value, key: &str| node[key].as_str().unwrap_or_default().to_owned();
+        nodes.iter().map(|node| (text(node, "hostname"), text(node, "state"))).collect()
+    }
+
+    /// Waits until one host sees all as ready.
+    #[track_caller]
+    pub fn all_ready(&self, asked: usize) {
+        eventually(PATIENCE, "all hosts are ready", || {
+            let states = self.states(asked);
+            let well = states.len() == self.hosts.len() && states.values().all(|state| state == "ready");
+            if well { Ok(()) } else { Err(format!("{states:?}")) }
+        });
     }
 }

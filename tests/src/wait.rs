@@ -33,3 +33,9 @@ pub fn eventually<T, E: Display>(deadline: Duration, what: &str, mut condition: 
 pub fn until(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     eventually(deadline, what, || if condition() { Ok(()) } else { Err("it does not hold") });
 }
+
+/// Says how long something took since `begun`: for people, who see it with `--no-capture`. A test asserts no time.
+#[expect(clippy::print_stdout, reason = "the harness of the tests shows it on request")]
+pub fn took(what: &str, begun: Instant) {
+    println!("seen: {what}: {:.2} s", begun.elapsed().as_secs_f64());
+}

@@ -18,7 +18,7 @@ use orch_scheduler::peer::heartbeat::{self, Pulse};
 use orch_scheduler::peer::link::{self, Knowledge};
 use orch_scheduler::peer::relay::to_node;
 use orch_scheduler::peer::transport::TlsTransport;
-use orch_scheduler::peer::{Peers, images, listener, renewal, steward};
+use orch_scheduler::peer::{Peers, images, listener, renewal, steward, whereabouts};
 use orch_scheduler::server::cluster::{Manager, Worker, leader_routes, own_routes, worker_routes};
 use orch_scheduler::{Bootstrap, Control, ControlConfig};
 use orch_spec::assignment::{Assignment, NodeId};
@@ -116,6 +116,7 @@ async fn manager(
     serve_others(sockets, &host, guarded(router.clone(), admission), membership.as_ref());
     heartbeat::start(peers.clone()).context("start the heartbeat")?;
     keep_certificate(&host, Some(control.clone()), Arc::default());
+    tokio::spawn(whereabouts::keep(host.clone()));
     Ok(Composition { router, agent, control: Some(control), restart: host.restart.clone(), peers, evict })
 }
 
@@ -138,6 +139,7 @@ async fn worker(
     serve_others(sockets, &host, guarded(router.clone(), admission), Some(&membership));
     heartbeat::start(peers.clone()).context("start the heartbeat")?;
     keep_certificate(&host, None, knowledge.role_changed.clone());
+    tokio::spawn(whereabouts::keep(host.clone()));
     Ok(Composition { router, agent, control: None, restart: host.restart.clone(), peers, evict })
 }
 

@@ -7,10 +7,12 @@
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::Stream;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{Stream, StreamExt};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper::header::{CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderName, UPGRADE};
@@ -26,6 +28,18 @@ use crate::stream::PROTOCOL;
 
 /// Longest line of a newline-delimited stream that is accepted.
 const MAX_LINE: usize = 16 << 20;
+
+/// Header of an answer that comes from a state which may be behind: its index.
+pub const STALE: &str = "orch-stale-index";
+
+/// The last index that came with [`STALE`], and one more; 0 = none did.
+static STALE_INDEX: AtomicU64 = AtomicU64::new(0);
+
+/// The index of the state that an answer of this process's requests came from, when a manager has said that it may be behind the cluster's:
+/// for a note to people beside what they asked for.
+pub fn stale_index() -> Option<u64> {
+    STALE_INDEX.load(Ordering::Relaxed).checked_sub(1)
+}
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +120,11 @@ impl std::fmt::Display for Endpoint {
 /// How long connecting to another host, with all of TLS, may take.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 
+/// Another try to connect begins so long after the last: more than the way there and back of most networks.
+const NEXT_TRY: Duration = Duration::from_millis(250);
+/// So many tries at once.
+const TRIES: usize = 20;
+
 /// Both directions of a connection.
 pub trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
 
@@ -151,10 +170,23 @@ pub async fn connect_tls(
     name: &str,
     config: Arc<rustls::ClientConfig>,
 ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
-    let stream = TcpStream::connect(address).await?;
+    let stream = connect_tcp(address).await?;
     stream.set_nodelay(true)?;
     let name = rustls::pki_types::ServerName::try_from(name.to_owned()).map_err(std::io::Error::other)?;
     tokio_rustls::TlsConnector::from(config).connect(name, stream).await
+}
+
+/// Connects, trying anew beside the first try: a first packet that is lost is repeated by the kernel after one second, two, four, so that
+/// a link that is back would be found long after it is.
+async fn connect_tcp(address: &str) -> std::io::Result<TcpStream> {
+    let mut tries = FuturesUnordered::new();
+    loop {
+        tries.push(TcpStream::connect(address));
+        tokio::select! {
+            Some(result) = tries.next() => return result,
+            () = tokio::time::sleep(NEXT_TRY), if tries.len() < TRIES => {}
+        }
+    }
 }
 
 /// A client of one agent.
@@ -230,7 +262,6 @@ impl Client {
         T: DeserializeOwned,
         S: Stream<Item = std::io::Result<Bytes>> + Send + Sync + 'static,
     {
-        use futures_util::StreamExt;
         let body = BodyExt::boxed(StreamBody::new(content.map(|chunk| chunk.map(Frame::data))));
         let header = encoding.map(|encoding| (CONTENT_ENCODING, encoding));
         let response = self.send_with(method, path, body, header).await?;
@@ -318,6 +349,10 @@ impl Client {
         }
         let request = request.body(body).map_err(|e| broken(path, e))?;
         let response = sender.send_request(request).await.map_err(|e| broken(path, e))?;
+        let stale = response.headers().get(STALE).and_then(|index| index.to_str().ok()?.parse::<u64>().ok());
+        if let Some(index) = stale {
+            STALE_INDEX.store(index.saturating_add(1), Ordering::Relaxed);
+        }
         let status = response.status();
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);

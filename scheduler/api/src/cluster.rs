@@ -26,6 +26,9 @@ pub struct ClusterView {
     pub address: String,
     /// The node that leads; empty when none does, or when a worker answers.
     pub leader: String,
+    /// How many elections there were before this one, and tries of them; 0 where it is not known.
+    #[serde(default)]
+    pub term: u64,
     /// Who manages.
     pub managers: Vec<PeerView>,
     /// Nodes of the managers whose votes count, when a manager answers: more than half of them must reach each other. An odd number;

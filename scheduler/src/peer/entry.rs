@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
 
 use super::renewal::renew_here;
-use super::{CallError, Peers, post};
+use super::{CallError, Peers, post, whereabouts};
 use crate::control::{Control, Invitation, now_ms};
 use crate::driver::chain;
 use crate::identity::authority::Authority;
@@ -148,6 +148,7 @@ pub async fn init(host: &Host, control: &Control, request: &InitRequest) -> Resu
         role: Role::Manager,
         advertise: address.clone(),
         listen: listen.to_string(),
+        translated: !whereabouts::is_own(advertise.ip()),
         managers: vec![ManagerAddress { node, address }],
     };
     host.peers.set_membership(membership).map_err(|e| failed("remember the cluster", &e))?;
@@ -296,6 +297,7 @@ fn keep(host: &Host, admission: &Admission, advertise: SocketAddr, listen: Socke
         cluster: admission.cluster.clone(),
         role,
         advertise: advertise.to_string(),
+        translated: !whereabouts::is_own(advertise.ip()),
         listen: listen.to_string(),
         managers: admission.managers.iter().map(manager).collect(),
     };

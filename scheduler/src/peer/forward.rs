@@ -18,6 +18,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
+use orch_api::client::STALE;
 use orch_api::cluster::PeerView;
 use orch_api::error::{ErrorBody, ErrorDetail, LEADER_CHANGED};
 use orch_api::tls::node_name;
@@ -32,8 +33,6 @@ use crate::server::{NO_LEADER, Refused};
 
 /// Says that a manager has passed a request on: it goes no further.
 const FORWARDED: &str = "orch-forwarded";
-/// Says that an answer comes from a state that may be behind, and which.
-pub const STALE: &str = "orch-stale-index";
 /// The number of a request, as managers tell each other.
 const NUMBER: &str = "orch-request-number";
 /// By which a caller may call its request, so that it can ask again, any manager, when it has had no answer: what is done is done once.
@@ -51,8 +50,8 @@ const CONNECT_TIME: Duration = Duration::from_secs(2);
 const PROPOSE_TIME: Duration = Duration::from_secs(4);
 /// How often to look for a leader, and to ask again.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long a read waits until this manager is known to be up to date: an election takes about a second.
-const READ: Duration = Duration::from_secs(2);
+/// How long a read waits for a leader, which says how far the log is: an election takes about a second.
+const LEADERLESS: Duration = Duration::from_secs(2);
 /// Largest body that is passed on: the API's bound, and as much for what JSON adds.
 const BODY: usize = 16 << 20;
 
@@ -312,7 +311,9 @@ impl Leader {
     async fn carry_out(&self, change: &Change) -> Response {
         let begin = Instant::now();
         let mut until = begin + ELECTION;
-        let mut last = changed("the cluster has no leader: too few of its managers reach each other");
+        let nobody = "the cluster has no leader: too few of its managers reach each other";
+        let mut asked_somebody = false;
+        let mut last = changed(nobody);
         loop {
             let asked = Instant::now();
             let answer = match self.place() {
@@ -322,7 +323,8 @@ impl Leader {
             };
             match answer {
                 Some(Ok(response)) => return response,
-                Some(Err(again)) => last = again,
+                Some(Err(again)) => (last, asked_somebody) = (again, true),
+                None if asked_somebody => last = changed(format!("{nobody}; the change may have been made or not")),
                 None => {}
             }
             let now = Instant::now();
@@ -336,15 +338,37 @@ impl Leader {
         }
     }
 
-    /// Reads this manager's state when it is up to date, or after a while as it is.
+    /// Reads this manager's state when it is up to date; as it is, and saying so, when no leader says how far the log is.
     async fn read(&self, request: Request, next: Next) -> Response {
-        let current = tokio::time::timeout(READ, self.control.read_index()).await;
-        if matches!(current, Ok(Ok(_))) {
-            return next.run(request).await;
-        }
+        let mut leadership = self.control.leadership();
+        let leaderless = async {
+            loop {
+                let _ = leadership.wait_for(|now| now.leader.is_none()).await;
+                let elected = leadership.wait_for(|now| now.leader.is_some());
+                if tokio::time::timeout(LEADERLESS, elected).await.is_err() {
+                    return false;
+                }
+            }
+        };
+        let current = async {
+            // It is given up when a leader changes, and asked again.
+            while self.control.read_index().await.is_err() {
+                self.look().await;
+            }
+            true
+        };
+        let patience = tokio::time::sleep(ELECTION);
+        let is_current = !self.control.is_gone()
+            && tokio::select! {
+                is_current = current => is_current,
+                is_current = leaderless => is_current,
+                () = patience => false,
+            };
         let index = self.control.read(|state| state.index);
         let mut response = next.run(request).await;
-        response.headers_mut().insert(STALE, HeaderValue::from(index));
+        if !is_current {
+            response.headers_mut().insert(STALE, HeaderValue::from(index));
+        }
         response
     }
 }

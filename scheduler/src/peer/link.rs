@@ -23,8 +23,8 @@ use crate::link::merge;
 
 /// Reports of the agent that wait.
 const QUEUE: usize = 256;
-/// Longest pause between two tries to reach a manager.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Longest pause between two tries to reach a manager: part of what a node still lacks after its link is back.
+const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 /// First such pause.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 

@@ -3,6 +3,7 @@
 //!
 //! All of it is level-triggered: a new leader looks at the state and goes on where the former one stopped.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use orch_core::{Command, NodeState, SecurityCommand, State};
@@ -70,6 +71,8 @@ enum Step {
     ShutOut(NodeId),
     /// It has left: what ran there is made elsewhere.
     Forget(NodeId),
+    /// It says that it is reached elsewhere now.
+    Move(NodeId, String),
 }
 
 fn steps(state: &State) -> Vec<Step> {
@@ -80,10 +83,16 @@ fn steps(state: &State) -> Vec<Step> {
     let managers = state.members.managers.values().map(|member| &member.node).filter(|node| !is_member(node));
     let removed = state.security.members.keys().filter(|node| state.removed_nodes.contains(*node));
     let left = state.nodes.keys().filter(|node| !is_member(node));
+    let moved = state.security.members.iter().filter_map(|(node, member)| {
+        let (told, known) = (state.nodes.get(node)?.facts.address?, member.address.parse::<SocketAddr>().ok()?);
+        let address = SocketAddr::new(told, known.port());
+        (told != known.ip()).then(|| Step::Move(node.clone(), address.to_string()))
+    });
     managers
         .map(|node| Step::Unseat(node.clone()))
         .chain(removed.map(|node| Step::ShutOut(node.clone())))
         .chain(left.map(|node| Step::Forget(node.clone())))
+        .chain(moved)
         .collect()
 }
 
@@ -94,6 +103,10 @@ async fn take(leader: &Leader, step: &Step) -> Result<(), ProposeError> {
         Step::ShutOut(node) => {
             let shut_out = SecurityCommand::Remove { node: node.clone() };
             control.propose(Command::Security(shut_out)).await.map(drop)
+        }
+        Step::Move(node, address) => {
+            let (node, address) = (node.clone(), address.clone());
+            control.propose(Command::Security(SecurityCommand::Move { node, address })).await.map(drop)
         }
         Step::Forget(node) => control.propose(Command::RemoveNode { node: node.clone(), force: true }).await.map(drop),
     }
@@ -118,6 +131,22 @@ mod tests {
         state.security.authority_key = Hidden(vec![1]);
         state.security.members.insert("a".into(), member());
         assert_eq!(steps(&state), []);
+    }
+
+    #[test]
+    fn whoever_says_another_address_is_written_down_with_it() {
+        let mut state = State::new("c");
+        state.security.authority = vec![1];
+        let mut node = orch_core::Node::default();
+        state.nodes.insert("a".into(), node.clone());
+        state.security.members.insert("a".into(), Member { address: "192.0.2.1:7".to_owned(), ..member() });
+        assert_eq!(steps(&state), [], "it has said nothing yet");
+        node.facts.address = Some([192, 0, 2, 1].into());
+        state.nodes.insert("a".into(), node.clone());
+        assert_eq!(steps(&state), []);
+        node.facts.address = Some([192, 0, 2, 9].into());
+        state.nodes.insert("a".into(), node);
+        assert_eq!(steps(&state), [Step::Move("a".into(), "192.0.2.9:7".to_owned())]);
     }
 
     #[test]

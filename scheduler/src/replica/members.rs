@@ -192,11 +192,13 @@ impl Replica {
         let (node, address) = (self.settings.node.clone(), self.settings.address.clone());
         match self.raw.raft.state {
             StateRole::Leader => self.change_members(NOBODY, MemberChange::Address { node, address }),
-            _ if self.raw.raft.leader_id != 0 => {
-                let leader = self.raw.raft.leader_id;
-                self.send_frame(leader, &Frame::Address(address));
+            // A leader that still sends to the former address is not heard of: whoever it is, it is among them.
+            _ => {
+                let others = self.members.managers.keys().copied().filter(|id| *id != self.identity.id);
+                for other in others.collect::<Vec<_>>() {
+                    self.send_frame(other, &Frame::Address(address.clone()));
+                }
             }
-            _ => {}
         }
     }
 

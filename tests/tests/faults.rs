@@ -1,0 +1,239 @@
+//! What fails on several hosts: leaders that die or stand still, links that are cut in one direction or both, hosts that are gone, full disks.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use orch_tests::cluster::Hosts;
+use orch_tests::host::Host;
+use orch_tests::machine::Place;
+use orch_tests::process::Identity;
+use orch_tests::segment::address;
+use orch_tests::wait::{PATIENCE, eventually, took, until};
+
+/// A task on every node, which only waits.
+const EVERYWHERE: &str = "
+name: everywhere
+services:
+  idle: {image: busybox, command: [sleep, infinity], init: true, deploy: {mode: global}}
+";
+
+fn with_busybox(hosts: Hosts) -> Hosts {
+    hosts.hosts.iter().for_each(|host| host.load("busybox"));
+    hosts
+}
+
+/// A change that every manager takes: a label of the first host's node.
+const CHANGE: &[&str] = &["node", "update", "host1", "--label-add"];
+
+fn make(host: &Host, label: &str) {
+    host.orch(&[CHANGE, &[&format!("{label}=1")]].concat()).ok();
+}
+
+/// What has been made, as one host knows it.
+fn made(host: &Host) -> Vec<String> {
+    let nodes = host.orch(&["node", "ls", "--format", "json"]).ok().json_lines();
+    let first = nodes.iter().find(|node| node["hostname"] == "host1").expect("the first host is known");
+    first["labels"].as_object().into_iter().flatten().map(|(label, _)| label.clone()).collect()
+}
+
+/// All containers of all hosts, with their processes.
+fn all_running(hosts: &Hosts) -> Vec<BTreeMap<String, Identity>> {
+    (1..=hosts.hosts.len()).map(|number| hosts.running(number)).collect()
+}
+
+/// Waits until so long has passed since `begun`: a fault lasts for a time, whatever else happens.
+fn lasts(begun: Instant, time: Duration) {
+    until(time + PATIENCE, "the fault has lasted", || begun.elapsed() >= time);
+}
+
+#[test]
+fn five_hosts_become_five_managers() {
+    let alone = Hosts::new(5);
+    let begun = Instant::now();
+    alone.init();
+    let token = alone.token(&["manager"]);
+    for number in 2..=5 {
+        alone.join(number, &token).ok();
+    }
+    alone.all_vote();
+    took("five managers from five hosts", begun);
+    alone.all_ready(5);
+    make(alone.host(4), "v");
+    assert_eq!(made(alone.host(2)), ["v"]);
+}
+
+#[test]
+fn a_leader_that_stood_still_decides_nothing_and_nothing_restarts() {
+    let hosts = with_busybox(Hosts::managers(3));
+    hosts.host(1).stack(EVERYWHERE);
+    hosts.host(1).up();
+    let before = all_running(&hosts);
+    let leader = hosts.leader(1);
+    let other = leader % 3 + 1;
+    let agent = hosts.host(leader).agent().expect("the leader runs");
+    hosts.host(leader).signal(agent, Signal::SIGSTOP);
+    let begun = Instant::now();
+    // What it is asked for meanwhile it finds in its socket when it goes on, believing that it leads.
+    let asked = hosts.host(leader).start(&[CHANGE, &["asked-while-it-stood=1"]].concat());
+    make(hosts.host(other), "by-the-next-leader");
+    took("leader stopped → change taken", begun);
+    let next = hosts.leader(other);
+    assert_ne!(next, leader);
+    lasts(begun, Duration::from_secs(10));
+    let reading = hosts.host(leader).start(&["node", "ls", "--format", "json"]);
+    hosts.host(leader).signal(agent, Signal::SIGCONT);
+    let seen = reading.ends(PATIENCE).ok();
+    assert!(seen.text().contains("by-the-next-leader"), "it answered from what it knew before: {}", seen.text());
+    asked.ends(PATIENCE).ok();
+    eventually(PATIENCE, "the change went through the leader that there is", || {
+        let known = made(hosts.host(next));
+        if known == ["asked-while-it-stood", "by-the-next-leader"] { Ok(()) } else { Err(format!("{known:?}")) }
+    });
+    hosts.all_vote();
+    hosts.all_ready(other);
+    assert_eq!(all_running(&hosts), before, "containers run on as they were");
+}
+
+#[test]
+fn a_minority_takes_nothing_and_a_majority_everything_whoever_led() {
+    let hosts = Hosts::managers(5);
+    for leader_is_cut in [true, false] {
+        let leader = hosts.leader(1);
+        let others: Vec<usize> = (1..=5).filter(|number| *number != leader).collect();
+        let (few, most) = if leader_is_cut {
+            (vec![leader, others[0]], others[1..].to_vec())
+        } else {
+            (others[..2].to_vec(), [&[leader], &others[2..]].concat())
+        };
+        make(hosts.host(most[0]), &format!("before-{leader_is_cut}"));
+        hosts.part(&few, &most);
+        let begun = Instant::now();
+        let (taken, refused) = (format!("taken-{leader_is_cut}"), format!("refused-{leader_is_cut}"));
+        for number in &most {
+            make(hosts.host(*number), &format!("{taken}-{number}"));
+        }
+        took(&format!("cut (leader among the few: {leader_is_cut}) → majority has taken three changes"), begun);
+        for number in &few {
+            let output = hosts.host(*number).orch(&[CHANGE, &[&format!("{refused}=1")]].concat()).fails();
+            assert!(output.stderr.contains("leader"), "it says why: {}", output.told());
+            // What it knows it still shows.
+            assert!(made(hosts.host(*number)).contains(&format!("before-{leader_is_cut}")));
+        }
+        hosts.heal();
+        let healed = Instant::now();
+        hosts.all_vote();
+        let known = made(hosts.host(most[0]));
+        assert!(known.iter().any(|name| name.starts_with(&taken)));
+        assert!(!known.contains(&refused), "what was refused is not done: {known:?}");
+        for number in 1..=5 {
+            assert_eq!(made(hosts.host(number)), known, "host {number}");
+        }
+        took("healed → all five agree", healed);
+    }
+}
+
+#[test]
+fn a_host_that_hears_nobody_neither_leads_nor_unseats_the_leader() {
+    let hosts = Hosts::managers(3);
+    let leader = hosts.leader(1);
+    let (second, third) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    // It speaks and hears nothing: its heartbeats alone would keep it in office for ever.
+    hosts.deafen(leader, &[second, third]);
+    let begun = Instant::now();
+    make(hosts.host(second), "the-leader-is-deaf");
+    took("leader deaf → change taken", begun);
+    let next = hosts.leader(second);
+    assert_ne!(next, leader);
+    hosts.heal();
+    hosts.all_vote();
+    let leader = hosts.leader(1);
+    let follower = leader % 3 + 1;
+    let term = |number: usize| hosts.info(number)["term"].as_u64();
+    let before = term(leader);
+    hosts.deafen(follower, &[leader]);
+    let begun = Instant::now();
+    lasts(begun, Duration::from_secs(4));
+    assert_eq!(
+        (hosts.leader(leader), term(leader)),
+        (leader, before),
+        "one that misses its heartbeats calls no election"
+    );
+    make(hosts.host(leader), "a-follower-is-deaf");
+    hosts.heal();
+    hosts.all_vote();
+    assert!(made(hosts.host(follower)).contains(&"a-follower-is-deaf".to_owned()));
+}
+
+/// A page on every host, and somebody on every host who asks for it by name.
+const NAMES: &str = "
+name: names
+services:
+  web:
+    image: busybox
+    init: true
+    command: [sh, -c, 'mkdir /www; hostname >/www/index.html; exec httpd -f -p 80 -h /www']
+    deploy: {mode: global}
+  direct:
+    image: busybox
+    init: true
+    command: [sh, -c, 'mkdir /www; hostname >/www/index.html; exec httpd -f -p 80 -h /www']
+    deploy: {mode: global, endpoint_mode: dnsrr}
+  caller: {image: busybox, init: true, command: [sleep, infinity], deploy: {mode: global}}
+";
+
+#[test]
+fn agents_of_all_hosts_are_killed_and_started_and_nothing_restarts() {
+    let hosts = with_busybox(Hosts::managers(3));
+    hosts.host(1).stack(EVERYWHERE);
+    hosts.host(1).up();
+    let before = all_running(&hosts);
+    make(hosts.host(2), "kept");
+    for host in &hosts.hosts {
+        host.kill_agent();
+    }
+    let begun = Instant::now();
+    for host in &hosts.hosts {
+        host.start_agent();
+    }
+    make(hosts.host(3), "taken-again");
+    took("all agents killed → change taken", begun);
+    hosts.all_vote();
+    hosts.all_ready(1);
+    assert_eq!(made(hosts.host(1)), ["kept", "taken-again"]);
+    assert_eq!(all_running(&hosts), before, "containers run on as they were");
+}
+
+#[test]
+fn a_host_that_gets_another_address_is_found_again_by_all() {
+    let hosts = with_busybox(Hosts::managers(3));
+    hosts.host(1).stack(NAMES);
+    hosts.host(1).up();
+    let before = all_running(&hosts);
+    let leader = hosts.leader(1);
+    // The one that leads first, then one that follows.
+    for (turn, moving) in [leader, leader % 3 + 1].into_iter().enumerate() {
+        let former = address(u8::try_from(moving).expect("a few hosts"));
+        let now = address(u8::try_from(101 + turn).expect("a few hosts"));
+        hosts
+            .host(moving)
+            .sh(Place::Host, &format!("ip address del {former}/24 dev eth0; ip address add {now}/24 dev eth0"));
+        let begun = Instant::now();
+        for asked in 1..=3 {
+            eventually(2 * PATIENCE, "all know where it is", || {
+                let output = hosts.host(asked).orch(&["cluster", "info", "--format", "json"]);
+                // The agent of the one that moves starts again meanwhile.
+                let known = if output.code == 0 { output.json()["managers"].to_string() } else { output.stderr };
+                if known.contains(&format!("{now}:")) && !known.contains(&format!("{former}:")) {
+                    Ok(())
+                } else {
+                    Err(known)
+                }
+            });
+        }
+        took("another address → all managers know it", begun);
+        make(hosts.host(moving), &format!("by-the-moved-{turn}"));
+        hosts.all_ready(moving);
+    }
+    assert_eq!(all_running(&hosts), before, "nothing was restarted");
+}
