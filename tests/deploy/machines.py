@@ -249,5 +249,5 @@ def proves_a_cluster(machines):
     first.eventually("the stack is up", "orch -f /root/stack.yaml up -d --wait --wait-timeout 60 2>&1")
     for machine in machines:
         machine.eventually("its share runs", "test $(pgrep -fxc 'sleep infinity') = 1", 60)
-        equal("services known there", "proof_idle", machine.sh("orch service ls --format '{{.Name}}'"))
+        equal("services known there", "idle", machine.sh("orch service ls --format '{{.Name}}'"))
     first.eventually("the stack is down", "orch -f /root/stack.yaml down 2>&1")
