@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use orch_core::{Command, NodeState};
+use orch_core::{Command, NodeState, State};
 use orch_spec::assignment::NodeId;
 
 use crate::control::{Control, ProposeError, now_ms};
@@ -25,6 +25,22 @@ pub struct Sight {
     pub state: NodeState,
     /// Whether it was heard of.
     pub heard: bool,
+}
+
+/// What is to be said now: that a timer is due, and which nodes are seen otherwise than the state has it.
+pub fn due(state: &State, now_ms: u64, seen: impl Fn(&NodeId) -> Sight) -> Vec<Command> {
+    let mut commands = Vec::new();
+    if state.next_timer().is_some_and(|at| at <= now_ms) {
+        commands.push(Command::Tick);
+    }
+    if state.is_cluster() {
+        let changed = state.nodes.iter().map(|(id, node)| (id, node, seen(id)));
+        // A new leader has not heard of a node that is down, and does not think better of it for that.
+        let changed =
+            changed.filter(|(_, node, seen)| node.observed != seen.state && (seen.heard || seen.state > node.observed));
+        commands.extend(changed.map(|(id, _, seen)| Command::ObserveNode { node: id.clone(), state: seen.state }));
+    }
+    commands
 }
 
 /// Runs until the control plane is gone. `seen` says how well a node is seen from here now, and gets the moment from which its silence
@@ -49,19 +65,7 @@ pub async fn run(control: Control, seen: impl Fn(&NodeId, Instant) -> Sight + Se
         looked = Some(began);
         let now = now_ms();
         let (commands, next) = control.read(|state| {
-            let mut commands = Vec::new();
-            if state.next_timer().is_some_and(|at| at <= now) {
-                commands.push(Command::Tick);
-            }
-            if state.is_cluster() {
-                let changed = state.nodes.iter().map(|(id, node)| (id, node, seen(id, from)));
-                // A new leader has not heard of a node that is down, and does not think better of it for that.
-                let changed = changed.filter(|(_, node, seen)| {
-                    node.observed != seen.state && (seen.heard || seen.state > node.observed)
-                });
-                commands
-                    .extend(changed.map(|(id, _, seen)| Command::ObserveNode { node: id.clone(), state: seen.state }));
-            }
+            let commands = due(state, now, |node| seen(node, from));
             let timer = state.next_timer().map(|at| Duration::from_millis(at.saturating_sub(now)));
             (commands, if state.is_cluster() { Some(timer.map_or(LOOK, |timer| timer.min(LOOK))) } else { timer })
         });

@@ -8,6 +8,8 @@
 
 #![expect(clippy::print_stdout, reason = "what was seen is told")]
 
+#[path = "simulation/agent.rs"]
+mod agent;
 #[path = "simulation/network.rs"]
 mod network;
 #[path = "simulation/node.rs"]
@@ -17,16 +19,24 @@ mod oracle;
 #[allow(dead_code, reason = "shared with the tests of the single replica, which need more of it")]
 #[path = "scheduler/simulated_disk.rs"]
 mod simulated_disk;
+#[path = "simulation/summary.rs"]
+mod summary;
+/// The same oracle as that of the state machine alone.
+#[path = "../core/tests/core/oracle.rs"]
+mod tasks;
 #[path = "simulation/world.rs"]
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 
-use world::{Mode, Summary, World};
+use summary::Summary;
+use world::{Mode, World};
 
 /// Seeds of each mode in every run of the tests.
 const SEEDS: u64 = 160;
+/// Seeds of each mode with nodes: a run has ten times as many entries, each of them looked at by the oracle of tasks.
+const NODE_SEEDS: u64 = 20;
 
 /// Seeds that find something: each fails again when the mistake behind it is put back.
 const REGRESSIONS: &[(Mode, u64)] = &[
@@ -38,24 +48,25 @@ const REGRESSIONS: &[(Mode, u64)] = &[
     (Mode::Safety, 14),
 ];
 
-fn run(mode: Mode, seed: u64) -> Summary {
-    match catch_unwind(AssertUnwindSafe(|| World::new(mode, seed).run())) {
+fn run(mode: Mode, seed: u64, nodes: bool) -> Summary {
+    match catch_unwind(AssertUnwindSafe(|| World::new(mode, seed, nodes).run())) {
         Ok(summary) => summary,
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map_or_else(
                 || panic.downcast_ref::<&str>().copied().unwrap_or("no reason given").to_owned(),
                 Clone::clone,
             );
+            let with = if nodes { "+Nodes" } else { "" };
             panic!(
                 "seed {seed} in {mode:?} mode: {text}\n\
-                 again: ORCH_SIM={mode:?}:{seed} cargo test -p orch-scheduler --test simulation one_seed -- --nocapture"
+                 again: ORCH_SIM={mode:?}{with}:{seed} cargo test -p orch-scheduler --test simulation one_seed -- --nocapture"
             )
         }
     }
 }
 
 /// Runs seeds on two threads, and sums up what happened in them.
-fn sweep(mode: Mode, first: u64, count: u64) -> Summary {
+fn sweep(mode: Mode, first: u64, count: u64, nodes: bool) -> Summary {
     let next = std::sync::atomic::AtomicU64::new(first);
     let total = Mutex::new(Summary::default());
     std::thread::scope(|scope| {
@@ -66,7 +77,7 @@ fn sweep(mode: Mode, first: u64, count: u64) -> Summary {
                     if seed >= first + count {
                         return;
                     }
-                    let summary = run(mode, seed);
+                    let summary = run(mode, seed, nodes);
                     *total.lock().expect("no thread panics with it") += summary;
                 }
             });
@@ -97,39 +108,61 @@ fn require_coverage(total: &Summary) {
 
 #[test]
 fn nothing_acknowledged_is_lost_or_done_twice_whatever_fails() {
-    let total = sweep(Mode::Safety, 0, SEEDS);
+    let total = sweep(Mode::Safety, 0, SEEDS, false);
     require_coverage(&total);
     assert!(total.damaged > 0, "no seed has damaged a disk");
 }
 
 #[test]
 fn a_healthy_majority_makes_progress_whatever_the_others_do() {
-    let total = sweep(Mode::Liveness, 0, SEEDS);
+    let total = sweep(Mode::Liveness, 0, SEEDS, false);
     assert_eq!(total.live, SEEDS, "every seed ends with progress");
     println!("{total:?}");
+}
+
+/// Runs with nodes: tasks, updates and nodes are as they must be after every entry, and all is as wanted in the end.
+#[test]
+fn nodes_run_what_is_wanted_whatever_happens_to_them_and_their_managers() {
+    let mut total = sweep(Mode::Safety, 0, NODE_SEEDS, true);
+    total += sweep(Mode::Liveness, 0, NODE_SEEDS, true);
+    println!("{total:?}");
+    for (what, count) in [
+        ("sessions of nodes", total.sessions),
+        ("reports", total.reports),
+        ("changes by people", total.used),
+        ("accidents of nodes", total.accidents),
+        ("nodes given up", total.marked),
+        ("clusters where all is as wanted", total.rested),
+        ("nodes that were away for a moment", total.returned),
+        ("leaders that went on", total.led_on),
+    ] {
+        assert!(count > 10, "the seeds have seen too few {what} to mean anything: {count}");
+    }
 }
 
 #[test]
 fn seeds_that_found_something_once_stay_quiet() {
     for (mode, seed) in REGRESSIONS {
-        run(*mode, *seed);
+        run(*mode, *seed, false);
     }
 }
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
     for mode in [Mode::Safety, Mode::Liveness] {
-        assert_eq!(run(mode, 7), run(mode, 7), "{mode:?}");
+        assert_eq!(run(mode, 7, false), run(mode, 7, false), "{mode:?}");
+        assert_eq!(run(mode, 7, true), run(mode, 7, true), "{mode:?} with nodes");
     }
 }
 
-/// Runs what `ORCH_SIM=<mode>:<seed>[+<count>]` says; without it, nothing.
+/// Runs what `ORCH_SIM=<mode>[+Nodes]:<seed>[+<count>]` says; without it, nothing.
 #[test]
 fn one_seed() {
     let Ok(wish) = std::env::var("ORCH_SIM") else { return };
     let (mode, seeds) = wish.split_once(':').expect("ORCH_SIM=Safety:17");
+    let (mode, nodes) = mode.split_once('+').map_or((mode, false), |(mode, _)| (mode, true));
     let mode = if mode == "Safety" { Mode::Safety } else { Mode::Liveness };
     let (seed, count) = seeds.split_once('+').unwrap_or((seeds, "1"));
     let number = |text: &str| text.parse::<u64>().expect("a number");
-    println!("{:?}", sweep(mode, number(seed), number(count)));
+    println!("{:?}", sweep(mode, number(seed), number(count), nodes));
 }

@@ -88,9 +88,9 @@ pub fn local(leader: Leader) -> NodeLink {
     NodeLink { assignments, reports }
 }
 
-/// What was reported and may have to be said again.
+/// What was reported and may have to be said again, without input and output.
 #[derive(Debug, Default)]
-struct Outbox {
+pub struct Outbox {
     facts: Option<NodeReport>,
     statuses: BTreeMap<TaskId, TaskStatus>,
     /// Everything that was said on this connection and not acknowledged.
@@ -100,7 +100,7 @@ struct Outbox {
 
 impl Outbox {
     /// Takes a report in, and says how it is said on this connection.
-    fn put(&mut self, report: NodeReport) -> Said {
+    pub fn put(&mut self, report: NodeReport) -> Said {
         match &report {
             NodeReport::Facts(_) => self.facts = Some(report.clone()),
             NodeReport::Tasks(statuses) => {
@@ -115,7 +115,7 @@ impl Outbox {
     }
 
     /// The manager has everything up to this number.
-    fn taken(&mut self, number: u64) {
+    pub fn taken(&mut self, number: u64) {
         while self.waiting.front().is_some_and(|said| said.number <= number) {
             if let Some(Said { report: NodeReport::Tasks(statuses), .. }) = self.waiting.pop_front() {
                 for status in statuses.iter().filter(|status| status.state == TaskState::Removed) {
@@ -129,7 +129,7 @@ impl Outbox {
     }
 
     /// Everything that a new connection begins with.
-    fn again(&mut self) -> Vec<Said> {
+    pub fn again(&mut self) -> Vec<Said> {
         let unsaid: Vec<NodeReport> = self.waiting.drain(..).map(|said| said.report).collect();
         self.number = 0;
         let mut reports: Vec<NodeReport> = self.facts.clone().into_iter().collect();

@@ -1,7 +1,7 @@
 //! A manager's end of its conversation with a node.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -24,6 +24,10 @@ use crate::link::merge;
 const QUEUE: usize = 256;
 /// How long a node may be told nothing because this manager's state is behind what the node has seen already.
 const CATCH_UP: Duration = Duration::from_secs(10);
+
+/// How long a manager that knows no leader keeps a node: it may have been cut off, or removed without having heard of it, and others may
+/// know one. Longer than an election takes.
+pub const LEADERLESS: Duration = Duration::from_secs(3);
 
 /// Takes the promise of an upgraded connection out of a request.
 ///
@@ -124,6 +128,7 @@ async fn tell(
     let mut number = 0;
     let mut known = None;
     let mut role_told = admitted.role;
+    let mut lonely_since: Option<Instant> = None;
     loop {
         // Who manages, and whether this node still belongs: both follow from the state, and change seldom.
         let (role, present) = control.read(|state| {
@@ -137,6 +142,8 @@ async fn tell(
             session::write(&mut writer, &Told::Role(role.to_string())).await?;
         }
         let leads = leadership.borrow_and_update().leader.clone().map_or_else(String::new, |leader| leader.0);
+        lonely_since = if leads.is_empty() { lonely_since.or_else(|| Some(Instant::now())) } else { None };
+        let patience = lonely_since.map(|since| LEADERLESS.saturating_sub(since.elapsed()));
         let present = (present.0, leads, present.1);
         if known.as_ref() != Some(&present) {
             let (managers, leader, revoked) = present.clone();
@@ -164,6 +171,9 @@ async fn tell(
                 None => return Ok("its reports are not taken"),
             },
             _ = &mut reading => return Ok("the node went away"),
+            () = tokio::time::sleep(patience.unwrap_or_default()), if patience.is_some() => {
+                return Ok("this manager knows no leader");
+            }
         }
     }
 }

@@ -42,6 +42,11 @@ impl Network {
         (0..copies).map(|_| least + random.below((most - least) as usize + 1) as u64).collect()
     }
 
+    /// Whether anything passes at all.
+    pub(crate) fn passes(&self, from: usize, to: usize) -> bool {
+        !self.cut.contains(&(from, to)) && !self.cut.contains(&(to, from))
+    }
+
     /// Cuts some from the others: in both directions, or so that they can only speak or only hear.
     pub(crate) fn cut_off(&mut self, some: &BTreeSet<usize>, all: usize, random: &mut Random) {
         let kind = random.below(3);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use orch_core::State;
+use orch_core::{Assignments, State};
 use orch_scheduler::replica::machine::{self, Applied, Batch};
 use orch_scheduler::replica::{Replica, Settings, Task, Write, decode_snapshot, encode_snapshot};
 use orch_scheduler::start;
@@ -12,9 +12,10 @@ use orch_spec::assignment::NodeId;
 
 use crate::oracle::Oracle;
 use crate::simulated_disk::SimulatedDisk;
+use crate::world::Desk;
 
 /// States are compared at every so manieth index.
-const COMPARED: u64 = 8;
+const COMPARED: u64 = 16;
 
 /// See the module.
 #[derive(Debug)]
@@ -40,6 +41,9 @@ pub(crate) struct Up {
     pub(crate) replica: Replica,
     log: orch_scheduler::log::Log,
     pub(crate) state: State,
+    pub(crate) assignments: Assignments,
+    /// What it knows of nodes.
+    pub(crate) desk: Desk,
     term: u64,
     checked: Option<(u64, u64, State)>,
     pub(crate) writes: VecDeque<Write>,
@@ -85,6 +89,8 @@ impl Node {
         self.up = Some(Up {
             replica: opened.replica,
             log: opened.log,
+            assignments: Assignments::new(&opened.state),
+            desk: Desk::default(),
             state: opened.state,
             term: opened.term,
             checked: None,
@@ -133,17 +139,23 @@ impl Up {
                 oracle.committed(&entries);
                 let mut all = Batch::default();
                 for entry in entries {
+                    let looked = oracle.looks_at(&self.state, &entry);
                     let batch = machine::apply(&mut self.state, vec![entry]).expect("entries are of this version");
+                    if let Some((before, command)) = looked {
+                        crate::tasks::check(&before, &self.state, &command);
+                    }
                     // At the same indexes everywhere, so that there is something to compare.
                     if self.state.index.is_multiple_of(COMPARED) || batch.applied.members.is_some() {
                         oracle.state(&self.state);
                     }
                     all.answers.extend(batch.answers);
+                    all.changes.merge(batch.changes);
                     all.applied.index = batch.applied.index;
                     all.applied.term = batch.applied.term;
                     all.applied.changes.extend(batch.applied.changes);
                     all.applied.members = batch.applied.members.or(all.applied.members);
                 }
+                self.assignments.refresh(&self.state, &all.changes);
                 self.term = all.applied.term;
                 self.replica.applied(all.applied.clone());
                 Done::Applied(all)
@@ -163,6 +175,7 @@ impl Up {
             Task::Restore(index) => {
                 let (found, term, state) = self.checked.take().expect("it was looked at before");
                 assert_eq!(found, index, "the snapshot that is installed is the one that was looked at");
+                self.assignments = Assignments::new(&state);
                 self.state = state;
                 self.term = term;
                 oracle.state(&self.state);

@@ -17,12 +17,12 @@
 //! | R13 reads see what was acknowledged before | [`Oracle::read`] |
 //! | R14 a healthy majority makes progress | the liveness mode |
 //!
-//! Properties of tasks, scheduling, updates and nodes (T, S, O, N) get their place here with simulated agents.
+//! Properties of tasks, scheduling, updates and nodes (T, S, O, N) are those of `fleet.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use orch_core::{Members, State};
+use orch_core::{Command, Members, State};
 use orch_scheduler::replica::Replica;
 use orch_scheduler::replica::machine::{Committed, Content};
 use orch_scheduler::replica::wire::{self, Frame};
@@ -52,6 +52,8 @@ pub(crate) struct Oracle {
     terms: BTreeMap<u64, u64>,
     /// Number → the most up-to-date log that was promised: term and index of its last entry.
     promises: BTreeMap<u64, (u64, u64)>,
+    /// The last index whose entry was looked at for what it does to tasks.
+    looked: u64,
 }
 
 pub(crate) fn hash(state: &State) -> u32 {
@@ -101,6 +103,17 @@ impl Oracle {
                 }
             }
         }
+    }
+
+    /// The state before an entry that is about to be applied, and its command, when nobody has applied it yet.
+    pub(crate) fn looks_at(&mut self, state: &State, entry: &Committed) -> Option<(State, Command)> {
+        let Content::Command(data) = &entry.content else { return None };
+        if entry.index <= self.looked || !state.is_cluster() {
+            return None;
+        }
+        self.looked = entry.index;
+        let entry: orch_core::Entry = serde_json::from_slice(data).ok()?;
+        Some((state.clone(), entry.command))
     }
 
     /// A state was reached.
@@ -192,6 +205,7 @@ impl Oracle {
         }
         self.states.split_off(&(last + 1));
         self.latest_index = self.latest_index.min(last);
+        self.looked = self.looked.min(last);
         let lost = self.acknowledged.range(last + 1..).next();
         assert_eq!(lost, None, "R6: what was acknowledged is lost with the power");
         self.last_acknowledged = self.last_acknowledged.min(last);

@@ -2,7 +2,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::ops::AddAssign;
 
 use bytes::Bytes;
 use orch_core::{Command, NewVolume};
@@ -16,6 +15,12 @@ use crate::network::{Network, Weather};
 use crate::node::{Done, Node};
 use crate::oracle::{Oracle, hash};
 use crate::simulated_disk::{Loss, Random, SimulatedDisk};
+use crate::summary::Summary;
+
+#[path = "fleet.rs"]
+mod fleet;
+pub(crate) use fleet::Desk;
+use fleet::Fleet;
 
 const MS: u64 = 1_000;
 const SECOND: u64 = 1_000 * MS;
@@ -35,50 +40,6 @@ pub(crate) enum Mode {
     Liveness,
 }
 
-/// What has happened in a run, or in many.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(crate) struct Summary {
-    pub(crate) events: u64,
-    pub(crate) acknowledged: u64,
-    pub(crate) reads: u64,
-    pub(crate) leaders: u64,
-    pub(crate) power_losses: u64,
-    pub(crate) kills: u64,
-    pub(crate) lost_messages: u64,
-    pub(crate) restored: u64,
-    pub(crate) stored: u64,
-    pub(crate) added: u64,
-    pub(crate) removed: u64,
-    pub(crate) promoted: u64,
-    pub(crate) damaged: u64,
-    pub(crate) full: u64,
-    pub(crate) failed_syncs: u64,
-    pub(crate) live: u64,
-}
-
-impl AddAssign for Summary {
-    fn add_assign(&mut self, other: Self) {
-        let Self { events, acknowledged, reads, leaders, power_losses, kills, lost_messages, restored, .. } = other;
-        self.events += events;
-        self.acknowledged += acknowledged;
-        self.reads += reads;
-        self.leaders += leaders;
-        self.power_losses += power_losses;
-        self.kills += kills;
-        self.lost_messages += lost_messages;
-        self.restored += restored;
-        let Self { stored, added, removed, promoted, damaged, full, failed_syncs, live, .. } = other;
-        self.stored += stored;
-        self.added += added;
-        self.removed += removed;
-        self.promoted += promoted;
-        self.damaged += damaged;
-        self.full += full;
-        self.failed_syncs += failed_syncs;
-        self.live += live;
-    }
-}
-
 /// What happens.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
@@ -93,6 +54,13 @@ enum Event {
     Trouble,
     Heal,
     Recover(usize),
+    Look(usize),
+    Beat(usize),
+    Told(usize, u64, Vec<u8>),
+    Steward(usize, u64),
+    User,
+    Accident,
+    Mend(usize),
 }
 
 /// See the module.
@@ -105,6 +73,7 @@ pub(crate) struct World {
     nodes: Vec<Node>,
     network: Network,
     oracle: Oracle,
+    fleet: Fleet,
     summary: Summary,
     next_command: u64,
     trouble: bool,
@@ -148,7 +117,8 @@ fn trace(now: u64, from: &NodeId, to: &NodeId, bytes: &Bytes) {
 }
 
 impl World {
-    pub(crate) fn new(mode: Mode, seed: u64) -> Self {
+    /// `with_nodes`: whether there are nodes with agents beside the managers.
+    pub(crate) fn new(mode: Mode, seed: u64, with_nodes: bool) -> Self {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9) ^ if mode == Mode::Safety { 1 } else { 2 });
         let count = [1, 2, 3, 3, 3, 4, 5, 5][random.below(8)];
         let weather = match random.below(3) {
@@ -181,6 +151,7 @@ impl World {
             nodes,
             network: Network::new(weather),
             oracle: Oracle::default(),
+            fleet: Fleet::new(with_nodes),
             summary: Summary::default(),
             next_command: 0,
             trouble: true,
@@ -205,6 +176,9 @@ impl World {
         (0..3).for_each(|client| self.at(100 * MS, Event::Client(client)));
         self.at(300 * MS, Event::Operator);
         self.at(SECOND, Event::Trouble);
+        if self.fleet.wanted {
+            self.begin_fleet();
+        }
         self.run_until(TROUBLE);
         match self.mode {
             Mode::Safety => self.make_peace(),
@@ -222,7 +196,12 @@ impl World {
             let Some(Reverse((time, _, event))) = self.queue.pop() else { break };
             self.now = time;
             self.summary.events += 1;
-            if self.trace && !matches!(event, Event::Tick(..) | Event::Deliver(..) | Event::Client(_)) {
+            if self.trace
+                && !matches!(
+                    event,
+                    Event::Tick(..) | Event::Deliver(..) | Event::Client(_) | Event::Beat(_) | Event::Steward(..)
+                )
+            {
                 println!("{time:>9} {event:.200?}");
             }
             self.take(event);
@@ -280,6 +259,13 @@ impl World {
                 self.nodes[place].disk.set_room(None);
                 self.nodes[place].disk.set_fails_to_sync(false);
             }
+            Event::Look(place) => self.look(place),
+            Event::Beat(place) => self.beat(place),
+            Event::Told(place, session, bytes) => self.told(place, session, &bytes),
+            Event::Steward(place, life) => self.observe(place, life),
+            Event::User => self.use_cluster(),
+            Event::Accident => self.accident(),
+            Event::Mend(place) => self.mend(place),
         }
     }
 
@@ -313,6 +299,7 @@ impl World {
             }
             up.adding.remove(&number);
             up.removing.remove(&number);
+            up.desk.came_of(number, false);
         }
         for (number, result) in reads {
             if let (Some(floor), Ok(index)) = (up.reads.remove(&number), result) {
@@ -384,6 +371,8 @@ impl World {
                     }
                 }
                 for (number, result) in batch.answers {
+                    // What the state refuses is done with as well.
+                    up.desk.came_of(number, true);
                     if let (Some(data), Ok((index, _))) = (up.proposed.remove(&number), &result) {
                         self.oracle.acknowledged(*index, &data);
                         self.summary.acknowledged += 1;
@@ -407,6 +396,7 @@ impl World {
             Some(Done::Checked) | None => {}
         }
         self.pump(place);
+        self.tell(place);
     }
 
     fn invite(&mut self, name: &NodeId, id: u64) {
@@ -453,6 +443,7 @@ impl World {
                 }
                 let (life, delay) = (node.life, node.tick);
                 self.at(delay, Event::Tick(place, life));
+                self.at(delay, Event::Steward(place, life));
                 self.pump(place);
             }
             Err(error) if node.damaged => {
@@ -658,6 +649,7 @@ impl World {
 
     fn end_trouble(&mut self) {
         self.trouble = false;
+        self.calm_fleet();
         self.network.heal();
         self.network.weather = Weather::FAIR;
         for place in 0..self.nodes.len() {
@@ -675,9 +667,17 @@ impl World {
         self.run_until(end - 8 * SECOND);
         self.settled = true;
         self.run_until(end - SECOND);
-        // Clients are quiet for the last moment.
+        if self.fleet.wanted {
+            self.require_rest();
+            self.cut_shortly();
+            self.change_leader();
+            self.require_rest();
+        }
+        // All who speak are quiet for the last moment.
+        let speaks = |event: &Event| matches!(event, Event::Client(_) | Event::Look(_) | Event::Steward(..));
         let quiet = std::mem::take(&mut self.queue);
-        self.queue = quiet.into_iter().filter(|Reverse((_, _, event))| !matches!(event, Event::Client(_))).collect();
+        self.queue = quiet.into_iter().filter(|Reverse((_, _, event))| !speaks(event)).collect();
+        let end = self.now + SECOND;
         self.run_until(end);
         let leader = self.leader().expect("R14: there is a leader when everything is well");
         let up = self.nodes[leader].up.as_ref().expect("a leader is up");
@@ -731,6 +731,9 @@ impl World {
         let (then, next) = (self.summary.acknowledged, self.now + 5 * SECOND);
         self.run_until(next);
         assert!(self.summary.acknowledged > then + 10, "R14: progress does not last");
+        // Nodes that reach those managers run what is wanted.
+        self.fleet.reachable = Some(well);
+        self.require_rest();
         self.summary.live = 1;
     }
 }

@@ -96,8 +96,17 @@ impl Fleet {
         let before = self.state.clone();
         let outcome = self.state.apply(self.state.index + 1, &entry);
         self.assignments.refresh(&self.state, &outcome.changes);
+        oracle::check(&before, &self.state, &entry.command);
+        stops_come_after_withdrawal(&before, self);
+        for node in self.state.nodes.keys() {
+            let fresh = Assignments::new(&self.state).of(&self.state, node);
+            assert_eq!(
+                fresh,
+                self.assignments.of(&self.state, node),
+                "what is kept for {node} is not what would be derived"
+            );
+        }
         self.log.push(entry);
-        oracle::check(&before, self);
         outcome
     }
 
@@ -287,5 +296,38 @@ impl Fleet {
             state.apply(index, entry);
         }
         assert_eq!(state, self.state, "a replay gives another state");
+    }
+}
+
+/// I4: when a node is told to stop a task that served, no node that counts still sends anybody there, unless the time was over.
+fn stops_come_after_withdrawal(before: &State, fleet: &Fleet) {
+    let state = &fleet.state;
+    for task in state.tasks.values() {
+        let Some(former) = before.tasks.get(&task.id) else { continue };
+        let runs = matches!(former.told, Some(DesiredTask::Running | DesiredTask::Paused));
+        let stops = matches!(task.told, Some(DesiredTask::Stopped | DesiredTask::Removed));
+        let ended = !former.has_process() || !task.has_process();
+        if !runs || !stops || task.unordered || ended || task.endpoints().is_empty() {
+            continue;
+        }
+        let withdrawal =
+            task.withdrawn.unwrap_or_else(|| panic!("{} was stopped while it served", task.container_name));
+        if withdrawal.deadline <= state.time {
+            continue;
+        }
+        let addresses: Vec<IpAddr> =
+            task.endpoints().iter().filter_map(|endpoint| endpoint.ipv4.map(IpAddr::V4)).collect();
+        for (id, host) in &fleet.hosts {
+            if state.nodes.get(id).is_none_or(|node| node.state != NodeState::Ready) {
+                continue;
+            }
+            let services = host.told.services.iter().flat_map(|service| &service.backends);
+            let ports = host.told.mesh_ports.iter().flat_map(|port| &port.backends);
+            let sends = services.chain(ports).any(|backend| {
+                // Whom a task takes over from has its address, on another node.
+                backend.ready && addresses.contains(&backend.address) && Some(&backend.node) == task.node.as_ref()
+            });
+            assert!(!sends, "I4: {} is stopped while {id} still sends connections to it", task.container_name);
+        }
     }
 }

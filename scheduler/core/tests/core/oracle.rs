@@ -3,28 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use orch_core::{Command, Explanation, NodeState, State, Task, Usage};
+use orch_core::{Command, Explanation, State, Task, Usage};
 use orch_spec::assignment::{DesiredTask, NodeReport, TaskId, TaskState};
 
-use crate::fleet::Fleet;
-
-/// Looks at everything. `before` is the state before the last entry.
-pub(crate) fn check(before: &State, fleet: &Fleet) {
-    let state = &fleet.state;
+/// Looks at everything. `before` is the state before the last entry, `command` what that said.
+pub(crate) fn check(before: &State, state: &State, command: &Command) {
     tasks_move_forward(before, state);
     books_are_right(state);
     nothing_is_overcommitted(state);
     placements_hold(before, state);
     nothing_waits_that_fits(state);
     addresses_are_one_holders(state);
-    stops_come_after_withdrawal(before, fleet);
-    the_only_copy_stays(before, fleet);
+    the_only_copy_stays(before, state, command);
     slots_run_once(state);
     lists_are_right(state);
-    for node in state.nodes.keys() {
-        let fresh = orch_core::Assignments::new(state).of(state, node);
-        assert_eq!(fresh, fleet.assignments.of(state, node), "what is kept for {node} is not what would be derived");
-    }
 }
 
 /// T1, T3, T4: a task's node is for good; once on its way out it goes, unless its node came back or its successor failed.
@@ -186,45 +178,11 @@ fn addresses_are_one_holders(state: &State) {
     }
 }
 
-/// I4: when a node is told to stop a task that served, no node that counts still sends anybody there, unless the time was over.
-fn stops_come_after_withdrawal(before: &State, fleet: &Fleet) {
-    let state = &fleet.state;
-    for task in state.tasks.values() {
-        let Some(former) = before.tasks.get(&task.id) else { continue };
-        let runs = matches!(former.told, Some(DesiredTask::Running | DesiredTask::Paused));
-        let stops = matches!(task.told, Some(DesiredTask::Stopped | DesiredTask::Removed));
-        let ended = !former.has_process() || !task.has_process();
-        if !runs || !stops || task.unordered || ended || task.endpoints().is_empty() {
-            continue;
-        }
-        let withdrawal =
-            task.withdrawn.unwrap_or_else(|| panic!("{} was stopped while it served", task.container_name));
-        if withdrawal.deadline <= state.time {
-            continue;
-        }
-        let addresses: Vec<IpAddr> =
-            task.endpoints().iter().filter_map(|endpoint| endpoint.ipv4.map(IpAddr::V4)).collect();
-        for (id, host) in &fleet.hosts {
-            if state.nodes.get(id).is_none_or(|node| node.state != NodeState::Ready) {
-                continue;
-            }
-            let services = host.told.services.iter().flat_map(|service| &service.backends);
-            let ports = host.told.mesh_ports.iter().flat_map(|port| &port.backends);
-            let sends = services.chain(ports).any(|backend| {
-                // Whom a task takes over from has its address, on another node.
-                backend.ready && addresses.contains(&backend.address) && Some(&backend.node) == task.node.as_ref()
-            });
-            assert!(!sends, "I4: {} is stopped while {id} still sends connections to it", task.container_name);
-        }
-    }
-}
-
 /// What hands over goes only when its slot has another one that is fit for it, or nobody wants the slot.
-fn the_only_copy_stays(before: &State, fleet: &Fleet) {
-    let state = &fleet.state;
+fn the_only_copy_stays(before: &State, state: &State, command: &Command) {
     // One that has ended by itself in this entry was not taken away.
-    let said = match fleet.log.last().map(|entry| &entry.command) {
-        Some(Command::Report { report: NodeReport::Tasks(statuses), .. }) => statuses.as_slice(),
+    let said = match command {
+        Command::Report { report: NodeReport::Tasks(statuses), .. } => statuses.as_slice(),
         _ => &[],
     };
     let ended: BTreeSet<&TaskId> =
