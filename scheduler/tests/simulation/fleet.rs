@@ -219,6 +219,11 @@ impl World {
         let stands = stands && agent.session.as_ref().is_some_and(reaches);
         if !(stands && agent.linked) {
             agent.session = None;
+            // Both ends of a connection see its end. What a manager would still say for a connection that is half open is not simulated.
+            self.nodes
+                .iter_mut()
+                .filter_map(|node| node.up.as_mut())
+                .for_each(|up| drop(up.desk.served.remove(&place)));
         }
         match &agent.session {
             Some(session) => {
