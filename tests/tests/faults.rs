@@ -183,6 +183,52 @@ services:
 ";
 
 #[test]
+fn every_name_is_right_again_by_itself_when_a_link_is_back() {
+    let hosts = with_busybox(Hosts::cluster(&["worker", "worker"]));
+    hosts.host(1).stack(NAMES);
+    hosts.host(1).up();
+    let callers: Vec<String> = (1..=3)
+        .map(|number| {
+            let running = hosts.running(number);
+            running.into_keys().find(|name| name.contains("caller")).expect("a caller runs on every host")
+        })
+        .collect();
+    // Through the address of the service, and each of the addresses that the other one's name has.
+    let script = "for i in 1 2 3 4 5 6 7 8 9; do timeout 2 wget -q -O - http://web/ || echo failed; done | sort -u; \\
+        nslookup direct 127.0.0.11 2>/dev/null | awk '/^Address/ && !/127.0.0.11/ {print $NF}' | sort -u | \\
+        while read a; do timeout 2 wget -q -O - http://$a/ || echo failed; done";
+    let right = |number: usize| {
+        let asked = hosts.host(number).orch(&["container", "exec", &callers[number - 1], "sh", "-c", script]);
+        let names = asked.lines();
+        if names.len() == 6 && !names.contains(&"failed") {
+            Ok(())
+        } else {
+            Err(format!("host {number}: {}", asked.told()))
+        }
+    };
+    for number in 1..=3 {
+        eventually(PATIENCE, "every caller reaches all", || right(number));
+    }
+    let before = all_running(&hosts);
+    hosts.segment.cut(3).expect("there is a cable");
+    let begun = Instant::now();
+    eventually(PATIENCE, "nobody is sent to the host that is cut off", || {
+        let script = "for i in 1 2 3 4 5 6 7 8 9; do timeout 2 wget -q -O - http://web/ || echo failed; done | sort -u";
+        let asked = hosts.host(1).orch(&["container", "exec", &callers[0], "sh", "-c", script]);
+        if asked.lines().len() == 2 && !asked.text().contains("failed") { Ok(()) } else { Err(asked.told()) }
+    });
+    took("cut → nobody is sent there", begun);
+    lasts(begun, Duration::from_secs(20));
+    hosts.segment.mend(3).expect("there is a cable");
+    let mended = Instant::now();
+    for number in [1, 2, 3] {
+        eventually(PATIENCE, "every caller reaches all again", || right(number));
+    }
+    took("mended → every name and address right from every host (one look takes some of it)", mended);
+    assert_eq!(all_running(&hosts), before, "nothing was restarted");
+}
+
+#[test]
 fn agents_of_all_hosts_are_killed_and_started_and_nothing_restarts() {
     let hosts = with_busybox(Hosts::managers(3));
     hosts.host(1).stack(EVERYWHERE);
