@@ -25,6 +25,11 @@ use crate::transport::{NoTransport, Transport};
 /// Proposals waiting for the raft thread: more wait in their callers.
 const PROPOSALS: usize = 1024;
 
+/// How long a change of the managers waits for its turn: a change takes a round of the log.
+const TURN: Duration = Duration::from_secs(5);
+/// How often it looks whether its turn has come, at the least.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// How to run a control plane.
 #[derive(Clone)]
 pub struct ControlConfig {
@@ -136,6 +141,9 @@ pub enum ProposeError {
     /// The leadership was lost while the command was under way; whether it was carried out is not known.
     #[error("the leader has changed while the change was under way; it may have been carried out or not")]
     Unknown,
+    /// Another change of the managers is under way, and one follows the other; nothing has changed.
+    #[error("another change of the managers is under way")]
+    InTurn,
     /// It could not be made durable; nothing has changed.
     #[error("the control plane cannot take changes now: {0}")]
     Unavailable(String),
@@ -147,7 +155,10 @@ pub enum ProposeError {
 impl ProposeError {
     /// Whether the same may succeed later.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::NotLeader { .. } | Self::Refused(Refusal::Busy { .. }))
+        matches!(
+            self,
+            Self::Unavailable(_) | Self::InTurn | Self::NotLeader { .. } | Self::Refused(Refusal::Busy { .. })
+        )
     }
 }
 
@@ -270,7 +281,7 @@ impl Control {
     /// # Errors
     /// See [`ProposeError`].
     pub async fn add_manager(&self, node: NodeId, address: String) -> Result<Invitation, ProposeError> {
-        self.ask(|reply| Message::Add { node, address, reply }).await?
+        self.in_turn(|reply| Message::Add { node: node.clone(), address: address.clone(), reply }).await
     }
 
     /// Makes a node no manager any more. Must be asked of the leader; a leader that shall go itself hands its leadership over and says
@@ -279,8 +290,25 @@ impl Control {
     /// # Errors
     /// See [`ProposeError`].
     pub async fn remove_manager(&self, node: &NodeId) -> Result<(), ProposeError> {
-        let node = node.clone();
-        self.ask(|reply| Message::Remove { node, reply }).await?.map(|_| ())
+        self.in_turn(|reply| Message::Remove { node: node.clone(), reply }).await.map(|_| ())
+    }
+
+    /// Changes the managers when the change before is through.
+    async fn in_turn<T>(
+        &self,
+        change: impl Fn(oneshot::Sender<Result<T, ProposeError>>) -> Message,
+    ) -> Result<T, ProposeError> {
+        let until = tokio::time::Instant::now() + TURN;
+        loop {
+            let mut applied = self.watch();
+            match self.ask(&change).await? {
+                Err(ProposeError::InTurn) if tokio::time::Instant::now() < until => {
+                    // It is through when the log goes on; where it does not, whoever asked is told.
+                    let _ = tokio::time::timeout(LOOK, applied.changed()).await;
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Hands the leadership to another manager that is up to date, and says to whom; `None` when there is none, or this one does not lead.

@@ -418,6 +418,7 @@ impl From<Failure> for ProposeError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::NotLeader(leader) => Self::NotLeader { leader },
+            Failure::InTurn => Self::InTurn,
             Failure::Busy(why) => Self::Unavailable(why),
             // Nothing was done: whoever leads now may be asked.
             Failure::Lost => Self::NotLeader { leader: None },

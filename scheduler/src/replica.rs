@@ -102,6 +102,8 @@ pub enum OpenError {
 /// Why a proposal or a read came to nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
+    /// Another change of the managers is under way, and one follows the other; nothing was changed.
+    InTurn,
     /// Somebody else leads, if anybody does; nothing was changed.
     NotLeader(Option<NodeId>),
     /// It cannot be taken now; nothing was changed.

@@ -101,6 +101,10 @@ impl From<ProposeError> for Refused {
                 let hint = "containers run on, and changes are taken again as soon as the log can be written";
                 Self(ErrorDetail::new("unavailable", other.to_string()).with_hint(hint))
             }
+            other @ ProposeError::InTurn => {
+                let hint = "give the command again; `orch cluster info` says which managers vote already";
+                Self(ErrorDetail::new("unavailable", other.to_string()).with_hint(hint))
+            }
             // Another manager is asked then: see `peer::forward`.
             other @ (ProposeError::NotLeader { .. } | ProposeError::Unknown) => {
                 Self(ErrorDetail::new(LEADER_CHANGED, other.to_string()).with_hint(NO_LEADER))

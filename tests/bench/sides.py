@@ -89,7 +89,7 @@ class Orch(Side):
         return [found["start_times"] for found in self.inspect(containers)]
 
     def pid_of(self, stack, service):
-        return str(json.loads(stack.run("ps", "--format", "json", service).stdout)[0]["pid"])
+        return str(json.loads(stack.run("ps", "--format", "json", service).stdout.splitlines()[0])["pid"])
 
     def exec_in(self, stack, service, command):
         return stack.run("exec", "-T", service, *command, check=False)

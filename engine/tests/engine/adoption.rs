@@ -75,8 +75,11 @@ fn a_killed_agent_costs_no_container_and_no_line() {
     eventually("the end is recorded", || record.exists());
 
     host.open();
-    let state = host.state(&ending);
-    assert_eq!((state.phase, state.exit_code), (Phase::Exited, Some(42)));
+    // The record is there before it is on the disk, and only then anybody is told.
+    eventually("the end is told", || {
+        let state = host.state(&ending);
+        (state.phase, state.exit_code) == (Phase::Exited, Some(42))
+    });
     let state = host.state(&counter);
     assert_eq!(state.phase, Phase::Running);
     assert_eq!(start_time(state.pid), Some(state.start_time));

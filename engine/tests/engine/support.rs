@@ -241,7 +241,13 @@ impl Drop for Host {
             }
         }
         engine.retire();
-        let left = self.leftovers();
+        // A shim that has been told to go is gone a moment later.
+        let deadline = Instant::now() + PATIENCE;
+        let mut left = self.leftovers();
+        while !left.is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+            left = self.leftovers();
+        }
         if !std::thread::panicking() {
             assert!(left.is_empty(), "left behind: {left:#?}");
         }

@@ -72,8 +72,7 @@ impl Replica {
         let configures = configuration_change(&change).is_some();
         // Raft makes an empty entry of a second change without a word.
         if configures && self.raw.raft.pending_conf_index > self.raw.raft.raft_log.applied {
-            let why = "another change of the managers is under way".to_owned();
-            return self.fail(number, Failure::Busy(why));
+            return self.fail(number, Failure::InTurn);
         }
         let command = Command::Member(change.clone());
         match record::encode_command(0, 0, None, command) {

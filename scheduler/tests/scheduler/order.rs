@@ -170,7 +170,7 @@ fn a_second_change_of_the_configuration_is_refused_while_one_is_under_way() {
     stage.replica.add_member(1, "node-2".into(), String::new());
     stage.replica.add_member(2, "node-3".into(), String::new());
     stage.look();
-    assert!(matches!(stage.failed[..], [(2, Failure::Busy(_))]), "{:?}", stage.failed);
+    assert!(matches!(stage.failed[..], [(2, Failure::InTurn)]), "{:?}", stage.failed);
     stage.settle();
     stage.replica.add_member(3, "node-3".into(), String::new());
     stage.settle();
