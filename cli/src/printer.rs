@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::exit::{Exit, Failure};
 use orch_api::client::ClientError;
+use orch_api::error::chain;
 
 /// Writes to stdout; a reader that went away (`| head`) ends the process quietly, as every tool's does.
 pub(crate) fn out(text: &str) {
@@ -220,21 +221,6 @@ pub(crate) fn failure(error: &anyhow::Error, color: bool) -> Exit {
         say(&format!("\n{}: {hint}", paint("36", "hint")));
     }
     exit
-}
-
-/// An error with its causes.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut texts: Vec<String> = Vec::new();
-    let mut next = Some(error);
-    while let Some(cause) = next {
-        let text = cause.to_string();
-        // A transparent wrapper says what its source says.
-        if texts.last() != Some(&text) {
-            texts.push(text);
-        }
-        next = cause.source();
-    }
-    texts.join(": ")
 }
 
 #[cfg(test)]

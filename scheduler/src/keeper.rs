@@ -4,8 +4,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
+use orch_api::error::chain;
+
 use crate::control::StartError;
-use crate::driver::{Message, chain, panic_text};
+use crate::driver::{Message, panic_text};
 use crate::log::{Log, LogError};
 use crate::replica::Write;
 

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use orch_api::error::chain;
 use orch_core::Command;
 use orch_spec::assignment::{NodeId, NodeReport, TaskId, TaskStatus};
 use tokio::sync::mpsc;
 
 use crate::control::{Control, ProposeError};
-use crate::driver::chain;
 
 /// Reports that wait. An agent that is faster than the log waits in turn.
 const QUEUE: usize = 256;

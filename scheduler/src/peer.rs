@@ -195,7 +195,7 @@ impl Peers {
             Ok(_) => Ok(()),
             Err(CallError::Refused(detail)) => Err(detail),
             Err(error) => {
-                let text = format!("{address}: {}", crate::driver::chain(&error));
+                let text = format!("{address}: {}", orch_api::error::chain(&error));
                 Err(orch_api::error::ErrorDetail::new("unavailable", text))
             }
         }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
 use orch_agent::Agent;
-use orch_api::client::{Client, ClientError};
+use orch_api::client::{Client, ClientError, escape};
 use orch_api::control::{AddressRequest, AddressResponse, ImageResolver};
 use orch_api::error::ErrorDetail;
 use orch_api::image::{self, BlobStream, Holder, Holders, ImageOffer, NamedImage};
@@ -89,12 +89,19 @@ impl Plane {
         first.into_iter().chain(others).map(Client::new).collect()
     }
 
-    /// Asks one manager after the other until one knows.
-    async fn ask_managers<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, ErrorDetail> {
+    /// Asks one manager after the other, as long as what one says against it may be otherwise at the next.
+    async fn ask_managers<T, F>(
+        &self,
+        may_be_otherwise: impl Fn(&ErrorDetail) -> bool,
+        ask: impl Fn(Client) -> F,
+    ) -> Result<T, ErrorDetail>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
         let mut last = ErrorDetail::new("unavailable", "no manager is known");
         for manager in self.managers() {
-            match manager.get(path).await.map_err(detail) {
-                Err(error) if passes(&error) => last = error,
+            match ask(manager).await.map_err(detail) {
+                Err(error) if may_be_otherwise(&error) => last = error,
                 answer => return answer,
             }
         }
@@ -106,9 +113,14 @@ impl Plane {
     }
 }
 
-/// Whether another manager may answer otherwise: this one is not well, or does not know yet what this node was told to run.
-fn passes(error: &ErrorDetail) -> bool {
-    matches!(error.code.as_str(), "unavailable" | "forbidden")
+/// A manager is not well.
+fn is_unwell(error: &ErrorDetail) -> bool {
+    error.code == "unavailable"
+}
+
+/// A manager is not well, or does not know yet what this node was told to run.
+fn is_behind(error: &ErrorDetail) -> bool {
+    is_unwell(error) || error.code == "forbidden"
 }
 
 fn detail(error: ClientError) -> ErrorDetail {
@@ -128,15 +140,9 @@ impl ControlPlane for Plane {
             if let Some(leader) = self.here() {
                 return orch_scheduler::server::reserve_address(&leader.control, network, request).await;
             }
-            let path = format!("/v1/peer/addresses/{}", crate::commands::escape(&network));
-            let mut last = ErrorDetail::new("unavailable", "no manager is known");
-            for manager in self.managers() {
-                match manager.post(&path, &request).await.map_err(detail) {
-                    Err(error) if error.code == "unavailable" => last = error,
-                    answer => return answer,
-                }
-            }
-            Err(last)
+            let path = &format!("/v1/peer/addresses/{}", escape(&network));
+            let request = &request;
+            self.ask_managers(is_unwell, move |manager: Client| async move { manager.post(path, request).await }).await
         })
     }
 
@@ -145,16 +151,8 @@ impl ControlPlane for Plane {
             if let Some(leader) = self.here() {
                 return orch_scheduler::server::release_address(&leader.control, network, holder).await;
             }
-            let escape = crate::commands::escape;
-            let path = format!("/v1/peer/addresses/{}?holder={}", escape(&network), escape(&holder));
-            let mut last = ErrorDetail::new("unavailable", "no manager is known");
-            for manager in self.managers() {
-                match manager.delete(&path).await.map_err(detail) {
-                    Err(error) if error.code == "unavailable" => last = error,
-                    answer => return answer,
-                }
-            }
-            Err(last)
+            let path = &format!("/v1/peer/addresses/{}?holder={}", escape(&network), escape(&holder));
+            self.ask_managers(is_unwell, move |manager: Client| async move { manager.delete(path).await }).await
         })
     }
 
@@ -164,7 +162,8 @@ impl ControlPlane for Plane {
             if let Some(leader) = &self.leader {
                 return Ok(images::holders(leader, &image, own).await);
             }
-            self.ask_managers(&format!("/v1/peer/images/{}", crate::commands::escape(&image))).await
+            let path = &format!("/v1/peer/images/{}", escape(&image));
+            self.ask_managers(is_behind, move |manager: Client| async move { manager.get(path).await }).await
         })
     }
 
@@ -174,9 +173,8 @@ impl ControlPlane for Plane {
                 let giver = images::giver(leader, &from.node)?;
                 return giver.get(&images::offer_path(&image)).await.map_err(detail);
             }
-            let escape = crate::commands::escape;
-            let path = format!("/v1/peer/images/{}/offer?node={}", escape(&image), escape(&from.node.0));
-            self.ask_managers(&path).await
+            let path = &format!("/v1/peer/images/{}/offer?node={}", escape(&image), escape(&from.node.0));
+            self.ask_managers(is_behind, move |manager: Client| async move { manager.get(path).await }).await
         })
     }
 
@@ -192,17 +190,9 @@ impl ControlPlane for Plane {
                 let giver = images::giver(leader, &from.node)?;
                 return image::blob(&giver, &images::blob_path(&image, &digest, offset)).await.map_err(detail);
             }
-            let escape = crate::commands::escape;
             let (id, digest, node) = (escape(&image), escape(&digest), escape(&from.node.0));
-            let path = format!("/v1/peer/images/{id}/blobs/{digest}?node={node}&offset={offset}");
-            let mut last = ErrorDetail::new("unavailable", "no manager is known");
-            for manager in self.managers() {
-                match image::blob(&manager, &path).await.map_err(detail) {
-                    Err(error) if passes(&error) => last = error,
-                    answer => return answer,
-                }
-            }
-            Err(last)
+            let path = &format!("/v1/peer/images/{id}/blobs/{digest}?node={node}&offset={offset}");
+            self.ask_managers(is_behind, move |manager: Client| async move { image::blob(&manager, path).await }).await
         })
     }
 }

@@ -5,6 +5,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use orch_api::client::{Client, ClientError};
+use orch_api::error::chain;
 use orch_api::node::LogLine;
 use tokio::sync::mpsc;
 
@@ -66,11 +67,6 @@ impl Collector {
         Self { client, style, follow, known, sources, partial, width: 0 }
     }
 
-    /// Leaves room for the prefix of this container, so that prefixes line up from the first line on.
-    pub(super) fn expect(&mut self, service: &str, slot: u32) {
-        self.width = self.width.max(prefix(service, slot).chars().count());
-    }
-
     /// Follows this container to its end, unless it is followed already.
     pub(super) fn add(&mut self, service: &str, slot: u32, container: &str) {
         self.add_query(service, slot, container, "follow=true&until_end=end");
@@ -81,8 +77,8 @@ impl Collector {
         if !self.known.insert(container.to_owned()) {
             return;
         }
-        self.expect(service, slot);
-        let name = prefix(service, slot);
+        let name = if slot == 0 { format!("{service}-run") } else { format!("{service}-{slot}") };
+        self.width = self.width.max(name.chars().count());
         let (sender, lines) = mpsc::channel(QUEUE);
         let log = Log {
             client: self.client.clone(),
@@ -94,7 +90,7 @@ impl Collector {
         self.sources.push(Source { name: name.clone(), lines, head: None, silent: false, ended: false });
         tokio::spawn(async move {
             if let Err(e) = log.read(&sender).await {
-                printer::say(&format!("warning: the log of {name} cannot be read on: {}", printer::chain(&e)));
+                printer::say(&format!("warning: the log of {name} cannot be read on: {}", chain(&e)));
             }
         });
     }
@@ -214,10 +210,6 @@ impl Source {
     fn time(&self) -> &str {
         self.head.as_ref().map_or("", |line| &line.time)
     }
-}
-
-fn prefix(service: &str, slot: u32) -> String {
-    if slot == 0 { format!("{service}-run") } else { format!("{service}-{slot}") }
 }
 
 /// Reads one log, and goes on where it was when the agent went away and came back.

@@ -1,6 +1,7 @@
 //! Requests and answers of the control plane, and the link between it and one node.
 //!
-//! Everything here is JSON under `/v1` (the routes are in [`crate::openapi`]), but [`NodeLink`], which is how the agent of the same process is attached.
+//! Everything here is JSON under `/v1` (the routes are in [`crate::openapi`]), but [`NodeLink`], which is how the agent of the same
+//! process is attached.
 //!
 //! An error is an [`ErrorBody`](crate::error::ErrorBody) whose `code` decides the status.
 

@@ -1,14 +1,7 @@
 //! Images on their way between hosts.
 //!
-//! | route | body | answer |
-//! |---|---|---|
-//! | `GET /v1/images/resolve?name=…&name=…` | | reference → [`NamedImage`] or null: what this node has |
-//! | `GET /v1/images/offer?name=` | | [`ImageOffer`] |
-//! | `GET /v1/images/blobs/{digest}?image=&offset=` | | bytes; `content-encoding: zstd` where they are compressed for the way |
-//! | `POST /v1/images/offer` | [`ImageOffer`] | [`Offered`]: what is missing; when nothing is, the image is there now |
-//! | `PUT /v1/images/blobs/{digest}` | bytes, encoded likewise | |
-//! | `GET /v1/peer/images/{id}` | | [`Holders`], asked by a node of a manager |
-//! | `GET /v1/peer/images/{id}/offer?node=`, `GET /v1/peer/images/{id}/blobs/{digest}?node=&offset=` | | the same of that node, by way of the manager |
+//! The routes are in [`crate::openapi`], but those by which a node asks a manager: `GET /v1/peer/images/{id}` ([`Holders`]), and
+//! `…/offer?node=` and `…/blobs/{digest}?node=&offset=`, which the manager passes on to that node.
 
 use orch_spec::assignment::NodeId;
 use schemars::JsonSchema;

@@ -164,8 +164,12 @@ impl Leader {
 }
 
 fn unreachable(leader: &PeerView, error: &CallError) -> ErrorDetail {
-    let text =
-        format!("the leader {} at {} cannot be reached: {}", leader.node, leader.address, crate::driver::chain(error));
+    let text = format!(
+        "the leader {} at {} cannot be reached: {}",
+        leader.node,
+        leader.address,
+        orch_api::error::chain(error)
+    );
     changed(text)
 }
 

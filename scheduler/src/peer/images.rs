@@ -18,7 +18,7 @@ use axum::routing::get;
 use axum::{Extension, Json, Router};
 use futures_util::future::join_all;
 use orch_api::client::{Client, escape};
-use orch_api::error::ErrorDetail;
+use orch_api::error::{ErrorDetail, chain};
 use orch_api::image::{Holder, Holders, NamedImage};
 use orch_api::tls::node_name;
 use orch_core::{NodeState, State};
@@ -29,7 +29,6 @@ use serde::Deserialize;
 use super::forward::Leader;
 use super::guard::Admitted;
 use super::relay::relay;
-use crate::driver::chain;
 use crate::server::{Refused, Reply};
 
 /// How long a node may take to say whether it has an image.

@@ -189,7 +189,7 @@ async fn converse(
                     {
                         knowledge.shut_out.notify_one();
                     }
-                    let error = crate::driver::chain(&error);
+                    let error = orch_api::error::chain(&error);
                     tracing::info!(manager = %manager.address, error, "no session with this manager");
                 }
             }
@@ -293,7 +293,7 @@ fn learn(peers: &Peers, knowledge: &Knowledge, managers: Vec<PeerView>, leader: 
     let known = |peer: PeerView| ManagerAddress { node: peer.node.into(), address: peer.address };
     membership.managers = managers.into_iter().map(known).collect();
     if let Err(error) = peers.set_membership(membership) {
-        tracing::warn!(error = crate::driver::chain(&error), "the managers could not be remembered");
+        tracing::warn!(error = orch_api::error::chain(&error), "the managers could not be remembered");
     }
 }
 

@@ -12,13 +12,12 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use hyper_util::rt::TokioIo;
-use orch_api::error::ErrorDetail;
+use orch_api::error::{ErrorDetail, chain};
 use orch_api::tls::node_name;
 use orch_core::State;
 use orch_spec::assignment::NodeId;
 
 use super::forward::Leader;
-use crate::driver::chain;
 use crate::server::Refused;
 
 /// What begins the paths of routes about one container.

@@ -184,7 +184,7 @@ pub async fn keep(
                 }
             }
             Err(error) => {
-                tracing::warn!(error = crate::driver::chain(&error), "this node's certificate could not be renewed");
+                tracing::warn!(error = orch_api::error::chain(&error), "this node's certificate could not be renewed");
                 tokio::time::sleep(AGAIN).await;
             }
         }

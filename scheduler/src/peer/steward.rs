@@ -6,13 +6,13 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use orch_api::error::chain;
 use orch_core::{Command, NodeState, SecurityCommand, State};
 use orch_spec::assignment::NodeId;
 
 use super::forward::{Leader, managers};
 use super::heartbeat::{Pulse, Seen};
 use crate::control::ProposeError;
-use crate::driver::chain;
 use crate::identity::ManagerAddress;
 use crate::steward::{Sight, run as look_after};
 

@@ -110,7 +110,7 @@ async fn carry(peers: Peers, control: Option<Control>, to: NodeId, mut queue: mp
             failed => {
                 if std::mem::replace(&mut reachable, false) {
                     let error = match failed {
-                        Ok(Err(error)) => crate::driver::chain(&error),
+                        Ok(Err(error)) => orch_api::error::chain(&error),
                         _ => "it does not answer".to_owned(),
                     };
                     tracing::info!(manager = %to, address, error, "a manager cannot be reached");

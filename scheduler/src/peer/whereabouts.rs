@@ -8,11 +8,11 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use orch_api::error::chain;
 use orch_api::tls::node_name;
 
 use super::Peers;
 use super::entry::Host;
-use crate::driver::chain;
 use crate::identity::Membership;
 
 /// How often to look.

@@ -14,7 +14,7 @@ use orch_api::cluster::{
     ClusterView, InitRequest, JoinRequest, Joined, LeaveRequest, PeerView, TokenRequest, TokenText, TokenView,
 };
 use orch_api::control::{AddressRequest, AddressResponse, IndexResponse};
-use orch_api::error::ErrorDetail;
+use orch_api::error::{ErrorDetail, chain};
 use orch_api::session::{HEARTBEAT, RAFT, SESSION};
 use orch_api::tls::digest;
 use orch_core::security::{Candidate, ClientGrant, Token};
@@ -25,7 +25,6 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde::Deserialize;
 
 use super::{Asked, Body, Refused, Reply};
-use crate::driver::chain;
 use crate::identity::authority::{CLIENT_LIFE, Request as CertificateSigning};
 use crate::identity::certificate::Subject;
 use crate::identity::token::{JoinToken, secret_digest};
