@@ -94,7 +94,13 @@ impl Directory {
     /// The system's.
     pub fn make(path: PathBuf) -> io::Result<Self> {
         use std::os::unix::fs::DirBuilderExt;
+        // The names of the folders that are made here must be as durable as what will be in them.
+        let missing = path.ancestors().skip(1).take_while(|folder| !folder.exists()).count();
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
+        for folder in path.ancestors().skip(1).take(missing + 1) {
+            let folder = if folder.as_os_str().is_empty() { std::path::Path::new(".") } else { folder };
+            File::open(folder)?.sync_all()?;
+        }
         let seal = Seal::at(&path.join(KEY))?;
         Ok(Self { path, seal })
     }

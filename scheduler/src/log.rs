@@ -256,8 +256,10 @@ impl Log {
         }
         let mut records = Vec::new();
         let mut at = MAGIC.len();
+        let mut is_marked = true;
         while let Some(found) = decode(&bytes, at) {
-            if found.record.kind != Kind::Mark {
+            is_marked = found.record.kind == Kind::Mark;
+            if !is_marked {
                 records.push(opened(seal.as_ref(), found.record, &path)?);
             }
             at = found.next;
@@ -277,9 +279,13 @@ impl Log {
             named("convert", path.clone(), file.write_at(MAGIC, 0))?;
         }
         // What was read may be in memory only: from here on it counts as durable, so it must be.
-        named("sync", path, file.sync())?;
+        named("sync", path.clone(), file.sync())?;
         let (end, allocated) = (at as u64, bytes.len() as u64);
-        let log = Self { disk, file, end, durable: end, allocated, poisoned: false, seal };
+        let mut log = Self { disk, file, end, durable: end, allocated, poisoned: false, seal };
+        // The mark of the last batch may have been lost with the power. Where there is no room for it the next batch protects it.
+        if !is_marked && allocated >= end + HEAD as u64 {
+            named("mark", path, log.mark())?;
+        }
         Ok((log, Recovered { snapshot, records, dropped }))
     }
 
@@ -330,16 +336,22 @@ impl Log {
             if sync {
                 self.file.sync()?;
                 self.durable = self.end;
-                let mut mark = Vec::new();
-                encode(Kind::Mark, self.durable, &[], &mut mark);
-                self.file.write_at(&mark, self.end)?;
-                self.end += mark.len() as u64;
+                self.mark()?;
             }
             Ok(())
         };
         let written = write();
         self.poisoned = written.is_err();
         named("write", path, written)
+    }
+
+    /// Says behind what is durable that it is.
+    fn mark(&mut self) -> io::Result<()> {
+        let mut mark = Vec::new();
+        encode(Kind::Mark, self.durable, &[], &mut mark);
+        self.file.write_at(&mark, self.end)?;
+        self.end += mark.len() as u64;
+        Ok(())
     }
 
     /// Whether an append or a compaction has failed, so that the log takes nothing more.
@@ -392,6 +404,9 @@ impl Log {
             let (kind, payload) = sealed(self.seal.as_ref(), kind, payload);
             encode(kind, 0, &payload, &mut out);
         }
+        // The file gets its name when it is durable as a whole, so it may say so itself.
+        let whole = (MAGIC.len() + out.len()) as u64;
+        encode(Kind::Mark, whole, &[], &mut out);
         match write_fresh(self.disk.as_ref(), &out) {
             Ok(file) => self.file = file,
             Err(Unfinished { error, renamed }) => {

@@ -242,7 +242,7 @@ impl Replica {
         settings: Settings,
     ) -> Result<(Self, State), OpenError> {
         let found = record::read(recovered, identity)?;
-        let record::Found { identity, before, state, entries, hard_state } = found;
+        let record::Found { identity, before, state, entries, hard_state, is_stale } = found;
         let conf = record::conf_state(identity.id, &state.members);
         let config = Config {
             id: identity.id,
@@ -301,6 +301,12 @@ impl Replica {
             told: Leadership::default(),
             led: false,
         };
+        if let Some(snapshot) = recovered.snapshot.as_ref().filter(|_| is_stale) {
+            // The replacement that was interrupted is done again, before anything else is written.
+            let keep = vec![identity_record(&replica.identity), record::hard_state_record(&replica.hard_state)];
+            let job = Job::Replace { snapshot: Bytes::copy_from_slice(snapshot), keep, own: false };
+            replica.push_write(job, Unwritten::default());
+        }
         replica.campaign_alone();
         Ok((replica, state))
     }

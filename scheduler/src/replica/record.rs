@@ -28,6 +28,8 @@ pub(crate) struct Found {
     pub(crate) state: State,
     pub(crate) entries: Vec<Entry>,
     pub(crate) hard_state: HardState,
+    /// The log has entries of another history than the snapshot: it must be replaced before anything follows them.
+    pub(crate) is_stale: bool,
 }
 
 /// The log holds what this version does not understand.
@@ -158,17 +160,26 @@ pub(crate) fn read(recovered: &Recovered, identity: Identity) -> Result<Found, U
         Some(bytes) => decode_snapshot(bytes)?,
         None => (0, 0, State::new(identity.cluster.clone())),
     };
-    let (entries, hard_state) = replay(&recovered.records, index, term)?;
-    Ok(Found { identity, before: (index, term), state, entries, hard_state })
+    let Replayed { entries, hard_state, is_stale } = replay(&recovered.records, index, term)?;
+    Ok(Found { identity, before: (index, term), state, entries, hard_state, is_stale })
+}
+
+/// What records say.
+struct Replayed {
+    entries: Vec<Entry>,
+    hard_state: HardState,
+    is_stale: bool,
 }
 
 /// Entries after the snapshot, and the last hard state.
 ///
 /// A later record of the same index replaces the earlier ones from there on, as raft has it. A snapshot that came from the leader may have
 /// been put in place while the log beside it was still that of before: when the entry at the snapshot's index has another term, what follows
-/// it is of a history that has not come to pass. A commit beyond what is there is taken back to it: that can only be what a torn end took,
-/// since the log refuses to open when anything durable is missing.
-fn replay(records: &[Record], index: u64, term: u64) -> Result<(Vec<Entry>, HardState), Unreadable> {
+/// it is of a history that has not come to pass. Such a log must be replaced before it goes on: what was written behind those entries would
+/// be taken for a part of their history at the next start. A commit beyond what is there is taken back to it: that can only be what a torn
+/// end took, since the log refuses to open when anything durable is missing. Entries that do not follow each other or the snapshot are
+/// refused: something that was durable is gone.
+fn replay(records: &[Record], index: u64, term: u64) -> Result<Replayed, Unreadable> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut at_snapshot = None;
     let mut hard_state = HardState { term, commit: index, ..HardState::default() };
@@ -205,9 +216,16 @@ fn replay(records: &[Record], index: u64, term: u64) -> Result<(Vec<Entry>, Hard
             at_snapshot = (entry.index == index).then_some(entry.term);
             continue;
         }
+        let before = entries.last().map_or(index, |last| last.index);
+        if entry.index != before + 1 {
+            let why =
+                format!("it follows entry {before}: what was between them is lost, and perhaps a snapshot with it");
+            return Err(unreadable(format!("entry {}", entry.index), &why));
+        }
         entries.push(entry);
     }
-    if at_snapshot.is_some_and(|found| found != term) || entries.first().is_some_and(|first| first.index != index + 1) {
+    let is_stale = at_snapshot.is_some_and(|found| found != term);
+    if is_stale {
         entries.clear();
     }
     let last = entries.last().map_or((index, term), |entry| (entry.index, entry.term));
@@ -217,12 +235,13 @@ fn replay(records: &[Record], index: u64, term: u64) -> Result<(Vec<Entry>, Hard
         hard_state.term = last.1;
         hard_state.vote = 0;
     }
-    Ok((entries, hard_state))
+    Ok(Replayed { entries, hard_state, is_stale })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replica::{Job, Replica, Settings, Space};
 
     fn entry(index: u64, term: u64) -> Entry {
         Entry { index, term, data: format!("{index}.{term}").into(), ..Entry::default() }
@@ -233,7 +252,7 @@ mod tests {
     }
 
     fn terms(records: &[Record], index: u64, term: u64) -> (Vec<(u64, u64)>, HardState) {
-        let (entries, hard_state) = replay(records, index, term).expect("readable");
+        let Replayed { entries, hard_state, .. } = replay(records, index, term).expect("readable");
         (entries.iter().map(|entry| (entry.index, entry.term)).collect(), hard_state)
     }
 
@@ -268,12 +287,59 @@ mod tests {
     }
 
     #[test]
+    fn entries_that_do_not_follow_are_refused() {
+        let records: Vec<_> = [(4, 1), (5, 1)].map(|(i, t)| record(entry_record(&entry(i, t)))).into();
+        assert_eq!(terms(&records, 3, 1).0, [(4, 1), (5, 1)]);
+        assert_eq!(terms(&records, 4, 1).0, [(5, 1)]);
+        let Err(lost) = replay(&records, 0, 0) else { panic!("a snapshot that is gone is not missed") };
+        assert!(lost.to_string().contains("entry 4"), "{lost}");
+        let records: Vec<_> = [(1, 1), (3, 1)].map(|(i, t)| record(entry_record(&entry(i, t)))).into();
+        assert!(replay(&records, 0, 0).is_err(), "an entry between others is gone");
+    }
+
+    /// The power went when the leader's snapshot had its name and the log beside it was still that of before, with another entry at its index.
+    #[test]
+    fn what_follows_a_snapshot_that_was_put_beside_a_stale_log_outlives_the_next_start() {
+        let identity = Identity { id: 2, cluster: "c".to_owned() };
+        let mut state = State::new("c".to_owned());
+        state.skip(2);
+        let snapshot = encode_snapshot(2, 3, &state);
+        let stale = [(1, 1), (2, 1), (3, 1)].map(|(i, t)| record(entry_record(&entry(i, t))));
+        let mut disk = Recovered { snapshot: Some(snapshot), records: stale.into(), dropped: 0 };
+        let settings = || Settings {
+            node: "n".into(),
+            address: String::new(),
+            election: (10, 11),
+            nonce: 1,
+            compact_at: 1 << 20,
+            trailing: 0,
+        };
+        let space = Space { room: 1 << 20, size: 0 };
+        for expected in [2, 3] {
+            let (mut replica, _) = Replica::open(identity.clone(), &disk, space, settings()).expect("it opens");
+            assert_eq!(replica.raft().raft_log.last_index(), expected);
+            for write in replica.work().writes {
+                match write.job {
+                    Job::Append { records, .. } => disk.records.extend(records.into_iter().map(record)),
+                    Job::Replace { snapshot, keep, .. } => {
+                        disk.snapshot = Some(snapshot.to_vec());
+                        disk.records = keep.into_iter().map(record).collect();
+                    }
+                    Job::Reserve(_) => {}
+                }
+            }
+            // The leader's next entry.
+            disk.records.push(record(entry_record(&entry(3, 3))));
+        }
+    }
+
+    #[test]
     fn entries_of_the_former_format_are_read() {
         let records = [
             Record { kind: Kind::Entry, payload: br#"{"index":1,"term":2,"data":{"a":1}}"#.to_vec() },
             Record { kind: Kind::HardState, payload: br#"{"term":2,"vote":1,"commit":1}"#.to_vec() },
         ];
-        let (entries, hard_state) = replay(&records, 0, 0).expect("readable");
+        let Replayed { entries, hard_state, .. } = replay(&records, 0, 0).expect("readable");
         assert_eq!(entries[0].data.as_ref(), br#"{"a":1}"#);
         assert_eq!((hard_state.term, hard_state.vote, hard_state.commit), (2, 1, 1));
     }

@@ -4,7 +4,7 @@ use orch_core::{Command, NewNetwork};
 use orch_scheduler::log::{Kind, Log, LogError};
 use orch_scheduler::{Control, StartError};
 
-use crate::simulated_disk::SimulatedDisk;
+use crate::simulated_disk::{Loss, SimulatedDisk};
 
 fn written() -> (SimulatedDisk, Vec<String>) {
     let disk = SimulatedDisk::default();
@@ -16,12 +16,11 @@ fn written() -> (SimulatedDisk, Vec<String>) {
     (disk, payloads)
 }
 
-#[test]
-fn every_turned_bit_of_what_was_durable_is_found() {
-    let (disk, payloads) = written();
+/// Turns every byte of the log from a place on over, one at a time: it is noticed, or everything is there.
+fn require_notice(disk: &SimulatedDisk, from: usize, payloads: &[String]) {
     let length = disk.content("log").iter().rposition(|byte| *byte != 0).expect("it is not empty") + 1;
     let mut without_effect = 0;
-    for byte in 0..length {
+    for byte in from.min(length - 500)..length {
         let bit = u8::try_from(byte % 8).expect("below 8");
         let damaged = disk.copy();
         damaged.flip("log", byte, bit);
@@ -38,6 +37,31 @@ fn every_turned_bit_of_what_was_durable_is_found() {
         }
     }
     assert!(without_effect <= 17, "{without_effect} bytes can be damaged unseen; the last mark has 17");
+}
+
+#[test]
+fn every_turned_bit_of_what_was_durable_is_found() {
+    let (disk, payloads) = written();
+    require_notice(&disk, 0, &payloads);
+}
+
+#[test]
+fn every_turned_bit_is_found_when_the_power_took_the_last_mark_and_the_log_was_opened_since() {
+    let (disk, payloads) = written();
+    let disk = disk.after_power_loss(Loss::Everything);
+    let before = disk.content("log");
+    drop(Log::open(Box::new(disk.clone())).expect("it opens"));
+    assert_ne!(disk.content("log"), before, "the mark was there already, and this shows nothing");
+    require_notice(&disk, usize::MAX, &payloads);
+}
+
+#[test]
+fn every_turned_bit_of_what_a_compaction_kept_is_found() {
+    let (disk, payloads) = written();
+    let (mut log, _) = Log::open(Box::new(disk.clone())).expect("it opens");
+    let kept = &payloads[15..];
+    log.compact(b"{}", kept.iter().map(|payload| (Kind::Entry, payload.as_bytes()))).expect("it can be compacted");
+    require_notice(&disk, usize::MAX, kept);
 }
 
 #[test]
