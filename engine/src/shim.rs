@@ -2,7 +2,8 @@
 //!
 //! It starts them, is their parent and subreaper, holds their pipes, terminals and pidfds, writes their logs and records their ends.
 //! It outlives the agent: a new agent connects to its socket, is told what runs, and finds in the containers' directories what ended
-//! meanwhile. It reads nothing that a stranger wrote except the bytes it copies to a log, and has one thread and no async runtime.
+//! meanwhile. It reads nothing that a stranger wrote except the bytes it copies to a log. It has no async runtime and one thread;
+//! others exist only while ends are written to the disk (`syncs`).
 //!
 //! If a shim is killed its containers lose their output and their parent. The agent sees the connection close, kills what is left
 //! through the cgroups and records those containers as ended; nothing is ever started twice. PR_SET_PDEATHSIG is not used for that:
@@ -19,6 +20,7 @@ pub mod protocol;
 mod record;
 mod server;
 mod start;
+mod syncs;
 
 pub use launch::ShimError;
 pub(crate) use record::{EXIT_FILE, RUN_FILE, boot_id, read_json, write_exit};
@@ -33,6 +35,7 @@ use crate::runtime::{self, Launcher};
 /// two agents in a row can never have two shims behind one name. The only argument is the socket's path: shown in a process list, and
 /// removed when the shim leaves.
 pub fn main(arguments: &[OsString]) -> ExitCode {
+    crate::sys_descriptor::use_one_arena();
     let result = seal().and_then(|launcher| server::Server::new(detach()?, launcher)).and_then(|mut server| {
         server.run()?;
         // Before the listener closes: who finds the name still can connect, who does not makes a new one.

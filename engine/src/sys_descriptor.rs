@@ -76,98 +76,18 @@ pub(crate) fn set_terminal_size(terminal: impl AsFd, rows: u16, columns: u16) ->
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Makes all threads take memory from one arena: those that come and go would leave one behind each.
+pub(crate) fn use_one_arena() {
+    // SAFETY: mallopt only sets a parameter of the allocator; it is called before there is a second thread.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// Gives the memory that freed objects left behind back to the kernel: the shim is idle for days after a burst.
 pub(crate) fn release_free_memory() {
     // SAFETY: malloc_trim only touches the allocator's own free lists, under its own lock.
     unsafe {
         libc::malloc_trim(0);
-    }
-}
-
-/// Files on their way to the disk while the caller goes on: io_submit(2) of IOCB_CMD_FSYNC and IOCB_CMD_FDSYNC (Linux 4.18), which the
-/// kernel carries out in threads of its own.
-#[derive(Debug)]
-pub(crate) struct Syncs {
-    context: libc::c_ulong,
-    event: OwnedFd,
-}
-
-/// As many at once; the host has 65536 for all processes (fs.aio-max-nr), and a shim that finds them taken waits for its disk instead.
-const SYNCS: libc::c_long = 64;
-
-/// `struct io_event` of include/uapi/linux/aio_abi.h.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default)]
-struct SyncEvent {
-    data: u64,
-    object: u64,
-    result: i64,
-    more: i64,
-}
-
-impl Syncs {
-    /// # Errors
-    /// Those of io_setup(2): a kernel without it, too many in the system.
-    pub(crate) fn new() -> io::Result<Self> {
-        use nix::sys::eventfd::{EfdFlags, EventFd};
-        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let mut context: libc::c_ulong = 0;
-        // SAFETY: `context` is a live, zeroed aio_context_t that the kernel fills.
-        let result = unsafe { libc::syscall(libc::SYS_io_setup, SYNCS, &raw mut context) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(Self { context, event: event.into() }) }
-    }
-
-    /// Can be read when [`Self::finished`] has something to say.
-    pub(crate) fn event(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
-    }
-
-    /// Begins to write a file, or with `data_only` what is needed to read its content again. The file may be closed meanwhile.
-    ///
-    /// # Errors
-    /// Those of io_submit(2): too many at once, a file system that cannot.
-    pub(crate) fn begin(&self, file: BorrowedFd<'_>, data_only: bool, number: u64) -> io::Result<()> {
-        const FSYNC: u16 = 2;
-        const FDSYNC: u16 = 3;
-        const RESFD: u32 = 1;
-        // SAFETY: all its fields are integers, for which zero is a value.
-        let mut request: libc::iocb = unsafe { std::mem::zeroed() };
-        request.aio_data = number;
-        request.aio_lio_opcode = if data_only { FDSYNC } else { FSYNC };
-        request.aio_fildes = file.as_raw_fd().unsigned_abs();
-        request.aio_flags = RESFD;
-        request.aio_resfd = self.event.as_raw_fd().unsigned_abs();
-        let mut list = [&raw mut request];
-        // SAFETY: the list and what it points to live for the whole call, which copies them; no buffer is named.
-        let result = unsafe { libc::syscall(libc::SYS_io_submit, self.context, 1, list.as_mut_ptr()) };
-        if result == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
-    }
-
-    /// What has ended, by number.
-    pub(crate) fn finished(&self) -> Vec<(u64, io::Result<()>)> {
-        // Read before the events, so that none that comes meanwhile is missed.
-        let _ = nix::unistd::read(&self.event, &mut [0; 8]);
-        let mut events = [SyncEvent::default(); SYNCS as usize];
-        let no_wait = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: `events` has room for SYNCS events and `no_wait` is live; the kernel writes whole events and says how many.
-        let count = unsafe {
-            libc::syscall(libc::SYS_io_getevents, self.context, 0, SYNCS, events.as_mut_ptr(), &raw const no_wait)
-        };
-        let count = usize::try_from(count).unwrap_or(0);
-        let outcome = |event: &SyncEvent| {
-            if event.result < 0 {
-                Err(io::Error::from_raw_os_error(i32::try_from(-event.result).unwrap_or(libc::EIO)))
-            } else {
-                Ok(())
-            }
-        };
-        events[..count].iter().map(|event| (event.data, outcome(event))).collect()
-    }
-}
-
-impl Drop for Syncs {
-    fn drop(&mut self) {
-        // SAFETY: the context is ours and is not used again. The call waits for what is under way.
-        unsafe { libc::syscall(libc::SYS_io_destroy, self.context) };
     }
 }

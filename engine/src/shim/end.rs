@@ -10,8 +10,9 @@ use super::process::{Container, Ending, Output, reap};
 use super::protocol::{ExitRecord, Notice};
 use super::record;
 use super::server::{READ_STEP, Server, Source, now};
+use super::syncs::Syncs;
 use crate::logs::Stream;
-use crate::sys_descriptor::{Syncs, release_free_memory};
+use crate::sys_descriptor::release_free_memory;
 
 /// Output taken in one go after a container's end; a process that outlived it (sharing the host's pids, in uninterruptible sleep) may
 /// write for ever.
@@ -135,7 +136,7 @@ impl Server {
                     ending.recording = Some(recording);
                 }
             }
-            // Not this way on this host, or too many at once: then the loop waits.
+            // No thread is to be had: then the loop waits.
             Err(_) => {
                 let synced =
                     if data_only { nix::unistd::fdatasync(file.as_fd()) } else { nix::unistd::fsync(file.as_fd()) };
@@ -165,16 +166,6 @@ impl Server {
             if let Some(recording) = recording {
                 self.synced(&id, recording, outcome);
             }
-        }
-    }
-
-    /// With the last container goes what writes to the disk. Giving it back takes the kernel a grace period, which nobody waits for now;
-    /// at the end of this process somebody would.
-    pub(super) fn rest(&mut self) {
-        if self.containers.is_empty()
-            && let Some((syncs, token)) = self.syncs.take()
-        {
-            self.unwatch(syncs.event(), token);
         }
     }
 

@@ -18,10 +18,11 @@ use super::process::{Container, Exec, Got};
 use super::protocol::{Message, Notice, Reply, Request, Running, Target};
 use super::record;
 use super::start::Starting;
+use super::syncs::Syncs;
 use crate::cgroup::Cgroup;
 use crate::logs::Stream;
 use crate::runtime::Launcher;
-use crate::sys_descriptor::{Syncs, pidfd_open, pidfd_signal};
+use crate::sys_descriptor::{pidfd_open, pidfd_signal};
 
 /// One read of a container's output: the kernel's default size of a pipe, so that one wake-up empties it.
 pub(super) const READ_STEP: usize = 64 << 10;
@@ -169,7 +170,6 @@ impl Server {
             }
             self.tick();
             self.flush_clients();
-            self.rest();
             if self.is_done() {
                 self.parents.values().for_each(Cgroup::remove_parents);
                 return Ok(());
