@@ -11,6 +11,7 @@
 pub mod agent;
 pub mod cluster;
 pub mod fault;
+pub mod history;
 pub mod host;
 pub mod http;
 pub mod image;
