@@ -1,6 +1,6 @@
 //! What several clients see while managers die, stand still and are cut off: every call is recorded, and one order must explain them all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,6 +11,8 @@ use orch_tests::fault::Chance;
 use orch_tests::history::{Act, Call, Held, Order, linearize};
 use orch_tests::host::{Host, RUN};
 use orch_tests::http::{Answer, call_at_socket, lines_at_socket};
+use orch_tests::machine::Place;
+use orch_tests::segment::address;
 use orch_tests::wait::{PATIENCE, eventually, took, until};
 use serde_json::Value;
 
@@ -245,4 +247,164 @@ fn one_order_explains_what_all_clients_saw_while_leaders_died_and_stood_still_an
     });
     let orders = explained(&record);
     told(&events, &orders);
+}
+
+/// A stack of a burst: a page that says its stack's name at a port that the cluster chooses, and somebody beside it.
+fn burst(name: &str) -> String {
+    format!(
+        "
+name: {name}
+services:
+  web:
+    image: busybox
+    init: true
+    command: [sh, -c, 'mkdir /www; echo {name} >/www/index.html; exec httpd -f -p 80 -h /www']
+    deploy: {{replicas: 2}}
+    ports: ['80']
+  idle: {{image: busybox, init: true, command: [sleep, infinity]}}
+"
+    )
+}
+
+/// All tasks, as the state has them.
+fn tasks(hosts: &Hosts) -> Vec<Value> {
+    let answer = call(hosts.host(1), ["GET", "/v1/tasks"], &[], "").expect("an answer");
+    serde_json::from_str(&answer.body).expect("tasks")
+}
+
+/// All services, as the state has them.
+fn services(hosts: &Hosts) -> Vec<Value> {
+    let answer = call(hosts.host(1), ["GET", "/v1/services"], &[], "").expect("an answer");
+    serde_json::from_str(&answer.body).expect("services")
+}
+
+/// Puts something where nothing may have been before.
+fn once<T: Ord + std::fmt::Debug>(given: &mut BTreeMap<T, String>, thing: T, to: &str) {
+    let shown = format!("{thing:?}");
+    if let Some(other) = given.insert(thing, to.to_owned()) {
+        assert_eq!(other, to, "{shown} was given twice");
+    }
+}
+
+/// The VXLANs of a host's kernel with their networks, by the address that the state gave to the network's bridge.
+fn tunnels(host: &Host, gateways: &BTreeMap<String, String>) -> Vec<(u64, String)> {
+    // A network that no task uses there any more may be on its way out.
+    eventually(PATIENCE, "every bridge with a tunnel has its network's address", || {
+        let links: Value = serde_json::from_str(&host.sh(Place::Host, "ip -d -j address show")).expect("links");
+        let links = links.as_array().expect("links");
+        let is_tunnel = |link: &&Value| link["linkinfo"]["info_kind"] == "vxlan" && link["master"].is_string();
+        let of = |tunnel: &Value| {
+            let bridge = links.iter().find(|link| link["ifname"] == tunnel["master"]).ok_or("its bridge is gone")?;
+            let addresses = bridge["addr_info"].as_array().into_iter().flatten();
+            let network = addresses.filter_map(|address| gateways.get(address["local"].as_str()?)).next();
+            let vni = tunnel["linkinfo"]["info_data"]["id"].as_u64().expect("a number");
+            Ok((vni, network.ok_or_else(|| bridge.to_string())?.clone()))
+        };
+        links.iter().filter(is_tunnel).map(of).collect::<Result<_, String>>()
+    })
+}
+
+/// Every address, port and VXLAN is one network's, service's or container's: by the state, and by what the kernels of all hosts have.
+fn nothing_is_given_twice(hosts: &Hosts) {
+    let (mut addresses, mut ports, mut gateways) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let tasks = tasks(hosts);
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    for task in &tasks {
+        for endpoint in task["networks"].as_object().into_iter().flatten().map(|(_, endpoint)| endpoint) {
+            once(&mut addresses, (text(&endpoint["network"]), text(&endpoint["ipv4"])), &text(&task["container_name"]));
+        }
+    }
+    for service in services(hosts) {
+        let id = text(&service["id"]);
+        for port in service["ports"].as_array().into_iter().flatten() {
+            once(&mut ports, port["host_ports"][0].as_u64().expect("a number"), &id);
+        }
+        let detail = call(hosts.host(1), ["GET", &format!("/v1/services/{id}")], &[], "").expect("an answer");
+        let detail: Value = serde_json::from_str(&detail.body).expect("a service");
+        for (network, vips) in detail["vips"].as_object().into_iter().flatten() {
+            for vip in vips.as_array().into_iter().flatten() {
+                once(&mut addresses, (network.clone(), text(vip)), &format!("service {id}"));
+            }
+        }
+    }
+    let networks = call(hosts.host(1), ["GET", "/v1/networks"], &[], "").expect("an answer");
+    let networks: Vec<Value> = serde_json::from_str(&networks.body).expect("networks");
+    for network in &networks {
+        once(&mut gateways, text(&network["gateway4"]), &text(&network["name"]));
+    }
+    let (mut vnis, mut vni_of) = (BTreeMap::new(), BTreeMap::new());
+    for (place, host) in hosts.hosts.iter().enumerate() {
+        for (vni, network) in tunnels(host, &gateways) {
+            once(&mut vnis, vni, &network);
+            once(&mut vni_of, network, &vni.to_string());
+        }
+        let running = host.orch(&["container", "ls", "--format", "json"]).ok().json_lines();
+        for container in &running {
+            let name = text(&container["name"]);
+            let outer = host.process(container).pid;
+            let found = host.sh(Place::Host, &format!("nsenter --net=/proc/{outer}/ns/net ip -4 -o address show"));
+            let network = format!("{}_default", text(&container["stack"]));
+            let own: Vec<&str> = found.lines().filter(|line| !line.contains(" lo ")).collect();
+            assert_eq!(own.len(), 1, "{name} on host {}: {found}", place + 1);
+            let address = own[0].split_whitespace().nth(3).and_then(|net| net.split('/').next()).expect("an address");
+            assert_eq!(
+                addresses.get(&(network, address.to_owned())),
+                Some(&name),
+                "its address is the one it was given"
+            );
+        }
+    }
+    println!("seen: {} addresses, {} ports, {} VXLANs", addresses.len(), ports.len(), vnis.len());
+    assert!(addresses.len() > tasks.len() && !ports.is_empty() && !vnis.is_empty(), "{addresses:?} {ports:?} {vnis:?}");
+}
+
+#[test]
+fn nothing_is_given_twice_and_no_slot_runs_twice_though_the_leader_dies_in_a_burst_of_ups() {
+    let hosts = Hosts::managers(3);
+    hosts.hosts.iter().for_each(|host| host.load("busybox"));
+    let leader = hosts.leader(1);
+    let (second, third) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    let names: Vec<String> = (0..10).map(|number| format!("s{number}")).collect();
+    let up = |number: usize, name: &str| {
+        let file = format!("{name}.yaml");
+        hosts.host(number).write(&file, &burst(name));
+        hosts.host(number).start(&["-f", &file, "up", "-d"])
+    };
+    // Whichever manager is asked: the one that dies, too.
+    let asked: Vec<usize> = [second, third, leader].into_iter().cycle().take(names.len()).collect();
+    let running: Vec<_> = asked.iter().zip(&names).map(|(number, name)| up(*number, name)).collect();
+    eventually(PATIENCE, "some of the stacks are there", || {
+        let there = hosts.host(second).orch(&["ls", "-q"]);
+        if there.lines().len() >= 2 { Ok(()) } else { Err(there.told()) }
+    });
+    hosts.host(leader).kill_agent();
+    hosts.host(leader).start_agent();
+    for ((command, number), name) in running.into_iter().zip(&asked).zip(&names) {
+        let output = command.ends(2 * PATIENCE);
+        // Whoever asked the one that died may have had no answer; the same again changes nothing that was done.
+        assert!(output.code == 0 || *number == leader, "{}", output.told());
+        up(second, name).ends(2 * PATIENCE).ok();
+    }
+    eventually(2 * PATIENCE, "all run", || {
+        let tasks = tasks(&hosts);
+        let well = tasks.iter().filter(|task| task["status"]["state"] == "running").count();
+        if well == 3 * names.len() && tasks.len() == well { Ok(()) } else { Err(format!("{well} of {tasks:?}")) }
+    });
+    nothing_is_given_twice(&hosts);
+    let mut slots: Vec<String> = Vec::new();
+    for host in &hosts.hosts {
+        let containers = host.orch(&["container", "ls", "--format", "json"]).ok().json_lines();
+        slots.extend(containers.iter().map(|container| container["name"].as_str().unwrap_or_default().to_owned()));
+    }
+    let different: BTreeSet<&String> = slots.iter().collect();
+    assert_eq!((slots.len(), different.len()), (30, 30), "each slot runs once: {slots:?}");
+    // The port of each leads to its own page, through every host.
+    for service in services(&hosts).iter().filter(|service| service["name"] == "web") {
+        let port = service["ports"][0]["host_ports"][0].as_u64().and_then(|port| u16::try_from(port).ok());
+        let name = service["stack"].as_str().unwrap_or_default();
+        for number in 1..=3 {
+            let page = hosts.host(1).page(Place::Host, address(number), port.expect("it is published"), "/");
+            assert_eq!(page.as_deref().map(str::trim), Ok(name), "port {port:?} of host {number}");
+        }
+    }
 }
