@@ -339,19 +339,21 @@ fn nothing_is_given_twice(hosts: &Hosts) {
             once(&mut vni_of, network, &vni.to_string());
         }
         let running = host.orch(&["container", "ls", "--format", "json"]).ok().json_lines();
-        for container in &running {
-            let name = text(&container["name"]);
-            let outer = host.process(container).pid;
-            let found = host.sh(Place::Host, &format!("nsenter --net=/proc/{outer}/ns/net ip -4 -o address show"));
-            let network = format!("{}_default", text(&container["stack"]));
-            let own: Vec<&str> = found.lines().filter(|line| !line.contains(" lo ")).collect();
-            assert_eq!(own.len(), 1, "{name} on host {}: {found}", place + 1);
-            let address = own[0].split_whitespace().nth(3).and_then(|net| net.split('/').next()).expect("an address");
-            assert_eq!(
-                addresses.get(&(network, address.to_owned())),
-                Some(&name),
-                "its address is the one it was given"
-            );
+        // One shell for all, which says of each: name, network, and the lines of its addresses.
+        let look = |container: &Value| {
+            let (name, pid) = (text(&container["name"]), &container["pid"]);
+            let say = format!("echo {name} {}_default $(", text(&container["stack"]));
+            format!("{say}nsenter --net=/proc/{pid}/ns/net ip -4 -br address show eth0)\n")
+        };
+        let found = host.sh(Place::Host, &running.iter().map(look).collect::<String>());
+        assert_eq!(found.lines().count(), running.len(), "{found}");
+        for line in found.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            // NAME NETWORK eth0@if7 UP 10.210.0.2/24
+            let [name, network, _, _, address] = words[..] else { panic!("one address on host {}: {line}", place + 1) };
+            let address = address.split('/').next().unwrap_or_default();
+            let given = addresses.get(&(network.to_owned(), address.to_owned()));
+            assert_eq!(given.map(String::as_str), Some(name), "its address is the one it was given: {line}");
         }
     }
     println!("seen: {} addresses, {} ports, {} VXLANs", addresses.len(), ports.len(), vnis.len());
@@ -378,19 +380,24 @@ fn nothing_is_given_twice_and_no_slot_runs_twice_though_the_leader_dies_in_a_bur
         if there.lines().len() >= 2 { Ok(()) } else { Err(there.told()) }
     });
     hosts.host(leader).kill_agent();
+    let begun = Instant::now();
     hosts.host(leader).start_agent();
+    took("leader killed → its agent answers again", begun);
     for ((command, number), name) in running.into_iter().zip(&asked).zip(&names) {
         let output = command.ends(2 * PATIENCE);
         // Whoever asked the one that died may have had no answer; the same again changes nothing that was done.
         assert!(output.code == 0 || *number == leader, "{}", output.told());
         up(second, name).ends(2 * PATIENCE).ok();
     }
+    took("leader killed → every up has ended", begun);
     eventually(2 * PATIENCE, "all run", || {
         let tasks = tasks(&hosts);
         let well = tasks.iter().filter(|task| task["status"]["state"] == "running").count();
         if well == 3 * names.len() && tasks.len() == well { Ok(()) } else { Err(format!("{well} of {tasks:?}")) }
     });
+    took("leader killed → all thirty tasks run", begun);
     nothing_is_given_twice(&hosts);
+    took("leader killed → everything was looked at", begun);
     let mut slots: Vec<String> = Vec::new();
     for host in &hosts.hosts {
         let containers = host.orch(&["container", "ls", "--format", "json"]).ok().json_lines();
