@@ -39,3 +39,9 @@ pub fn until(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool
 pub fn took(what: &str, begun: Instant) {
     println!("seen: {what}: {:.2} s", begun.elapsed().as_secs_f64());
 }
+
+/// Says something that was seen, for people: see [`took`].
+#[expect(clippy::print_stdout, reason = "the harness of the tests shows it on request")]
+pub fn saw(what: &str) {
+    println!("seen: {what}");
+}

@@ -13,7 +13,7 @@ use orch_tests::host::{Host, RUN};
 use orch_tests::http::{Answer, call_at_socket, lines_at_socket};
 use orch_tests::machine::Place;
 use orch_tests::segment::address;
-use orch_tests::wait::{PATIENCE, eventually, took, until};
+use orch_tests::wait::{PATIENCE, eventually, saw, took, until};
 use serde_json::Value;
 
 /// Registers: configs, each with a version.
@@ -195,7 +195,7 @@ fn explained(record: &Record<'_>) -> BTreeMap<String, Order> {
         assert_eq!(orders[key].get(version), Some(value), "{key} was never version {version}, old or not");
     }
     let open = calls.iter().filter(|call| call.ended.is_none()).count();
-    println!("seen: {} calls, {open} without an answer, {} answers labelled as stale", calls.len(), stale.len());
+    saw(&format!("{} calls, {open} without an answer, {} labelled as stale", calls.len(), stale.len()));
     orders
 }
 
@@ -356,7 +356,7 @@ fn nothing_is_given_twice(hosts: &Hosts) {
             assert_eq!(given.map(String::as_str), Some(name), "its address is the one it was given: {line}");
         }
     }
-    println!("seen: {} addresses, {} ports, {} VXLANs", addresses.len(), ports.len(), vnis.len());
+    saw(&format!("{} addresses, {} ports, {} VXLANs", addresses.len(), ports.len(), vnis.len()));
     assert!(addresses.len() > tasks.len() && !ports.is_empty() && !vnis.is_empty(), "{addresses:?} {ports:?} {vnis:?}");
 }
 
