@@ -629,10 +629,10 @@ impl Replica {
     /// Turns one `Ready` of the library into work. Nothing that promises durability leaves before the write that it rests on is done.
     fn take_ready(&mut self) {
         let mut ready = self.raw.ready();
-        let leading = ready.take_messages();
+        let mut leading = ready.take_messages();
         let committed = ready.take_committed_entries();
         let entries = ready.take_entries();
-        let held = ready.take_persisted_messages();
+        let mut held = ready.take_persisted_messages();
         let read_states = ready.take_read_states();
         if let Some(hard_state) = ready.hs() {
             self.hard_state = hard_state.clone();
@@ -640,6 +640,12 @@ impl Replica {
         let number = ready.number();
         let written = self.write_ready(&ready, &entries, number);
         self.raw.advance_append_async(ready);
+        // Who is elected by others has its term on disk by then. Who votes alone leads at once, and after a crash would lead again in the same
+        // term with other entries, while a learner has those of before.
+        if self.durable_term < self.raw.raft.term {
+            leading.append(&mut held);
+            held = std::mem::take(&mut leading);
+        }
         self.send(leading);
         self.hold(held, number, written);
         for state in read_states {

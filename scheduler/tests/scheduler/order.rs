@@ -125,6 +125,27 @@ fn alone(disk: &SimulatedDisk) -> Stage {
 }
 
 #[test]
+fn who_votes_alone_says_nothing_in_a_term_that_is_not_on_disk() {
+    let disk = SimulatedDisk::default();
+    let mut stage = alone(&disk);
+    stage.replica.add_member(1, NodeId("node-2".to_owned()), String::new());
+    stage.look();
+    stage.settle();
+    assert_eq!(stage.replica.configuration(), (vec![1], vec![2]));
+    let mut stage = Stage::new(1, &disk.copy());
+    // Its disk stands still: the changes that it knows of are applied, and it leads.
+    stage.apply();
+    for _ in 0..3 {
+        stage.replica.tick();
+        stage.look();
+    }
+    assert_eq!(stage.replica.raft().state, StateRole::Leader, "nobody else can lead");
+    assert_eq!(stage.said(), [], "its term could be another's after a crash");
+    stage.write();
+    assert!(stage.said().contains(&MessageType::MsgAppend));
+}
+
+#[test]
 fn a_follower_acknowledges_entries_only_when_they_are_on_disk() {
     let mut stage = Stage::new(2, &SimulatedDisk::default());
     let mut append = message(MessageType::MsgAppend, 1, 2, 3);

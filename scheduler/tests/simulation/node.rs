@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use orch_core::{Assignments, State};
 use orch_scheduler::replica::machine::{self, Applied, Batch};
-use orch_scheduler::replica::{Replica, Settings, Task, Write, decode_snapshot, encode_snapshot};
+use orch_scheduler::replica::{Job, Replica, Settings, Task, Write, decode_snapshot, encode_snapshot};
 use orch_scheduler::start;
 use orch_scheduler::{Bootstrap, Invitation, StartError};
 use orch_spec::assignment::NodeId;
@@ -130,6 +130,11 @@ impl Up {
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    /// Whether its next write replaces the log.
+    pub(crate) fn replaces(&self) -> bool {
+        self.writes.front().is_some_and(|write| matches!(write.job, Job::Replace { .. }))
     }
 
     /// The next step of the state machine.

@@ -192,8 +192,9 @@ impl Oracle {
         let last = (raft.raft_log.last_term(), raft.raft_log.last_index());
         let promise = self.promises.get(&id).copied().unwrap_or_default();
         assert!(last >= promise, "R10: {id} has promised {promise:?} and is back with {last:?} (term, index)");
-        // One that was removed while it was away may come back with the configuration of a time when it was alone: it decides nothing.
-        if !replica.has_others() && self.latest.managers.keys().all(|member| *member == id) {
+        // The last member counts, not the configuration that it comes back with: that is the snapshot's, which one that was removed while it
+        // was away may have from a time when it was alone, and the last one from a time when it was not.
+        if self.latest.managers.keys().all(|member| *member == id) {
             // If it leads already, then with a first entry of its own that is not written yet.
             self.forget(last.1 - u64::from(raft.state == raft::StateRole::Leader));
         }

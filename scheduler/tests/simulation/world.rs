@@ -28,6 +28,8 @@ const SECOND: u64 = 1_000 * MS;
 const TROUBLE: u64 = 12 * SECOND;
 /// How long the cluster may take to be quiet and whole when everything is well again.
 const PEACE: u64 = 14 * SECOND;
+/// Operations on the disk that it takes to replace a log by a snapshot and a new one, and one more.
+const REPLACING: usize = 13;
 /// A healthy majority has so long to accept a change: five election timeouts of the slowest, and a second for the change.
 const PROGRESS: u64 = (5 * 2 * ELECTION as u64 * TICK_MS + 1_000) * MS;
 
@@ -85,6 +87,8 @@ pub(crate) struct World {
     large: bool,
     /// Members that the operator is about to remove because their disk is damaged.
     broken: BTreeSet<usize>,
+    /// The power goes by preference while a log is being replaced. So it is in every fourth run; the others are as they were before.
+    harsh: bool,
     /// Everything that happens is told.
     trace: bool,
 }
@@ -159,6 +163,7 @@ impl World {
             compact_at,
             trailing,
             broken: BTreeSet::new(),
+            harsh: seed % 4 == 3,
             trace: std::env::var_os("ORCH_SIM_TRACE").is_some(),
         }
     }
@@ -333,6 +338,11 @@ impl World {
     }
 
     fn write(&mut self, place: usize, life: u64) {
+        let replaces = self.harsh && self.trouble && self.nodes[place].living(life).is_some_and(|up| up.replaces());
+        if replaces && self.random.below(3) == 0 {
+            self.stop(place, true);
+            return self.at(100 * MS, Event::Start(place));
+        }
         let together = self.random.below(4);
         let node = &mut self.nodes[place];
         let Some(up) = node.living(life) else { return };
@@ -464,7 +474,8 @@ impl World {
         if power {
             if up.writing {
                 // In the middle of a write, at any operation of it.
-                node.disk.stop_after(self.random.below(5));
+                let operations = if self.harsh && up.replaces() { REPLACING } else { 5 };
+                node.disk.stop_after(self.random.below(operations));
                 let _ = up.write(self.random.below(3));
             }
             drop(up);
@@ -565,7 +576,8 @@ impl World {
             member.is_some() && member != invited
         };
         let broken = inside.iter().copied().find(|place| self.broken.contains(place) || is_lost(*place));
-        if self.settled && broken.is_none() {
+        let is_damaged = inside.iter().any(|place| self.nodes[*place].damaged);
+        if (self.settled || is_damaged) && broken.is_none() {
             return;
         }
         // One host stays out, for the next to come.
@@ -633,7 +645,10 @@ impl World {
     fn damage(&mut self, place: usize) {
         let voters = self.oracle.latest.voters().len();
         let is_whole = self.broken.is_empty() && self.nodes.iter().all(|node| !node.damaged);
-        if voters < 3 || !is_whole || self.nodes[place].up.is_none() {
+        // Nor while a voter is on its way out: with it the majority may be gone.
+        let leader = self.leader().and_then(|leader| self.nodes[leader].up.as_ref()).map(|up| up.replica.raft());
+        let is_still = leader.is_some_and(|raft| raft.pending_conf_index <= raft.raft_log.applied);
+        if voters < 3 || !is_whole || !is_still || self.nodes[place].up.is_none() {
             return;
         }
         self.stop(place, false);
