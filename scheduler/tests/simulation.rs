@@ -36,6 +36,9 @@ use world::{Mode, World};
 /// Seeds of each mode in every run of the tests.
 const SEEDS: u64 = 160;
 
+/// The same, of runs with nodes under the managers: each does ten times as much.
+const SEEDS_WITH_NODES: u64 = 40;
+
 /// Seeds that find something: each fails again when the mistake behind it is put back.
 const REGRESSIONS: &[(Mode, u64, bool)] = &[
     // Acknowledging entries before they are on disk (R10).
@@ -52,6 +55,12 @@ const REGRESSIONS: &[(Mode, u64, bool)] = &[
     (Mode::Safety, 1402, false),
     // A mistake of the simulation: of two voters one was about to be removed when the other's disk was damaged (R14).
     (Mode::Safety, 1080, false),
+    // Guests of a namespace that waited for ever for a host that had been scaled away (O1), one of them in an update (O4).
+    (Mode::Safety, 26, true),
+    (Mode::Safety, 100, true),
+    (Mode::Liveness, 196, true),
+    // Two tasks of one slot that stayed when a service went back while both were to hand over (O3).
+    (Mode::Safety, 63, true),
 ];
 
 fn run(mode: Mode, seed: u64, nodes: bool) -> Summary {
@@ -124,6 +133,25 @@ fn a_healthy_majority_makes_progress_whatever_the_others_do() {
     let total = sweep(Mode::Liveness, 0, SEEDS, false);
     assert_eq!(total.live, SEEDS, "every seed ends with progress");
     println!("{total:?}");
+}
+
+#[test]
+fn nodes_run_what_is_wanted_whatever_happens_to_them_and_their_managers() {
+    let mut total = sweep(Mode::Safety, 0, SEEDS_WITH_NODES, true);
+    total += sweep(Mode::Liveness, 0, SEEDS_WITH_NODES, true);
+    println!("{total:?}");
+    for (what, count) in [
+        ("sessions of nodes", total.sessions),
+        ("reports", total.reports),
+        ("changes that somebody asked for", total.used),
+        ("accidents of nodes", total.accidents),
+        ("nodes that were given up", total.marked),
+        ("clusters that came to rest", total.rested),
+        ("nodes that were away for a moment", total.returned),
+        ("new leaders of clusters at rest", total.led_on),
+    ] {
+        assert!(count > 10, "the seeds have seen too few {what} to mean anything: {count}");
+    }
 }
 
 #[test]

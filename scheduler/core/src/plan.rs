@@ -31,7 +31,7 @@ use petgraph::visit::EdgeRef;
 pub use diff::explain_changes;
 pub(crate) use draft::Records;
 pub(crate) use publish::entitled;
-pub(crate) use replicas::ends_by_itself;
+pub(crate) use replicas::{ends_by_itself, namespace_services};
 pub(crate) use roll::{Move, plan_moves, plan_slots};
 
 use crate::command::{Act, Answer, ApplyStack, Down, RunOneOff, Scale};

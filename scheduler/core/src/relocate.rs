@@ -50,6 +50,15 @@ fn displacement(state: &State, task: &Task) -> Option<Move> {
     if !task.is_replica() || !lives || spec.deploy.mode.is_global() {
         return None;
     }
+    // A guest whose host was taken away goes to the one that is there now, once there is one.
+    let is_bereft = task.namespace_parents().any(|parent| !state.tasks.contains_key(parent));
+    let mut hosts = plan::namespace_services(spec).peekable();
+    if is_bereft
+        && hosts.peek().is_some()
+        && hosts.all(|host| state.service_tasks(&task.stack, host).any(Task::is_replica))
+    {
+        return Some(Move { task: task.id.clone(), lost: false, beside: false, by: None });
+    }
     let id = task.node.as_ref()?;
     let (task_id, node) = (task.id.clone(), state.nodes.get(id));
     let fixed = spec.networks.values().any(|attachment| attachment.ipv4_address.or(attachment.ipv6_address).is_some());
@@ -92,15 +101,19 @@ fn welcome_back(state: &mut State, stack: &str) -> bool {
             && task.hand_over.is_some()
             && task.node.as_ref().is_some_and(|node| state.node_state(node) == NodeState::Ready)
     });
-    let mut restored: Vec<(TaskId, TaskId)> = Vec::new();
+    let mut restored: BTreeMap<TaskId, TaskId> = BTreeMap::new();
     for task in back {
         let next = state.slot_tasks(stack, &task.service, task.slot).rfind(|other| other.is_replica());
         if let Some(next) = next.filter(|next| next.told.is_none() && next.revision == task.revision) {
-            restored.push((task.id.clone(), next.id.clone()));
+            // Of several in one slot one stays: they follow each other, and a later one is nearer to what is wanted.
+            let later = |former: &TaskId| state.tasks.get(former).is_none_or(|former| former.sequence < task.sequence);
+            if restored.get(&next.id).is_none_or(later) {
+                restored.insert(next.id.clone(), task.id.clone());
+            }
         }
     }
     let index = state.index;
-    for (task, next) in &restored {
+    for (next, task) in &restored {
         let goal = state.tasks.get(next).map_or(DesiredTask::Running, |next| next.goal);
         if let Some(task) = state.tasks.get_mut(task) {
             (task.goal, task.hand_over, task.lost, task.changed) = (goal, None, false, index);

@@ -3,6 +3,8 @@
 //! One step looks at what the state says and does what is due: it never remembers more than the record in the state, and all its times
 //! are times of the log. So it goes on where it was under any leader.
 
+use std::collections::BTreeMap;
+
 use orch_spec::assignment::{DesiredTask, Health, TaskId, TaskState};
 use orch_spec::model::FailureAction;
 
@@ -209,7 +211,16 @@ fn keep_alive(state: &mut State, stack: &str, name: &str, former: &Former, gener
             && task.revision == former.revision
             && task.image_id == former.image_id
     });
-    let alive: Vec<(TaskId, u32)> = alive.map(|task| (task.id.clone(), task.slot)).collect();
+    // Of several in one slot, which one after the other were to hand over, the best stays; the others hand over to it.
+    let mut best: BTreeMap<u32, &Task> = BTreeMap::new();
+    for task in alive {
+        let worth = |task: &Task| (!task.lost, task.is_ready(), task.sequence);
+        let present = best.entry(task.slot).or_insert(task);
+        if worth(present) < worth(task) {
+            *present = task;
+        }
+    }
+    let alive: Vec<(TaskId, u32)> = best.into_iter().map(|(slot, task)| (task.id.clone(), slot)).collect();
     let failed = state.service_tasks(stack, name).filter(|task| task.is_replica());
     let failed: Vec<(TaskId, u32)> = failed.map(|task| (task.id.clone(), task.slot)).collect();
     for (id, slot) in alive {

@@ -710,6 +710,12 @@ impl World {
         self.settled = true;
         let calm = self.now + 6 * SECOND;
         self.run_until(calm);
+        // Learners that are about to vote do so before others are taken away: a majority is one of all who vote by then.
+        let awaited = |world: &Self| world.oracle.latest.learners().len() + world.oracle.latest.voters().len() % 2 > 1;
+        while awaited(self) && self.now < calm + 6 * SECOND {
+            let next = self.now + 100 * MS;
+            self.run_until(next);
+        }
         let voters = self.oracle.latest.voters();
         let named: Vec<usize> = voters
             .iter()

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use orch_core::{
-    Availability, Command, Down, Explanation, NodeState, RolloutState, Serving, UpdateNode, UpdateService,
+    Availability, Command, Down, Explanation, NodeState, RolloutState, Scale, Serving, UpdateNode, UpdateService,
 };
 use orch_spec::assignment::{DesiredTask, NodeId, TaskState};
 use orch_spec::model::StackSpec;
@@ -604,6 +604,48 @@ fn guests_of_a_namespace_go_and_stay_together() {
     };
     assert_eq!(of(&fleet, "app"), of(&fleet, "side"));
     assert!(of(&fleet, "app").iter().all(|(_, _, state)| *state == TaskState::Running));
+}
+
+/// Simulator, Safety+Nodes:26 and 100.
+#[test]
+fn a_guest_whose_host_was_scaled_away_goes_to_the_one_that_comes_back() {
+    let mut fleet = Fleet::new(2);
+    up(&mut fleet, "services: {app: {image: app}, side: {image: side, network_mode: 'service:app'}}");
+    for replicas in [0, 1] {
+        let services = BTreeMap::from([("app".to_owned(), replicas)]);
+        let scale = Scale { stack: "web".to_owned(), services, ..Scale::default() };
+        assert!(fleet.apply(Command::Scale(scale)).result.is_ok());
+        fleet.settle();
+    }
+    let host = fleet.tasks("app")[0].id.clone();
+    let guests: Vec<_> = fleet.tasks("side").iter().flat_map(|task| task.namespace_parents().cloned()).collect();
+    assert_eq!(guests, [host]);
+    assert_eq!(fleet.running("app"), fleet.running("side"));
+}
+
+/// Simulator, Safety+Nodes:63.
+#[test]
+fn going_back_keeps_one_task_a_slot_where_several_were_to_hand_over() {
+    let mut fleet = Fleet::new(2);
+    let text = |tag: u8| {
+        let rest = "healthcheck: {test: 'true'}, deploy: {update_config: {order: start-first}}";
+        format!("services: {{app: {{image: 'app:{tag}', {rest}}}}}")
+    };
+    up(&mut fleet, &text(1));
+    let place = fleet.tasks("app")[0].node.clone().expect("it runs");
+    availability(&mut fleet, &place.0, Availability::Drain);
+    let second = |fleet: &Fleet| fleet.tasks("app").into_iter().any(|t| t.is_replica() && t.has_process());
+    while !second(&fleet) {
+        assert!(fleet.step(), "a second task comes");
+    }
+    fleet.up(&file(&text(2))).expect("it can be brought up");
+    assert_eq!(fleet.tasks("app").len(), 3, "two that hand over, and the newest");
+    let back = Command::RollbackService { stack: "web".to_owned(), service: "app".to_owned() };
+    assert!(fleet.apply(back).result.is_ok());
+    fleet.settle();
+    fleet.pass(60_000);
+    assert_eq!(images(&fleet, "app"), ["app:1"]);
+    assert_eq!(fleet.running("app").len(), 1);
 }
 
 #[test]
