@@ -39,6 +39,7 @@ pub(crate) enum ApplyTask {
 pub(crate) fn run(shared: Arc<Shared>, term: u64, tasks: &Receiver<ApplyTask>, events: &Sender<Message>) {
     let assignments = {
         let state = shared.state.read().unwrap_or_else(PoisonError::into_inner);
+        shared.time.see(state.time);
         Assignments::new(&state)
     };
     let mut applier = Applier { shared, assignments, nodes: HashMap::new(), checked: None, term };
@@ -93,6 +94,7 @@ impl Applier {
                 assert_eq!(found, index, "the snapshot that is installed is the one that was looked at");
                 let applied = Applied { index, term, changes: Vec::new(), members: Some(state.members.clone()) };
                 self.assignments = Assignments::new(&state);
+                self.shared.time.see(state.time);
                 self.term = term;
                 *self.shared.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
                 self.publish();
@@ -113,6 +115,7 @@ impl Applier {
             // Copied only while a snapshot is being made of it.
             let state = Arc::make_mut(&mut *state);
             let batch = machine::apply(state, entries)?;
+            self.shared.time.see(state.time);
             if !batch.changes.is_empty() {
                 self.assignments.refresh(state, &batch.changes);
             }

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
+use orch_api::clock::now_ms;
 use orch_api::control::NodeLink;
-use orch_core::{Answer, Command, Refusal, State};
+use orch_core::{Answer, Command, Entry, Refusal, State};
 use orch_spec::assignment::{Assignment, NodeId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -17,9 +18,9 @@ use crate::disk::{Directory, Disk};
 use crate::driver::{self, INBOX, Message, Start};
 use crate::link;
 use crate::log::LogError;
-use crate::replica::encode_command;
 use crate::request;
 use crate::start::random;
+use crate::stopwatch::Stopwatch;
 use crate::transport::{NoTransport, Transport};
 
 /// Proposals waiting for the raft thread: more wait in their callers.
@@ -180,6 +181,8 @@ pub(crate) struct Shared {
     pub(crate) gone: Mutex<Option<String>>,
     /// Who leads.
     pub(crate) leadership: watch::Sender<Leadership>,
+    /// The log's time.
+    pub(crate) time: Stopwatch,
 }
 
 /// See the module. Cheap to clone.
@@ -248,10 +251,16 @@ impl Control {
         // What a node repeats by itself needs no disk where nobody else could miss it.
         let durable =
             !matches!(command, Command::Report { .. } | Command::ReserveAddress(_) | Command::ReleaseAddress { .. });
-        let data = encode_command(now_ms(), random(), request::next(), command)
-            .map_err(|error| ProposeError::Unavailable(error.to_string()))?;
+        let (now_ms, time_ms) = (now_ms(), Some(self.log_time()));
+        let entry = Entry { now_ms, time_ms, nonce: random(), request: request::next(), command };
+        let data = serde_json::to_vec(&entry).map_err(|error| ProposeError::Unavailable(error.to_string()))?;
         let permit = self.admission.clone().acquire_owned().await.map_err(|_| self.gone())?;
         self.ask(|reply| Message::Propose { data, durable, reply, _permit: permit }).await?
+    }
+
+    /// The log's time now, which timers are measured by: milliseconds.
+    pub fn log_time(&self) -> u64 {
+        self.shared.time.read(now_ms())
     }
 
     async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Result<T, ProposeError> {
@@ -389,9 +398,4 @@ impl Control {
             let _ = finished.await;
         }
     }
-}
-
-/// This host's clock, milliseconds since the epoch.
-pub(crate) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }

@@ -30,6 +30,7 @@ use crate::log::LogError;
 use crate::replica::machine::Applied;
 use crate::replica::{ELECTION, Failure, Replica, Settings, Space, TICK_MS, Task, Work, Write};
 use crate::start::{self, random};
+use crate::stopwatch::Stopwatch;
 use crate::transport::Transport;
 
 /// Taken into one batch.
@@ -186,6 +187,7 @@ impl Driver {
             state: RwLock::new(Arc::new(opened.state)),
             gone: Mutex::default(),
             leadership: watch::Sender::default(),
+            time: Stopwatch::default(),
         });
         let (writes, jobs) = channel();
         let (tasks, todo) = channel();

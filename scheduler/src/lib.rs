@@ -22,6 +22,7 @@ pub mod server;
 mod slog_bridge;
 pub mod start;
 pub mod steward;
+mod stopwatch;
 pub mod transport;
 
 pub use control::{Bootstrap, Control, ControlConfig, Invitation, Leadership, ProposeError, Standing, StartError};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use orch_core::{Command, NodeState, State};
 use orch_spec::assignment::NodeId;
 
-use crate::control::{Control, ProposeError, now_ms};
+use crate::control::{Control, ProposeError};
 
 /// How often nodes are looked at. A node that is lost is to be suspect within two seconds.
 const LOOK: Duration = Duration::from_millis(200);
@@ -27,10 +27,10 @@ pub struct Sight {
     pub heard: bool,
 }
 
-/// What is to be said now: that a timer is due, and which nodes are seen otherwise than the state has it.
-pub fn due(state: &State, now_ms: u64, seen: impl Fn(&NodeId) -> Sight) -> Vec<Command> {
+/// What is to be said now, at this time of the log: that a timer is due, and which nodes are seen otherwise than the state has it.
+pub fn due(state: &State, time: u64, seen: impl Fn(&NodeId) -> Sight) -> Vec<Command> {
     let mut commands = Vec::new();
-    if state.next_timer().is_some_and(|at| at <= now_ms) {
+    if state.next_timer().is_some_and(|at| at <= time) {
         commands.push(Command::Tick);
     }
     if state.is_cluster() {
@@ -63,7 +63,7 @@ pub async fn run(control: Control, seen: impl Fn(&NodeId, Instant) -> Sight + Se
             from = began;
         }
         looked = Some(began);
-        let now = now_ms();
+        let now = control.log_time();
         let (commands, next) = control.read(|state| {
             let commands = due(state, now, |node| seen(node, from));
             let timer = state.next_timer().map(|at| Duration::from_millis(at.saturating_sub(now)));

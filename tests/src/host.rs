@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ pub struct Host {
     instance: String,
     temporary: tempfile::TempDir,
     before: Traces,
+    /// By how many seconds the clock is off that its orch goes by, from the next start of the agent on.
+    pub clock_off: AtomicI64,
     /// How long traces may take to vanish after the command that removes them: the kernel takes networks down behind its back.
     pub settles: Duration,
 }
@@ -86,7 +88,8 @@ impl Host {
         }
         let before =
             Traces::of(&machine, &instance).unwrap_or_else(|e| panic!("the machine cannot be looked at: {e:#}"));
-        Self { machine, instance, temporary, before, settles: Duration::from_secs(5) }
+        let settles = Duration::from_secs(5);
+        Self { machine, instance, temporary, before, clock_off: AtomicI64::new(0), settles }
     }
 
     /// A machine whose orch has the image `busybox`; the first command starts the agent.
@@ -156,6 +159,10 @@ impl Host {
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.env("HOME", self.folder()).env("LANG", "C.UTF-8");
         command.env("ORCH_DATA_DIR", self.data()).env("ORCH_RUN_DIR", RUN).env("ORCH_INSTANCE", &self.instance);
+        match self.clock_off.load(Ordering::Relaxed) {
+            0 => {}
+            off => drop(command.env("ORCH_CLOCK_OFFSET", off.to_string())),
+        }
     }
 
     /// Does something on the machine. See [`Machine::inside`].

@@ -28,7 +28,6 @@ mod view;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use orch_api::control::NodeLink;
 pub(crate) use orch_api::error::chain;
@@ -123,7 +122,7 @@ impl Shared {
 
 /// Milliseconds since the epoch.
 pub(crate) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+    orch_api::clock::now_ms()
 }
 
 impl Agent {

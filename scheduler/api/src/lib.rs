@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod client;
+pub mod clock;
 pub mod cluster;
 pub mod control;
 pub mod error;

@@ -123,6 +123,10 @@ fn verifier(authority: CertificateDer<'static>) -> Result<Arc<WebPkiServerVerifi
     builder.build().map_err(|e| TlsError::Trust(Box::new(e)))
 }
 
+fn by_our_clock() -> UnixTime {
+    UnixTime::since_unix_epoch(crate::clock::since_epoch())
+}
+
 /// Whether a certificate is refused for the time alone.
 fn is_about_time(error: &rustls::Error) -> bool {
     use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
@@ -140,8 +144,27 @@ pub fn about<T>(now: UnixTime, check: impl Fn(UnixTime) -> Result<T, rustls::Err
         if !is_about_time(&error) {
             return Err(error);
         }
-        at(now.as_secs().saturating_sub(CLOCK_SKEW)).or_else(|_| at(now.as_secs() + CLOCK_SKEW)).map_err(|_| error)
+        at(now.as_secs().saturating_sub(CLOCK_SKEW))
+            .or_else(|_| at(now.as_secs() + CLOCK_SKEW))
+            .map_err(|_| in_words(error))
     })
+}
+
+/// What is wrong with a certificate's time, with the suspect named.
+fn in_words(error: rustls::Error) -> rustls::Error {
+    let minutes = |seconds: u64| (seconds + 30) / 60;
+    let text = match &error {
+        rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { time, not_after }) => {
+            let ago = minutes(time.as_secs().saturating_sub(not_after.as_secs()));
+            format!("its certificate expired {ago} min ago by this host's clock")
+        }
+        rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { time, not_before }) => {
+            let ahead = minutes(not_before.as_secs().saturating_sub(time.as_secs()));
+            format!("its certificate begins in {ahead} min by this host's clock")
+        }
+        _ => return error,
+    };
+    rustls::Error::General(format!("{text}; are the clocks of both hosts right?"))
 }
 
 /// Tries a check at the time, and else when the certificate is valid, whatever this host's clock says.
@@ -198,9 +221,11 @@ impl ServerCertVerifier for Known {
         intermediates: &[CertificateDer<'_>],
         server_name: &ServerName<'_>,
         ocsp_response: &[u8],
-        now: UnixTime,
+        _: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        about(now, |now| self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now))
+        about(by_our_clock(), |now| {
+            self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        })
     }
 
     signatures_by!(self => provider());
@@ -220,12 +245,12 @@ impl ServerCertVerifier for Pinned {
         intermediates: &[CertificateDer<'_>],
         server_name: &ServerName<'_>,
         ocsp_response: &[u8],
-        now: UnixTime,
+        _: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let shown = intermediates.iter().find(|shown| digest(shown) == self.digest);
         let authority = shown.ok_or(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
         let verifier = verifier(authority.clone().into_owned()).map_err(|e| rustls::Error::General(e.to_string()))?;
-        whenever_valid(now, |now| {
+        whenever_valid(by_our_clock(), |now| {
             verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
         })
     }

@@ -27,7 +27,13 @@ struct Log {
 impl Log {
     fn apply(&mut self, command: Command) -> bool {
         let index = self.state.index + 1;
-        let entry = Entry { now_ms: index, nonce: index.wrapping_mul(0x9e37_79b9_7f4a_7c15), request: None, command };
+        let entry = Entry {
+            time_ms: None,
+            now_ms: index,
+            nonce: index.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            request: None,
+            command,
+        };
         let begun = Instant::now();
         let done = self.state.apply(index, &entry).result.is_ok();
         self.spent += begun.elapsed();

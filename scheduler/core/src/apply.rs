@@ -16,7 +16,7 @@ impl State {
     /// before.
     pub fn apply(&mut self, index: u64, entry: &Entry) -> Outcome {
         self.index = index;
-        self.time = self.time.max(entry.now_ms);
+        self.time = self.time.max(entry.time_ms.unwrap_or(entry.now_ms));
         let mut changes = Changes::default();
         let moment = Moment { now_ms: entry.now_ms, nonce: entry.nonce };
         if let Some(answer) = entry.request.and_then(|request| self.requests.answer(request)) {

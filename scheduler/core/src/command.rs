@@ -17,8 +17,12 @@ use crate::state::{Availability, ClusterSettings, NodeState, ObjectKind};
 /// One entry of the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
-    /// The proposer's clock in milliseconds since the epoch: the only time that the state knows.
+    /// The proposer's clock in milliseconds since the epoch: what people are told, and what tokens expire by.
     pub now_ms: u64,
+    /// The log's time, which timers are measured by: it goes on from one entry to the next as the leader's stopwatch runs. `None` = as the
+    /// clock says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_ms: Option<u64>,
     /// Random number of the proposer: the only randomness that the state knows; ids of tasks come from it.
     pub nonce: u64,
     /// The request that it is part of, which may be asked for more than once; `None` for what the control plane does by itself.

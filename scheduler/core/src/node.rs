@@ -113,7 +113,7 @@ impl State {
         let changed = node.observe(observed, now);
         let (state, ready_at, name) = (node.state, node.ready_at, node.facts.hostname.clone());
         if changed {
-            node.changed = index;
+            (node.changed, node.since) = (index, moment.now_ms);
         }
         if let Some(at) = ready_at {
             self.set_timer(at, Timer::Node(id.clone()));

@@ -65,7 +65,13 @@ mod tests {
     fn a_command_whose_request_was_carried_out_changes_nothing_again() {
         let mut state = State::new("cluster".to_owned());
         let make = Command::CreateVolume(NewVolume { name: "v".to_owned(), ..NewVolume::default() });
-        let entry = |request, command: &Command| Entry { now_ms: 5, nonce: 1, request, command: command.clone() };
+        let entry = |request, command: &Command| Entry {
+            now_ms: 5,
+            time_ms: None,
+            nonce: 1,
+            request,
+            command: command.clone(),
+        };
         let done = |state: &mut State, index, request, command: &Command| {
             state.apply(index, &entry(request, command)).result.is_ok()
         };

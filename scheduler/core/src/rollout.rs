@@ -25,7 +25,7 @@ pub(crate) fn step(state: &mut State, moment: Moment, stack: &str, name: &str, c
     }
     if rollout.state.is_active() {
         acted |= start_slots(state, moment, stack, name, &mut rollout, changes);
-        finish(state, stack, name, &mut rollout);
+        finish(state, moment, stack, name, &mut rollout);
     }
     let wake = rollout.lanes.values().map(|lane| lane.deadline).chain(rollout.resting.iter().copied());
     let wake = wake.chain(rollout.watched.values().copied()).min();
@@ -147,7 +147,7 @@ fn give_up(state: &mut State, moment: Moment, stack: &str, name: &str, rollout: 
             let going_back = rollout.state == RolloutState::RollingBack;
             rollout.state = if going_back { RolloutState::RollbackPaused } else { RolloutState::Paused };
             rollout.message = why.to_owned();
-            rollout.finished_at = Some(state.time);
+            rollout.finished_at = Some(moment.now_ms);
             rollout.lanes.clear();
             rollout.watched.clear();
             false
@@ -285,14 +285,14 @@ fn start_slots(
                 _ => RolloutState::Paused,
             };
             rollout.message = refusal.to_string();
-            rollout.finished_at = Some(state.time);
+            rollout.finished_at = Some(moment.now_ms);
             false
         }
     }
 }
 
 /// Whether everything is done.
-fn finish(state: &State, stack: &str, name: &str, rollout: &mut Rollout) {
+fn finish(state: &State, moment: Moment, stack: &str, name: &str, rollout: &mut Rollout) {
     if !rollout.state.is_active() || !rollout.lanes.is_empty() || !rollout.watched.is_empty() {
         return;
     }
@@ -303,7 +303,7 @@ fn finish(state: &State, stack: &str, name: &str, rollout: &mut Rollout) {
         RolloutState::RollingBack => RolloutState::RolledBack,
         _ => RolloutState::Completed,
     };
-    rollout.finished_at = Some(state.time);
+    rollout.finished_at = Some(moment.now_ms);
     rollout.resting.clear();
     if rollout.state == RolloutState::Completed {
         rollout.message = match rollout.failed.len() {

@@ -422,7 +422,13 @@ mod tests {
         }
 
         fn send(&mut self, command: SecurityCommand) -> Result<(), SecurityFault> {
-            let entry = Entry { now_ms: self.now_ms, nonce: 0, request: None, command: Command::Security(command) };
+            let entry = Entry {
+                now_ms: self.now_ms,
+                time_ms: None,
+                nonce: 0,
+                request: None,
+                command: Command::Security(command),
+            };
             match self.state.apply(self.state.index + 1, &entry).result {
                 Ok(_) => Ok(()),
                 Err(Refusal::Security(fault)) => Err(fault),

@@ -6,14 +6,15 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use orch_api::client::connect_tls;
+use orch_api::clock::{self, now_ms};
 use orch_api::cluster::{Admission, AdmissionRequest, InitRequest, JoinRequest, Joined, PORT};
 use orch_api::error::{ErrorDetail, chain};
-use orch_api::tls::{MANAGER_NAME, Trust, client_config};
+use orch_api::tls::{CLOCK_SKEW, MANAGER_NAME, Trust, client_config};
 use orch_core::security::Candidate;
 use orch_core::{Command, MemberChange, SecurityCommand, State};
 use orch_spec::role::Role;
@@ -22,7 +23,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::renewal::renew_here;
 use super::{CallError, Peers, post, whereabouts};
-use crate::control::{Control, Invitation, now_ms};
+use crate::control::{Control, Invitation};
 use crate::identity::authority::Authority;
 use crate::identity::token::JoinToken;
 use crate::identity::{ManagerAddress, Membership, write_private};
@@ -129,7 +130,7 @@ pub async fn init(host: &Host, control: &Control, request: &InitRequest) -> Resu
     // A former try may have come so far and no further.
     if !control.read(|state| state.security.is_open()) {
         let authority =
-            Authority::make(&cluster, SystemTime::now()).map_err(|e| failed("make the certificate authority", &e))?;
+            Authority::make(&cluster, clock::now()).map_err(|e| failed("make the certificate authority", &e))?;
         let key = host.peers.identity().key_digest().map_err(|e| failed("make this node's key", &e))?;
         let open = SecurityCommand::Open {
             authority: authority.certificate().to_vec(),
@@ -326,10 +327,31 @@ fn clock_warning(own: u64, theirs: u64) -> Option<String> {
     let apart = own.abs_diff(theirs);
     let side = if own > theirs { "ahead of" } else { "behind" };
     (theirs > 0 && apart > CLOCKS_APART).then(|| {
-        let seconds = apart / 1000;
-        let apart = if seconds < 120 { format!("{seconds} s") } else { format!("{} min", seconds / 60) };
+        let apart = roughly(apart);
         format!("this host's clock is {apart} {side} the cluster's; certificates tolerate 90 minutes, people do not")
     })
+}
+
+/// A number of milliseconds, for people.
+fn roughly(milliseconds: u64) -> String {
+    match (milliseconds + 500) / 1000 {
+        seconds @ ..120 => format!("{seconds} s"),
+        seconds => format!("{} min", (seconds + 30) / 60),
+    }
+}
+
+/// Refuses a node whose clock is off by more than certificates allow: it could talk to nobody, and its token would be used up. 0 = unknown.
+///
+/// # Errors
+/// How far it is off.
+pub fn check_clock(theirs: u64, own: u64) -> Result<(), ErrorDetail> {
+    let apart = own.abs_diff(theirs);
+    if theirs == 0 || apart <= CLOCK_SKEW * 1000 {
+        return Ok(());
+    }
+    let side = if theirs > own { "ahead of" } else { "behind" };
+    let text = format!("the node's clock is {} {side} the cluster's; certificates tolerate 90 minutes", roughly(apart));
+    Err(ErrorDetail::new("conflict", text).with_hint("set the clock that is wrong, and join again"))
 }
 
 /// The mark of a node that has left and has yet to forget: what it leaves undone its next start does.
@@ -382,5 +404,16 @@ mod tests {
         assert_eq!(clock_warning(100_000, 130_000), None);
         assert!(clock_warning(3_660_000, 60_000).unwrap().contains("60 min ahead of"));
         assert!(clock_warning(60_000, 3_660_000).unwrap().contains("60 min behind"));
+        assert!(clock_warning(60_000, 3_659_000).unwrap().contains("60 min behind"));
+    }
+
+    #[test]
+    fn a_clock_that_certificates_do_not_tolerate_is_refused() {
+        let hour = 3_600_000;
+        assert_eq!(check_clock(0, 9 * hour), Ok(()), "one that has not said its time");
+        assert_eq!(check_clock(10 * hour, 9 * hour), Ok(()));
+        let refused = |theirs| check_clock(theirs, 9 * hour).unwrap_err().message;
+        assert!(refused(13 * hour).contains("240 min ahead of the cluster's"));
+        assert!(refused(5 * hour).contains("240 min behind the cluster's"));
     }
 }

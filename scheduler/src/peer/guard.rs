@@ -9,6 +9,7 @@ use axum::extract::{MatchedPath, Request, State as Inject};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use orch_api::access::{self, Access};
+use orch_api::clock;
 use orch_api::error::ErrorDetail;
 use orch_api::tls::whenever_valid;
 use orch_spec::role::Role;
@@ -119,7 +120,7 @@ async fn check(Inject(admission): Inject<Arc<dyn Admission>>, mut request: Reque
     let rule = path.as_deref().and_then(|path| access::of(request.method().as_str(), path));
     // Whoever is no caller at all came in by a way that forgot to say so.
     let caller = request.extensions().get::<Caller>().cloned().unwrap_or(Caller::Nobody);
-    match judge(&caller, rule, admission.as_ref(), SystemTime::now()) {
+    match judge(&caller, rule, admission.as_ref(), clock::now()) {
         Ok(admitted) => {
             if let Some(admitted) = admitted {
                 request.extensions_mut().insert(admitted);
@@ -199,9 +200,11 @@ impl ClientCertVerifier for WheneverValid {
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
+        _: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        whenever_valid(now, |now| self.0.verify_client_cert(end_entity, intermediates, now))
+        whenever_valid(UnixTime::since_unix_epoch(clock::since_epoch()), |now| {
+            self.0.verify_client_cert(end_entity, intermediates, now)
+        })
     }
 
     fn verify_tls12_signature(

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use orch_api::clock;
 use orch_api::cluster::{CertificateAnswer, CertificateRequest};
 use orch_api::tls::{MANAGER_NAME, node_name};
 use orch_spec::role::Role;
@@ -84,7 +85,7 @@ pub fn renew_here(control: &Control, peers: &Peers) -> Result<(), RenewalError> 
     let Some((cluster, role)) = role_of(control, peers) else { return Err(RenewalError::Closed) };
     let subject = Subject { name: peers.node().0.clone(), role, cluster };
     let request = Request::read(&peers.identity().request()?)?;
-    let certificate = authority.issue(&subject, &request, SystemTime::now(), life)?;
+    let certificate = authority.issue(&subject, &request, clock::now(), life)?;
     peers.identity().keep_certificate(&certificate, authority.certificate())?;
     peers.reload()?;
     Ok(())
@@ -156,7 +157,7 @@ pub async fn keep(
             continue;
         };
         let due = certificate.renew_at(share);
-        let wait = due.duration_since(SystemTime::now()).unwrap_or_default();
+        let wait = due.duration_since(clock::now()).unwrap_or_default();
         if !wait.is_zero() {
             tokio::select! {
                 () = tokio::time::sleep(wait.min(LOOK)) => continue,

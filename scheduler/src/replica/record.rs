@@ -100,7 +100,7 @@ pub fn encode_command(
     request: Option<u64>,
     command: Command,
 ) -> Result<Vec<u8>, serde_json::Error> {
-    serde_json::to_vec(&CoreEntry { now_ms, nonce, request, command })
+    serde_json::to_vec(&CoreEntry { now_ms, time_ms: None, nonce, request, command })
 }
 
 /// The command of an entry.

@@ -1,7 +1,7 @@
 //! The cluster's own routes: see [`orch_api::cluster`] for the table.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State as Inject};
 use axum::response::{IntoResponse, Response};
@@ -9,6 +9,7 @@ use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use orch_api::clock;
 use orch_api::cluster::{
     Admission, AdmissionRequest, CertificateAnswer, CertificateRequest, ClientCertificate, ClientRequest, ClientView,
     ClusterView, InitRequest, JoinRequest, Joined, LeaveRequest, PeerView, TokenRequest, TokenText, TokenView,
@@ -229,7 +230,7 @@ async fn make_token(Inject(manager): Injected, body: Body<TokenRequest>) -> Repl
         Some(seconds) => Some(Duration::from_secs(seconds).min(LONGEST)),
         None => Some(TOKEN_LIFE),
     };
-    let now = SystemTime::now();
+    let now = clock::now();
     let (authority, managers) = manager.leader.control.read(|state| {
         let addresses = managers(state).into_iter().map(|manager| manager.address);
         (state.security.authority.clone(), addresses.collect())
@@ -300,7 +301,7 @@ async fn make_client(Inject(manager): Injected, body: Body<ClientRequest>) -> Re
     SystemRandom::new().fill(&mut random).map_err(|_| ErrorDetail::new("failed", "no random numbers"))?;
     let name = format!("{}.{}", request.name, hex(&random));
     let life = request.life.map_or(CLIENT_LIFE, Duration::from_secs).min(LONGEST);
-    let now = SystemTime::now();
+    let now = clock::now();
     let (cluster, managers) = control
         .read(|state| (state.cluster.clone(), managers(state).into_iter().map(|manager| manager.address).collect()));
     let subject = Subject { name: name.clone(), role: request.role, cluster };
@@ -339,6 +340,7 @@ async fn admission(Inject(manager): Injected, body: Body<AdmissionRequest>) -> R
     if !is_id(&request.node) {
         return Err(ErrorDetail::new("invalid", format!("`{}` is no id of a node", request.node)).into());
     }
+    entry::check_clock(request.now_ms, clock::now_ms())?;
     let address = entry::place(&request.address, "the node's address")?.to_string();
     let asked = BASE64.decode(&request.request).map_err(|e| failed("read the request for a certificate", &e))?;
     let asked = CertificateSigning::read(&asked).map_err(|e| failed("read the request for a certificate", &e))?;
@@ -355,7 +357,7 @@ async fn admission(Inject(manager): Injected, body: Body<AdmissionRequest>) -> R
     let manager_number = if role == Role::Manager { Some(number(&manager, &node, address).await?) } else { None };
     let subject = Subject { name: node.0.clone(), role, cluster: cluster.clone() };
     let (authority, life) = authority(control).map_err(|e| failed("issue a certificate", &e))?;
-    let now = SystemTime::now();
+    let now = clock::now();
     let certificate = authority.issue(&subject, &asked, now, life).map_err(|e| failed("issue a certificate", &e))?;
     tracing::info!(%node, %role, "a node was let in");
     Ok(Json(Admission {
@@ -401,7 +403,7 @@ async fn certificate(
         found.ok_or_else(|| ErrorDetail::new("forbidden", format!("node {node} is not a member")))?;
     let (authority, life) = authority(control).map_err(|e| failed("issue a certificate", &e))?;
     let subject = Subject { name: admitted.name, role, cluster };
-    let issued = authority.issue(&subject, &asked, SystemTime::now(), life);
+    let issued = authority.issue(&subject, &asked, clock::now(), life);
     let issued = issued.map_err(|e| failed("issue a certificate", &e))?;
     let manager_number = number.filter(|_| role == Role::Manager);
     Ok(Json(CertificateAnswer { certificate: BASE64.encode(issued), role: role.to_string(), manager_number }))

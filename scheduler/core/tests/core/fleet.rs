@@ -92,7 +92,7 @@ impl Fleet {
     pub(crate) fn apply(&mut self, command: Command) -> Outcome {
         self.clock += 1;
         let Moment { now_ms, nonce } = self.moment();
-        let entry = Entry { now_ms, nonce, request: None, command };
+        let entry = Entry { time_ms: None, now_ms, nonce, request: None, command };
         let before = self.state.clone();
         let outcome = self.state.apply(self.state.index + 1, &entry);
         self.assignments.refresh(&self.state, &outcome.changes);

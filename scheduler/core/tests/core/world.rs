@@ -97,7 +97,7 @@ impl World {
     pub(crate) fn apply(&mut self, command: Command) -> Outcome {
         let Moment { now_ms, nonce } = self.moment();
         self.clock = now_ms;
-        let entry = Entry { now_ms, nonce, request: None, command };
+        let entry = Entry { time_ms: None, now_ms, nonce, request: None, command };
         let outcome = self.state.apply(self.state.index + 1, &entry);
         self.assignments.refresh(&self.state, &outcome.changes);
         self.log.push(entry);
