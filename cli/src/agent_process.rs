@@ -40,11 +40,14 @@ const HEADER: usize = 32 * 1024;
 const DYING: Duration = Duration::from_secs(5);
 /// How long an answer may take to reach whoever has asked on this host, before the process starts again.
 const ANSWERING: Duration = Duration::from_millis(100);
+/// As many as there are threads that compute. Those that wait for the kernel need little and only for moments.
+const ARENAS: u8 = 2;
 /// How often to look whether the agent may go.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 
 /// Runs the agent until it is told to go.
 pub(crate) fn run(args: &args::Agent) -> Result<Exit> {
+    orch_engine::memory::limit_arenas(ARENAS);
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("ORCH_LOG")

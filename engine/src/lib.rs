@@ -10,6 +10,10 @@ pub mod copy;
 pub mod engine;
 pub mod image;
 pub mod logs;
+/// What this process keeps of the memory that it no longer uses.
+pub mod memory {
+    pub use crate::sys_descriptor::{limit_arenas, release_free_memory};
+}
 pub mod runtime;
 pub mod seccomp;
 pub mod shim;

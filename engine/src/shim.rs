@@ -35,7 +35,8 @@ use crate::runtime::{self, Launcher};
 /// two agents in a row can never have two shims behind one name. The only argument is the socket's path: shown in a process list, and
 /// removed when the shim leaves.
 pub fn main(arguments: &[OsString]) -> ExitCode {
-    crate::sys_descriptor::use_one_arena();
+    // Threads that come and go would leave one behind each.
+    crate::sys_descriptor::limit_arenas(1);
     let result = seal().and_then(|launcher| server::Server::new(detach()?, launcher)).and_then(|mut server| {
         server.run()?;
         // Before the listener closes: who finds the name still can connect, who does not makes a new one.

@@ -76,16 +76,17 @@ pub(crate) fn set_terminal_size(terminal: impl AsFd, rows: u16, columns: u16) ->
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Makes all threads take memory from one arena: those that come and go would leave one behind each.
-pub(crate) fn use_one_arena() {
-    // SAFETY: mallopt only sets a parameter of the allocator; it is called before there is a second thread.
+/// Bounds how many arenas the threads of this process take memory from: by default glibc has eight for each processor, and what each
+/// has seen at once stays with it. To be called before there is a second thread.
+pub fn limit_arenas(count: u8) {
+    // SAFETY: mallopt only sets a parameter of the allocator, under its own lock.
     unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_ARENA_MAX, count.into());
     }
 }
 
-/// Gives the memory that freed objects left behind back to the kernel: the shim is idle for days after a burst.
-pub(crate) fn release_free_memory() {
+/// Gives the memory that freed objects left behind back to the kernel: agent and shim are idle for days after a burst.
+pub fn release_free_memory() {
     // SAFETY: malloc_trim only touches the allocator's own free lists, under its own lock.
     unsafe {
         libc::malloc_trim(0);

@@ -35,8 +35,8 @@ use crate::transport::Transport;
 
 /// Taken into one batch.
 const BATCH: usize = 512;
-/// The log is replaced by a snapshot when it is larger, bytes: replaying so much takes a fraction of a second.
-const COMPACT_AT: u64 = 8 << 20;
+/// The log is replaced by a snapshot when it is larger than this, and than four snapshots, bytes. All of it is in memory too.
+const COMPACT_AT: u64 = 2 << 20;
 /// Entries that stay in memory behind a snapshot: a follower that is a little late needs none then.
 const TRAILING: u64 = 2000;
 /// After a stall, so many ticks at most are made up for: more would only call an election that nobody needs.

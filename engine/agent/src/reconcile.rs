@@ -20,6 +20,10 @@ use crate::state::State;
 use crate::task::{ContainerState, GOOD_RUN_MS, ObservedContainer};
 use crate::{Shared, cluster, execute, fetch, names, now_ms};
 
+/// After so long without a change a burst is over.
+const MEMORY_REST: Duration = Duration::from_secs(2);
+/// So long between two looks for memory to give back: it takes the allocator's locks.
+const MEMORY_PAUSE: Duration = Duration::from_secs(20);
 /// Operations at once. Most of an operation is waiting: for the kernel's network lock, for a file system, for a grace period to end.
 const OPERATIONS_AT_ONCE: usize = 16;
 /// Stops and removals at once: each only waits, for a process to end or for the network namespaces that go together with its own.
@@ -157,7 +161,18 @@ pub(crate) fn spawn(shared: &Arc<Shared>, link: NodeLink) {
         );
     tokio::spawn(reporter(shared.clone(), reports));
     tokio::spawn(run(shared.clone()));
+    tokio::spawn(give_memory_back(shared.clone()));
     shared.touch();
+}
+
+/// What a burst left free goes back to the kernel, once nothing has changed for a moment.
+async fn give_memory_back(shared: Arc<Shared>) {
+    let mut version = shared.version.subscribe();
+    while version.changed().await.is_ok() {
+        while let Ok(Ok(())) = tokio::time::timeout(MEMORY_REST, version.changed()).await {}
+        let _ = tokio::task::spawn_blocking(orch_engine::memory::release_free_memory).await;
+        tokio::time::sleep(MEMORY_PAUSE).await;
+    }
 }
 
 /// Reads one container's state anew.
