@@ -161,7 +161,7 @@ impl State {
         &mut self,
         moment: Moment,
         records: Records,
-        action: Option<&str>,
+        action: Option<&'static str>,
         changes: &mut Changes,
     ) -> Option<String> {
         let index = self.index;
@@ -228,7 +228,7 @@ impl State {
         }
     }
 
-    fn put_stack(&mut self, moment: Moment, action: Option<&str>, mut stack: Stack, other_needs: bool) {
+    fn put_stack(&mut self, moment: Moment, action: Option<&'static str>, mut stack: Stack, other_needs: bool) {
         let former = self.stacks.get(&stack.name);
         let same = former.is_some_and(|former| {
             former.services == stack.services && former.files == stack.files && former.removing == stack.removing
@@ -379,19 +379,19 @@ impl State {
     pub(crate) fn event(
         &mut self,
         moment: Moment,
-        kind: &str,
-        action: &str,
+        kind: &'static str,
+        action: &'static str,
         id: &str,
         name: &str,
         stack: &str,
-        attributes: &[(&str, String)],
+        attributes: &[(&'static str, String)],
     ) {
-        let attributes = attributes.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+        let attributes = attributes.iter().map(|(key, value)| ((*key).into(), value.clone())).collect();
         self.events.push(Event {
             time: moment.now_ms,
             index: self.index,
-            kind: kind.to_owned(),
-            action: action.to_owned(),
+            kind: kind.into(),
+            action: action.into(),
             id: id.to_owned(),
             name: name.to_owned(),
             stack: stack.to_owned(),
@@ -400,11 +400,16 @@ impl State {
     }
 
     /// An event of one task's container.
-    pub(crate) fn task_event(&mut self, moment: Moment, id: &TaskId, action: &str, attributes: &[(&str, String)]) {
+    pub(crate) fn task_event(
+        &mut self,
+        moment: Moment,
+        id: &TaskId,
+        action: &'static str,
+        attributes: &[(&'static str, String)],
+    ) {
         let Some(task) = self.tasks.get(id) else { return };
         let (name, stack) = (task.container_name.clone(), task.stack.clone());
-        let mut all =
-            vec![("stack", stack.clone()), ("service", task.service.clone()), ("slot", task.slot.to_string())];
+        let mut all = vec![("service", task.service.clone()), ("slot", task.slot.to_string())];
         all.extend(task.node.iter().map(|node| ("node", node.0.clone())));
         all.extend(attributes.iter().cloned());
         self.event(moment, "container", action, &id.0, &name, &stack, &all);

@@ -47,7 +47,9 @@ impl State {
     /// What happened between two statuses of one task.
     fn status_events(&mut self, moment: Moment, old: &TaskStatus, new: &TaskStatus) {
         let id = &new.task;
-        let mut emit = |action: &str, attributes: &[(&str, String)]| self.task_event(moment, id, action, attributes);
+        let mut emit = |action: &'static str, attributes: &[(&'static str, String)]| {
+            self.task_event(moment, id, action, attributes)
+        };
         if old.container.is_empty() && !new.container.is_empty() {
             emit("create", &[("container", new.container.clone()), ("image", new.image_id.clone())]);
         }

@@ -132,15 +132,16 @@ pub(super) struct EventQuery {
 }
 
 pub(super) fn event(event: &Event) -> EventView {
-    let mut attributes = event.attributes.clone();
+    let mut attributes: BTreeMap<String, String> =
+        event.attributes.iter().map(|(key, value)| (key.clone().into_owned(), value.clone())).collect();
     if !event.stack.is_empty() {
-        attributes.entry("stack".to_owned()).or_insert_with(|| event.stack.clone());
+        attributes.insert("stack".to_owned(), event.stack.clone());
     }
     EventView {
         time: event.time,
         index: event.index,
-        kind: event.kind.clone(),
-        action: event.action.clone(),
+        kind: event.kind.clone().into_owned(),
+        action: event.action.clone().into_owned(),
         id: event.id.clone(),
         name: event.name.clone(),
         attributes,

@@ -1,6 +1,7 @@
 //! What happened lately, bounded.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::borrow::Cow;
+use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,17 +16,17 @@ pub struct Event {
     /// The log entry it came with.
     pub index: u64,
     /// `stack`, `container`, `network`, `volume`, `node`.
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     /// `create`, `start`, `die` …
-    pub action: String,
+    pub action: Cow<'static, str>,
     /// Id of what it happened to.
     pub id: String,
     /// Its name.
     pub name: String,
     /// The stack it belongs to; empty for what belongs to none.
     pub stack: String,
-    /// Everything else.
-    pub attributes: BTreeMap<String, String>,
+    /// Everything else. A list, since thousands of events are kept and a map takes half a kilobyte for its first key.
+    pub attributes: Vec<(Cow<'static, str>, String)>,
 }
 
 /// The last events, oldest first.
