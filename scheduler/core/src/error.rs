@@ -149,6 +149,16 @@ pub enum SpecFault {
     /// Options that exclude each other.
     #[error("{0}")]
     Options(String),
+    /// Something that no node can carry out.
+    #[error("{of} has {what}, which orch does not carry out")]
+    Unsupported {
+        /// The service, the volume.
+        of: String,
+        /// What.
+        what: String,
+        /// What there is instead.
+        hint: &'static str,
+    },
 }
 
 /// Something that is not there.
@@ -392,6 +402,7 @@ impl SpecFault {
                                       node.labels.NAME and engine.labels.NAME"
                     .to_owned()
             }
+            Self::Unsupported { hint, .. } => (*hint).to_owned(),
             Self::TooMany { .. } | Self::Network { .. } | Self::Options(_) => return None,
         })
     }

@@ -100,7 +100,7 @@ impl Effects<'_> {
                 }
             }
             if let Some((kind @ ("image" | "cluster" | "npipe"), span)) = text(mount, "type") {
-                let why = "a container of this service does not start; there are `bind`, `volume` and `tmpfs`";
+                let why = "`up` refuses this service; there are `bind`, `volume` and `tmpfs`";
                 self.none(what(&format!("type: {kind}")), span, why);
             }
         }

@@ -215,7 +215,10 @@ pub(crate) fn ensure_volumes(draft: &mut Draft<'_>, stack: &StackSpec, revision:
                 let (name, key, stack) = (name.clone(), key.clone(), stack.name.clone());
                 return Err(Missing::External { kind: "volume", name, key, stack }.into());
             }
-            None => add_volume(draft, key, name, spec),
+            None => {
+                possible(name, spec)?;
+                add_volume(draft, key, name, spec);
+            }
             Some(_) if spec.external => {}
             Some(present) => {
                 check_volume(present, draft, spec)?;
@@ -257,6 +260,24 @@ fn check_volume(present: &Volume, draft: &Draft<'_>, spec: &VolumeSpec) -> Resul
         return Ok(());
     }
     Err(Clash::VolumeChanged { name: present.name.clone(), change: changes.join("; ") }.into())
+}
+
+/// What no node can carry out is refused before anything is made. The local driver's options are those of mount(8), and of these only a
+/// path of the host under a name is carried out.
+fn possible(name: &str, spec: &VolumeSpec) -> Result<(), Refusal> {
+    let fault = |what, hint| SpecFault::Unsupported { of: format!("volume {name}"), what, hint };
+    if let Some(driver) = spec.driver.as_deref().filter(|driver| !matches!(*driver, "" | "local")) {
+        return Err(fault(format!("the driver `{driver}`"), "there is only `local`").into());
+    }
+    let option = |key: &str| spec.driver_opts.get(key).map_or("", String::as_str);
+    let bind = option("o").split(',').any(|word| matches!(word, "bind" | "rbind")) && option("device").starts_with('/');
+    if !spec.driver_opts.is_empty() && !bind {
+        let kind = if option("type").is_empty() { "these".to_owned() } else { format!("`type: {}`", option("type")) };
+        let hint = "of driver_opts there is only a path of the host: `type: none`, `o: bind`, `device: /path`; \
+                    mount others on the host and name them so";
+        return Err(fault(format!("{kind} driver_opts"), hint).into());
+    }
+    Ok(())
 }
 
 fn add_volume(draft: &mut Draft<'_>, key: &str, name: &str, spec: &VolumeSpec) {

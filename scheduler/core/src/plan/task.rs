@@ -6,7 +6,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use orch_spec::assignment::{
     DesiredTask, EndpointAssignment, NetworkName, NodeId, PortAssignment, TaskId, TaskNetwork, TaskState,
 };
-use orch_spec::model::{NamespaceMode, NetworkAttachment, NetworkMode, PortSpec, PublishMode};
+use orch_spec::model::{
+    MountSource, NamespaceMode, NetworkAttachment, NetworkMode, PortSpec, PublishMode, ServiceSpec,
+};
 
 use super::allocate::{self, Claim};
 use super::draft::Draft;
@@ -52,6 +54,7 @@ pub(crate) enum Succession {
 pub(crate) fn add(draft: &mut Draft<'_>, blueprint: Blueprint<'_>) -> Result<TaskId, Refusal> {
     let revision = draft.revision(blueprint.revision).clone();
     let spec = &revision.spec;
+    possible(blueprint.service, spec)?;
     let (id, sequence) = draft.next_task();
     let overlapping = blueprint.succession != Succession::After;
     let container_name = match (&blueprint.container_name, &spec.container_name) {
@@ -127,6 +130,25 @@ pub(crate) fn add(draft: &mut Draft<'_>, blueprint: Blueprint<'_>) -> Result<Tas
     };
     register(draft, task, &revision.volumes);
     Ok(id)
+}
+
+/// What no node can carry out is refused before anything is made for it.
+fn possible(service: &str, spec: &ServiceSpec) -> Result<(), Refusal> {
+    let fault = |what: String, hint| SpecFault::Unsupported { of: format!("service {service}"), what, hint };
+    for mount in &spec.volumes {
+        let kind = match &mount.source {
+            MountSource::Image { .. } => "image",
+            MountSource::Other { kind, .. } => kind,
+            MountSource::Volume { .. } | MountSource::Bind { .. } | MountSource::Tmpfs { .. } => continue,
+        };
+        let what = format!("a mount of type `{kind}` at {}", mount.target);
+        return Err(fault(what, "there are mounts of type `bind`, `volume` and `tmpfs`").into());
+    }
+    if let Some(device) = spec.devices.iter().find(|device| device.is_cdi()) {
+        let what = format!("the CDI device `{}`", device.source);
+        return Err(fault(what, "give the path of a device below /dev").into());
+    }
+    Ok(())
 }
 
 /// The name of a slot's container. Beside another one of that name it gets a few digits of its task's id as well.
