@@ -95,6 +95,8 @@ pub struct Shared {
     records: Records,
     removals: removal::Removals,
     state: Mutex<State>,
+    /// Held while a container is looked at and the memory told: of two looks the later one must have the last word.
+    looking: Mutex<()>,
     /// Digest of what the name server was last told about each network.
     name_digests: Mutex<std::collections::BTreeMap<orch_spec::assignment::NetworkName, u64>>,
     /// What netd was last told about other nodes.
@@ -111,6 +113,11 @@ impl Shared {
     /// Locks the memory. A panic while it was held is a bug that has ended one request; what it guards is plain data, so the others go on.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the turn to look at containers.
+    fn look(&self) -> MutexGuard<'_, ()> {
+        self.looking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Marks the memory as changed.
@@ -155,6 +162,7 @@ impl Agent {
             records,
             removals: removal::Removals::default(),
             state: Mutex::new(state),
+            looking: Mutex::default(),
             name_digests: Mutex::default(),
             applying: cluster::Applying::default(),
             traffic: fetch::Traffic::default(),

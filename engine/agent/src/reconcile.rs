@@ -177,6 +177,7 @@ async fn give_memory_back(shared: Arc<Shared>) {
 
 /// Reads one container's state anew.
 pub(crate) fn refresh(shared: &Arc<Shared>, container: &ContainerId) {
+    let turn = shared.look();
     let info = shared.engine.inspect(container).ok();
     let mut state = shared.lock();
     let task = match &info {
@@ -187,10 +188,12 @@ pub(crate) fn refresh(shared: &Arc<Shared>, container: &ContainerId) {
         take_in(&mut state, &task, container, info.as_ref());
     }
     drop(state);
+    drop(turn);
     shared.touch();
 }
 
 fn refresh_all(shared: &Arc<Shared>) {
+    let turn = shared.look();
     let infos: BTreeMap<ContainerId, ContainerInfo> =
         shared.engine.list().into_iter().map(|i| (i.config.id.clone(), i)).collect();
     let mut state = shared.lock();
@@ -209,6 +212,7 @@ fn refresh_all(shared: &Arc<Shared>) {
         }
     }
     drop(state);
+    drop(turn);
     shared.touch();
 }
 

@@ -62,6 +62,15 @@ impl State {
         self.auto_remove(now);
         let needed: BTreeSet<&String> = self.assignment.tasks.iter().map(|task| &task.image_id).collect();
         self.observed.images.retain(|image, missing| missing.busy || needed.contains(image));
+        if !self.observed.failures.is_empty() {
+            // Of what nobody wants any more: another one of that name may work.
+            let assignment = self.assignment.clone();
+            let networks = assignment.networks.iter().map(|network| network.name.as_str());
+            let volumes = assignment.volumes.iter().map(|volume| volume.name.as_str());
+            let images = assignment.tasks.iter().map(|task| task.image_id.as_str());
+            let wanted: BTreeSet<&str> = networks.chain(volumes).chain(images).collect();
+            self.observed.failures.retain(|name, _| wanted.contains(name.as_str()));
+        }
         let plan = plan(&self.assignment, &self.desired(), &self.observed, now);
         for operation in &plan.operations {
             self.begin(operation);
