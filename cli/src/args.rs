@@ -10,8 +10,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use cluster::{ClientCommand, ClusterCommand, ClusterInit, ClusterJoin, ClusterToken};
 pub(crate) use objects::{
-    ContainerCommand, ContainerLogs, ContainerLs, ContainerRm, ContainerRun, ContainerStop, ImageCommand,
-    NetworkCommand, ObjectCommand, SystemCommand, VolumeCommand,
+    ContainerCommand, ContainerLogs, ContainerLs, ContainerRm, ContainerRun, ContainerStop, ContextCommand,
+    ImageCommand, NetworkCommand, ObjectCommand, SystemCommand, VolumeCommand,
 };
 pub(crate) use service::{
     AvailabilityArg, NodeCommand, NodeUpdateArgs, RoleArg, ServiceCommand, ServiceUpdateArgs, ServiceWait, TaskCommand,
@@ -53,12 +53,16 @@ pub(crate) struct Global {
     /// File of variables for interpolation, instead of `.env`; repeatable
     #[arg(long = "env-file", global = true, value_name = "FILE")]
     pub env_files: Vec<String>,
-    /// Accepted for Compose's sake: the node itself bounds what it does at once
-    #[arg(long, global = true, value_name = "N", hide = true)]
+    /// Accepted as Compose's, and without effect: each node does at most 16 things at once
+    #[arg(long, global = true, value_name = "N", allow_negative_numbers = true)]
     pub _parallel: Option<i32>,
-    /// The agent to talk to: unix://PATH, tcp://HOST:PORT with the client certificate in $ORCH_CERT_PATH, or ssh://[USER@]HOST[:PORT]
-    #[arg(long, global = true, value_name = "URL", env = "ORCH_HOST")]
+    /// The agent to talk to: unix://PATH, tcp://HOST:PORT with the client certificate in $ORCH_CERT_PATH, or ssh://[USER@]HOST[:PORT];
+    /// default: $ORCH_HOST, else the context
+    #[arg(long, global = true, value_name = "URL")]
     pub host: Option<String>,
+    /// The host of this name, made by `orch context create`; default: $ORCH_CONTEXT, else what `orch context use` chose
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
     /// How to show progress
     #[arg(long, global = true, value_enum, default_value_t = ProgressMode::Auto, env = "ORCH_PROGRESS")]
     pub progress: ProgressMode,
@@ -172,6 +176,9 @@ pub(crate) enum Command {
     /// Tasks, one by one
     #[command(subcommand)]
     Task(TaskCommand),
+    /// Names for hosts that commands can go to
+    #[command(subcommand)]
+    Context(ContextCommand),
     /// This machine
     #[command(subcommand)]
     System(SystemCommand),
@@ -317,7 +324,7 @@ pub(crate) struct Plan {
     #[command(flatten)]
     pub common: UpCommon,
     /// `text` or `json`
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
     pub format: String,
     /// Only these services and what they depend on
     pub services: Vec<String>,
@@ -330,7 +337,7 @@ pub(crate) struct Config {
     #[command(subcommand)]
     pub command: Option<ObjectCommand>,
     /// `yaml` or `json`
-    #[arg(long, value_name = "FORMAT", default_value = "yaml")]
+    #[arg(long, value_name = "FORMAT", default_value = "yaml", value_parser = ["yaml", "json"])]
     pub format: String,
     /// Only the names of the services
     #[arg(id = "only-services", long = "services")]
@@ -623,7 +630,7 @@ pub(crate) struct AttachOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct Port {
-    /// `tcp` or `udp`
+    /// `tcp` or `udp`, where the port does not say it
     #[arg(long, default_value = "tcp")]
     pub protocol: String,
     /// Of this replica
@@ -631,8 +638,9 @@ pub(crate) struct Port {
     pub index: u32,
     /// The service
     pub service: String,
-    /// The port inside
-    pub port: u16,
+    /// The port inside: 80, or 53/udp
+    #[arg(value_name = "PORT[/PROTOCOL]")]
+    pub port: String,
 }
 
 #[derive(Debug, Args)]

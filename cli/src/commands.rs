@@ -5,6 +5,7 @@ mod cluster;
 mod collector;
 mod config;
 mod container;
+mod context;
 mod copy;
 mod down;
 mod follow;
@@ -46,6 +47,10 @@ pub(crate) fn main() -> ExitCode {
             return if usage { Exit::Usage.into() } else { Exit::Done.into() };
         }
     };
+    // These mend what settings are made from.
+    if let Command::Context(command) = cli.command {
+        return context::run(&cli.global, command).map_or_else(|e| printer::failure(&e, false), |exit| exit).into();
+    }
     let settings = match Settings::new(&cli.global) {
         Ok(settings) => settings,
         Err(failure) => return printer::failure(&failure.into(), false).into(),
@@ -119,6 +124,7 @@ async fn dispatch(command: Command, settings: &Settings) -> Result<Exit> {
         Command::Task(command) => service::task(settings, command).await,
         Command::System(command) => system::run(settings, command).await,
         Command::Agent(_)
+        | Command::Context(_)
         | Command::Explain { .. }
         | Command::Version { .. }
         | Command::Completion { .. }

@@ -8,6 +8,7 @@ mod agent_process;
 mod args;
 mod commands;
 mod connect;
+mod contexts;
 mod diagnostics;
 mod exit;
 mod grammar;

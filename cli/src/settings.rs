@@ -8,6 +8,7 @@ use orch_api::cluster::PORT;
 use orch_api::tls::{Credentials, MANAGER_NAME, Trust, client_config};
 
 use crate::args::{ColorMode, Global, ProgressMode};
+use crate::contexts::{Context, Contexts};
 use crate::exit::Failure;
 
 /// Default of `ORCH_DATA_DIR`.
@@ -74,14 +75,15 @@ impl Settings {
         let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
         let run_dir = variable("ORCH_RUN_DIR").map_or_else(|| PathBuf::from(RUN_DIR), PathBuf::from);
         let data_dir = variable("ORCH_DATA_DIR").map_or_else(|| PathBuf::from(DATA_DIR), PathBuf::from);
-        let (socket, remote) = match &global.host {
+        let target = target(global)?;
+        let (socket, remote) = match &target {
             None => (run_dir.join("orch.sock"), None),
-            Some(host) => match host.strip_prefix("unix://") {
+            Some(target) => match target.host.strip_prefix("unix://") {
                 Some(path) if path.starts_with('/') => (PathBuf::from(path), None),
-                _ => (PathBuf::new(), Some(remote(host)?)),
+                _ => (PathBuf::new(), Some(remote(target)?)),
             },
         };
-        let start_agent = global.host.is_none();
+        let start_agent = target.is_none();
         let stderr = std::io::stderr().is_terminal();
         let dumb = variable("TERM").is_some_and(|term| term == "dumb");
         let color = |terminal: bool| match global.color {
@@ -122,21 +124,49 @@ impl Settings {
             dry_run: global.dry_run,
         })
     }
+
+    /// Whether this can be a host at all; nothing is connected to.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub(crate) fn check_host(host: &str) -> Result<(), Failure> {
+        let absolute = host.strip_prefix("unix://").is_some_and(|path| path.starts_with('/'));
+        let named = host.strip_prefix("tcp://").is_some_and(|address| !address.is_empty());
+        if absolute || named { Ok(()) } else { ssh(host).map(drop) }
+    }
+}
+
+/// Where commands go; `None` = this machine.
+///
+/// # Errors
+/// When two are named, or one that is not there.
+fn target(global: &Global) -> Result<Option<Context>, Failure> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+    let host = |host: String| Some(Context { host, ..Context::default() });
+    match (&global.host, &global.context) {
+        (Some(_), Some(_)) => return Err(Failure::usage("--host and --context exclude each other")),
+        (Some(typed), None) => return Ok(host(typed.clone())),
+        (None, Some(name)) => return Ok(Contexts::read()?.find(name)?.cloned()),
+        (None, None) => {}
+    }
+    if let Some(named) = variable("ORCH_HOST") {
+        return Ok(host(named));
+    }
+    let known = Contexts::read()?;
+    let name = variable("ORCH_CONTEXT").unwrap_or_else(|| known.current.clone());
+    Ok(known.find(&name)?.cloned())
 }
 
 /// Another host: `tcp://` with a client certificate, or `ssh://` with whatever ssh has.
-fn remote(host: &str) -> Result<Endpoint, Failure> {
-    let wrong = || {
-        Failure::usage(format!("--host {host} is not understood"))
-            .hint("write unix:///path/to/orch.sock, tcp://HOST[:PORT] or ssh://[USER@]HOST[:PORT]")
-    };
+fn remote(target: &Context) -> Result<Endpoint, Failure> {
+    let host = target.host.as_str();
     if let Some(address) = host.strip_prefix("tcp://") {
         let address = address.trim_end_matches('/');
         let has_port = address.rsplit_once(':').is_some_and(|(before, port)| {
             port.parse::<u16>().is_ok() && (!before.contains(':') || before.ends_with(']'))
         });
         let address = if has_port { address.to_owned() } else { format!("{address}:{PORT}") };
-        let folder = certificates();
+        let folder = target.cert_path.clone().unwrap_or_else(certificates);
         let prepared = Credentials::read(&folder).and_then(|own| {
             let trust = Trust::Authority(own.authority.clone());
             client_config(trust, Some(&own))
@@ -148,6 +178,15 @@ fn remote(host: &str) -> Result<Endpoint, Failure> {
         })?;
         return Ok(Endpoint::Tls { address, name: MANAGER_NAME.to_owned(), config });
     }
+    ssh(host)
+}
+
+/// A host behind ssh.
+fn ssh(host: &str) -> Result<Endpoint, Failure> {
+    let wrong = || {
+        Failure::usage(format!("--host {host} is not understood"))
+            .hint("write unix:///path/to/orch.sock, tcp://HOST[:PORT] or ssh://[USER@]HOST[:PORT]")
+    };
     let rest = host.strip_prefix("ssh://").ok_or_else(wrong)?.trim_end_matches('/');
     let (target, port) = match rest.rsplit_once(':') {
         Some((target, port)) if port.parse::<u16>().is_ok() => (target, Some(port)),

@@ -509,6 +509,40 @@ pub(crate) enum NetworkCommand {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum ContextCommand {
+    /// List contexts
+    #[command(alias = "list")]
+    Ls(ListFormat),
+    /// Print the name of the one that commands go to
+    Show,
+    /// Give a host a name: `orch context create prod --host ssh://root@192.0.2.1`
+    Create {
+        /// Folder with the client certificate for a tcp:// host; default: as without a context
+        #[arg(long, value_name = "DIR")]
+        cert_path: Option<PathBuf>,
+        /// For people
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        description: String,
+        /// The name
+        name: String,
+    },
+    /// Let commands go there when nothing else is said; `default` is this machine
+    Use {
+        /// Its name
+        name: String,
+    },
+    /// Forget contexts
+    Rm {
+        /// The current one too
+        #[arg(short = 'f', long)]
+        force: bool,
+        /// Their names
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum SystemCommand {
     /// Connect standard input and output with the agent: the far end of `--host ssh://`
     #[command(hide = true)]
@@ -516,13 +550,13 @@ pub(crate) enum SystemCommand {
     /// What the machine and the agent are
     Info {
         /// `text` or `json`
-        #[arg(long, value_name = "FORMAT", default_value = "text")]
+        #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
         format: String,
     },
     /// Disk use
     Df {
         /// `text` or `json`
-        #[arg(long, value_name = "FORMAT", default_value = "text")]
+        #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
         format: String,
     },
     /// Remove what nothing uses
@@ -540,7 +574,7 @@ pub(crate) enum SystemCommand {
     /// Check whether this machine has what orch needs
     Doctor {
         /// `text` or `json`
-        #[arg(long, value_name = "FORMAT", default_value = "text")]
+        #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
         format: String,
     },
 }

@@ -240,17 +240,21 @@ pub(super) fn short(id: &str, full: bool) -> String {
 
 /// `port`.
 pub(super) async fn port(settings: &Settings, args: Port) -> Result<Exit> {
+    let (number, protocol) = args.port.split_once('/').unwrap_or((&args.port, &args.protocol));
+    let number: u16 = number.parse().map_err(|_| {
+        Failure::usage(format!("{} is not a port", args.port)).hint("write the port inside: 80, or 53/udp")
+    })?;
     let stack = stack_file::name(settings)?;
     let client = client(settings)?;
     let tasks = super::act::running(&client, &stack, std::slice::from_ref(&args.service)).await?;
     let task = tasks.iter().find(|t| t.slot == args.index);
-    let found = task.and_then(|t| t.status.ports.iter().find(|p| p.target == args.port && p.protocol == args.protocol));
+    let found = task.and_then(|t| t.status.ports.iter().find(|p| p.target == number && p.protocol == protocol));
     let Some(port) = found else {
         return Err(Failure::new(
             Exit::Failed,
             format!(
                 "no port {}/{} is published by container {} of service {}",
-                args.port, args.protocol, args.index, args.service
+                number, protocol, args.index, args.service
             ),
         )
         .into());

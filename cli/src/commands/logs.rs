@@ -31,7 +31,8 @@ fn query(select: &LogSelection) -> Result<String, Failure> {
     Ok(parts.join("&"))
 }
 
-/// A point in time: RFC 3339, seconds since the epoch, or how long ago (`10m`, `1h30m`).
+/// A point in time: RFC 3339, a date with or without a time of day in this place's zone, seconds since the epoch, or how long ago
+/// (`10m`, `1h30m`).
 fn time(flag: &str, text: &str) -> Result<String, Failure> {
     if let Ok(at) = text.parse::<jiff::Timestamp>() {
         return Ok(at.to_string());
@@ -39,9 +40,13 @@ fn time(flag: &str, text: &str) -> Result<String, Failure> {
     if let Some(at) = text.parse::<i64>().ok().and_then(|s| jiff::Timestamp::from_second(s).ok()) {
         return Ok(at.to_string());
     }
+    let here = text.parse::<jiff::civil::DateTime>().ok();
+    if let Some(at) = here.and_then(|at| at.to_zoned(jiff::tz::TimeZone::system()).ok()) {
+        return Ok(at.timestamp().to_string());
+    }
     let back = text.parse::<orch_spec::model::Duration>().ok();
     back.and_then(|d| jiff::Timestamp::now().checked_sub(d.to_std()).ok()).map(|at| at.to_string()).ok_or_else(|| {
-        Failure::usage(format!("--{flag} {text}: write a time like 2026-01-31T12:00:00Z, or how long ago: 10m"))
+        Failure::usage(format!("--{flag} {text}: write a time like 2026-01-31T12:00:00Z, a date, or how long ago: 10m"))
     })
 }
 
