@@ -19,14 +19,14 @@ use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use orch_api::control::{
     ActRequest, Action as ApiAction, AddressRequest, AddressResponse, ApplyRequest, ApplyResponse, DesiredRequest,
-    DownRequest, ImageResolver, IndexResponse, NetworkCreate, NetworkView, NodeView, RunRequest, RunResponse,
-    ScaleRequest, StackSummary, StackView, TaskView, VolumeCreate, VolumeView,
+    DownRequest, ImageResolver, IndexResponse, NetworkConnect, NetworkCreate, NetworkView, NodeView, RunRequest,
+    RunResponse, ScaleRequest, StackSummary, StackView, TaskView, VolumeCreate, VolumeView,
 };
 use orch_api::error::{ErrorBody, ErrorDetail, LEADER_CHANGED};
 use orch_core::plan::{self, Moment};
 use orch_core::{
-    Act, Action, Answer, ApplyStack, Command, Down, Hint, NetworkDefinition, NewNetwork, NewVolume, Refusal,
-    ReserveAddress, RunOneOff, Scale, SetTaskDesired, State, Task, UpOptions,
+    Act, Action, Answer, ApplyStack, AttachTask, Command, DetachTask, Down, Hint, NetworkDefinition, NewNetwork,
+    NewVolume, Refusal, ReserveAddress, RunOneOff, Scale, SetTaskDesired, State, Task, UpOptions,
 };
 use orch_spec::assignment::{NetworkName, TaskId};
 use orch_spec::model::{IpamPool, ServiceSpec, StackSpec};
@@ -154,6 +154,8 @@ pub fn routes(control: Control, images: Arc<dyn ImageResolver>) -> Router {
         .route("/v1/tasks", get(tasks))
         .route("/v1/tasks/{id}", get(task))
         .route("/v1/tasks/{id}/desired", post(desired))
+        .route("/v1/tasks/{id}/networks", post(connect))
+        .route("/v1/tasks/{id}/networks/{name}", delete(disconnect))
         .route("/v1/events", get(stream::events))
         .route("/v1/networks", get(networks).post(create_network))
         .route("/v1/networks/{name}", get(network).delete(remove_network))
@@ -385,6 +387,28 @@ async fn desired(Inject(server): Injected, Path(id): Path<String>, body: Body<De
     Ok(Json(IndexResponse { index }))
 }
 
+/// `POST /v1/tasks/{id}/networks`.
+async fn connect(
+    Inject(server): Injected,
+    Path(id): Path<String>,
+    body: Body<NetworkConnect>,
+) -> Reply<AddressResponse> {
+    let Json(request) = body?;
+    let network = NetworkName(request.network);
+    ensure_default_network(&server.control, &network).await?;
+    let (aliases, ipv4, ipv6) = (request.aliases, request.ipv4, request.ipv6);
+    let command = Command::AttachTask(AttachTask { task: TaskId(id), network, aliases, ipv4, ipv6 });
+    let (index, answer) = propose(&server, command).await?;
+    Ok(Json(AddressResponse { index, ipv4: answer.addresses.0, ipv6: answer.addresses.1 }))
+}
+
+/// `DELETE /v1/tasks/{id}/networks/{name}`.
+async fn disconnect(Inject(server): Injected, Path((id, network)): Path<(String, String)>) -> Reply<IndexResponse> {
+    let command = Command::DetachTask(DetachTask { task: TaskId(id), network: NetworkName(network) });
+    let (index, _) = propose(&server, command).await?;
+    Ok(Json(IndexResponse { index }))
+}
+
 /// `GET /v1/stacks`.
 async fn stacks(Inject(server): Injected) -> Json<Vec<StackSummary>> {
     Json(server.control.read(|state| state.stacks.keys().filter_map(|name| view::summary(state, name)).collect()))
@@ -484,6 +508,21 @@ async fn remove_network(Inject(server): Injected, Path(name): Path<String>) -> R
     Ok(Json(IndexResponse { index }))
 }
 
+/// Makes the default network where it is the one that is meant and is not there yet.
+async fn ensure_default_network(control: &Control, name: &NetworkName) -> Result<(), ErrorDetail> {
+    let there = || control.read(|state| state.networks.contains_key(name));
+    if name.as_str() != DEFAULT_NETWORK || there() {
+        return Ok(());
+    }
+    let new = NewNetwork { name: name.clone(), definition: NetworkDefinition::default() };
+    match control.propose(Command::CreateNetwork(new)).await {
+        Ok(_) => Ok(()),
+        // Another one was as quick.
+        Err(_) if there() => Ok(()),
+        Err(e) => Err(Refused::from(e).0),
+    }
+}
+
 /// An address on a network for a container of no stack; the default network is made by the first one that asks.
 ///
 /// # Errors
@@ -494,16 +533,7 @@ pub async fn reserve_address(
     request: AddressRequest,
 ) -> Result<AddressResponse, ErrorDetail> {
     let name = NetworkName(network);
-    let there = control.read(|state| state.networks.contains_key(&name));
-    if !there && name.as_str() == DEFAULT_NETWORK {
-        let new = NewNetwork { name: name.clone(), definition: NetworkDefinition::default() };
-        match control.propose(Command::CreateNetwork(new)).await {
-            Ok(_) => {}
-            // Another one was as quick.
-            Err(_) if control.read(|state| state.networks.contains_key(&name)) => {}
-            Err(e) => return Err(Refused::from(e).0),
-        }
-    }
+    ensure_default_network(control, &name).await?;
     if request.holder.is_empty() {
         return Err(ErrorDetail::new("invalid", "an address needs a holder"));
     }

@@ -1,5 +1,6 @@
 //! The grammar of the verbs that work on single objects: containers, images, volumes, networks, the machine.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -499,6 +500,32 @@ pub(crate) enum NetworkCommand {
         /// Names
         #[arg(required = true)]
         networks: Vec<String>,
+    },
+    /// Take a container onto a further network, while it runs or for its next start
+    Connect {
+        /// IPv4 address there
+        #[arg(long, value_name = "IP")]
+        ip: Option<Ipv4Addr>,
+        /// IPv6 address there
+        #[arg(long, value_name = "IP")]
+        ip6: Option<Ipv6Addr>,
+        /// Further name there; repeatable
+        #[arg(long, value_name = "NAME")]
+        alias: Vec<String>,
+        /// Full name of the network, as `orch network ls` shows it
+        network: String,
+        /// Name or id
+        container: String,
+    },
+    /// Take a container off a network
+    Disconnect {
+        /// No error for one that is not there, or not on it
+        #[arg(short = 'f', long)]
+        force: bool,
+        /// Full name of the network
+        network: String,
+        /// Name or id
+        container: String,
     },
     /// Remove networks that no stack has and nothing uses
     Prune {

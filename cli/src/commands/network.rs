@@ -1,7 +1,12 @@
 //! `network …`.
 
+use std::time::Duration;
+
 use anyhow::Result;
-use orch_api::control::{IndexResponse, NetworkCreate, NetworkView};
+use orch_api::client::{Client, ClientError};
+use orch_api::control::{AddressResponse, IndexResponse, NetworkConnect, NetworkCreate, NetworkView};
+use orch_api::node::ContainerView;
+use serde_json::Value;
 
 use super::{client, confirmed, escape};
 use crate::args::NetworkCommand;
@@ -53,6 +58,13 @@ pub(super) async fn run(settings: &Settings, command: NetworkCommand) -> Result<
                 printer::line(name);
             }
         }
+        NetworkCommand::Connect { ip, ip6, alias, network, container } => {
+            let request = NetworkConnect { network, aliases: alias, ipv4: ip, ipv6: ip6 };
+            connect(&client, &container, &request).await?;
+        }
+        NetworkCommand::Disconnect { force, network, container } => {
+            disconnect(&client, &container, &network, force).await?;
+        }
         NetworkCommand::Prune { force } => {
             if !force && !confirmed("Remove all networks that no stack has and nothing uses?") {
                 return Err(Failure::new(Exit::Failed, "nothing removed").hint("say yes, or use -f").into());
@@ -65,4 +77,60 @@ pub(super) async fn run(settings: &Settings, command: NetworkCommand) -> Result<
         }
     }
     Ok(Exit::Done)
+}
+
+/// Between two looks at whether a container's network is as it was asked to be: it takes milliseconds.
+const LOOK: Duration = Duration::from_millis(10);
+
+async fn connect(client: &Client, container: &str, request: &NetworkConnect) -> Result<()> {
+    let view = container_view(client, container).await?;
+    let network = &request.network;
+    if view.stack.is_empty() {
+        client.post::<Value>(&format!("/v1/containers/{}/networks", escape(&view.id)), request).await?;
+    } else {
+        client.post::<AddressResponse>(&format!("/v1/tasks/{}/networks", escape(&view.task)), request).await?;
+    }
+    loop {
+        let now = container_view(client, &view.id).await?;
+        if now.networks.contains_key(network) {
+            return Ok(());
+        }
+        if let Some(why) = now.network_errors.get(network) {
+            // What does not work is not kept for a later start either.
+            let _ = leave(client, &view, network).await;
+            let message = format!("container {} was not connected to network {network}: {why}", view.name);
+            return Err(Failure::new(Exit::Failed, message).into());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn disconnect(client: &Client, container: &str, network: &str, force: bool) -> Result<()> {
+    let view = match client.get::<ContainerView>(&format!("/v1/containers/{}", escape(container))).await {
+        Err(ClientError::Refused(detail)) if force && detail.code == "not_found" => return Ok(()),
+        found => found?,
+    };
+    if force && !view.networks.contains_key(network) {
+        return Ok(());
+    }
+    leave(client, &view, network).await?;
+    while container_view(client, &view.id).await?.networks.contains_key(network) {
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+async fn leave(client: &Client, view: &ContainerView, network: &str) -> Result<()> {
+    if view.stack.is_empty() {
+        client.delete::<Value>(&format!("/v1/containers/{}/networks/{}", escape(&view.id), escape(network))).await?;
+    } else {
+        client
+            .delete::<IndexResponse>(&format!("/v1/tasks/{}/networks/{}", escape(&view.task), escape(network)))
+            .await?;
+    }
+    Ok(())
+}
+
+async fn container_view(client: &Client, container: &str) -> Result<ContainerView> {
+    Ok(client.get(&format!("/v1/containers/{}", escape(container))).await?)
 }

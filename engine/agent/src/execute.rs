@@ -1,5 +1,7 @@
 //! Carries one operation out: thin acts on engine and netd. Decides nothing; what it finds goes into the memory, and the loop plans again.
 
+mod wiring;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -70,6 +72,8 @@ pub(crate) fn execute(shared: &Arc<Shared>, operation: &Operation) {
         Operation::UnpauseContainer(id) => {
             on_container(shared, id, |shared, container| shared.engine.unpause(container))
         }
+        Operation::Connect(id, network) => wiring::connect(shared, id, network),
+        Operation::Disconnect(id, network) => wiring::disconnect(shared, id, network),
         Operation::RemoveSandbox(id) => {
             remove_sandbox(shared, id);
             finish(shared, id);
@@ -485,6 +489,8 @@ fn sandbox(
         .collect();
     if let Some(seen) = shared.lock().observed.tasks.get_mut(&task.id) {
         seen.sandbox = true;
+        seen.attached = sandbox.endpoints.iter().map(|endpoint| NetworkName(endpoint.network.0.clone())).collect();
+        seen.unattached.clear();
         seen.record.ports = published;
     }
     shared.dns.set_sandbox(id.clone(), names::sandbox(task));
@@ -548,6 +554,10 @@ fn remove_sandbox(shared: &Arc<Shared>, id: &TaskId) {
     shared.removals.remove(&shared.netd, sandbox.clone());
     if let Some(seen) = shared.lock().observed.tasks.get_mut(id) {
         seen.sandbox = shared.netd.sandbox(&sandbox).is_some();
+        if !seen.sandbox {
+            seen.attached.clear();
+        }
+        seen.unattached.clear();
         seen.record.ports.clear();
     }
 }

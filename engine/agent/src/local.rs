@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use orch_api::control::AddressRequest;
+use orch_api::control::{AddressRequest, NetworkConnect};
 use orch_api::error::ErrorDetail;
 use orch_api::node::{ContainerRequest, Created};
 use orch_engine::config::ContainerId;
@@ -209,6 +209,110 @@ async fn assemble(
         })
         .collect();
     Ok((TaskNetwork::Endpoints { endpoints, ports }, reserved))
+}
+
+/// Takes a container of no stack onto a further network; the loop wires it.
+///
+/// # Errors
+/// When there is no such container or network, it has no network of its own, is on this one already, or the address is taken.
+pub(crate) async fn connect(shared: &Arc<Shared>, id: &TaskId, request: NetworkConnect) -> Result<(), ErrorDetail> {
+    let name = on_networks(shared, id, |endpoints, name| {
+        let there = endpoints.iter().any(|endpoint| endpoint.network.0 == request.network);
+        let message = format!("network {}: {name} is on it already", request.network);
+        if there { Err(ErrorDetail::new("conflict", message)) } else { Ok(name.to_owned()) }
+    })?;
+    let asked =
+        AddressRequest { holder: id.0.clone(), name, aliases: request.aliases, ipv4: request.ipv4, ipv6: request.ipv6 };
+    let network = request.network;
+    let address = shared.control.reserve_address(network.clone(), asked).await?;
+    let endpoint = EndpointAssignment {
+        network: NetworkName(network.clone()),
+        ipv4: address.ipv4,
+        ipv6: address.ipv6,
+        mac: None,
+        interface_name: None,
+        gw_priority: 0,
+        links: BTreeMap::new(),
+    };
+    let added = rewire(shared, id, |local, endpoints| {
+        endpoints.push(endpoint);
+        if !local.reserved.contains(&network) {
+            local.reserved.push(network.clone());
+        }
+    });
+    if added.is_err() {
+        // It went meanwhile.
+        release(shared.clone(), id.0.clone(), vec![network]);
+    }
+    added
+}
+
+/// Takes a container of no stack off a network; the loop unwires it, and then its address is free.
+///
+/// # Errors
+/// When there is no such container, or it is not on the network.
+pub(crate) async fn disconnect(shared: &Arc<Shared>, id: &TaskId, network: &str) -> Result<(), ErrorDetail> {
+    on_networks(shared, id, |endpoints, name| {
+        let there = endpoints.iter().any(|endpoint| endpoint.network.0 == network);
+        let message = format!("network {network}: {name} is not on it");
+        if there { Ok(()) } else { Err(ErrorDetail::new("not_found", message)) }
+    })?;
+    rewire(shared, id, |_, endpoints| endpoints.retain(|endpoint| endpoint.network.0 != network))?;
+    let mut version = shared.version.subscribe();
+    let attached = |id: &TaskId| {
+        let state = shared.lock();
+        state.observed.tasks.get(id).is_some_and(|seen| seen.attached.iter().any(|name| name.0 == network))
+    };
+    while attached(id) && version.changed().await.is_ok() {}
+    shared.control.release_address(network.to_owned(), id.0.clone()).await?;
+    // Only now: else an agent that dies in between would never give it back.
+    rewire(shared, id, |local, _| local.reserved.retain(|reserved| reserved != network))
+}
+
+/// Looks at the endpoints of a container of no stack that has a network of its own, and at its name.
+fn on_networks<T>(
+    shared: &Arc<Shared>,
+    id: &TaskId,
+    look: impl FnOnce(&[EndpointAssignment], &str) -> Result<T, ErrorDetail>,
+) -> Result<T, ErrorDetail> {
+    let state = shared.lock();
+    let Some(local) = state.locals.get(id) else {
+        return Err(ErrorDetail::new("conflict", format!("container {id} belongs to a stack"))
+            .with_hint("its networks are the control plane's: ask for them by its task"));
+    };
+    let name = &local.task.container_name;
+    let has = match &local.task.network {
+        TaskNetwork::Endpoints { endpoints, .. } => return look(endpoints, name),
+        TaskNetwork::Host => "the host's network",
+        TaskNetwork::Task(_) => "the network of another container",
+        TaskNetwork::None => "no network",
+    };
+    Err(ErrorDetail::new("conflict", format!("container {name} has {has}, so it cannot be on further ones")))
+}
+
+/// Changes the endpoints of a container of no stack, and writes that down.
+fn rewire(
+    shared: &Arc<Shared>,
+    id: &TaskId,
+    change: impl FnOnce(&mut LocalTask, &mut Vec<EndpointAssignment>),
+) -> Result<(), ErrorDetail> {
+    let mut state = shared.lock();
+    let gone = || ErrorDetail::new("not_found", format!("no such container: {id}"));
+    let local = state.locals.get_mut(id).filter(|local| local.task.desired != DesiredTask::Removed).ok_or_else(gone)?;
+    let TaskNetwork::Endpoints { mut endpoints, ports } = std::mem::replace(&mut local.task.network, TaskNetwork::None)
+    else {
+        return Err(gone());
+    };
+    change(local, &mut endpoints);
+    local.task.network = TaskNetwork::Endpoints { endpoints, ports };
+    let local = local.clone();
+    if let Some(seen) = state.observed.tasks.get_mut(id) {
+        seen.unattached.clear();
+    }
+    let written = shared.records.write_local(&local);
+    drop(state);
+    shared.touch();
+    written.map_err(|e| ErrorDetail::new("failed", chain(&e)))
 }
 
 fn ensure_volume(shared: &Arc<Shared>, name: &str) -> Result<(), ErrorDetail> {

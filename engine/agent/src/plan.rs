@@ -43,6 +43,10 @@ pub enum Operation {
     PauseContainer(TaskId),
     /// Thaw.
     UnpauseContainer(TaskId),
+    /// Take the network namespace of a container that runs onto a further network.
+    Connect(TaskId, NetworkName),
+    /// Take it off a network.
+    Disconnect(TaskId, NetworkName),
     /// Remove the network namespace of a container that does not run.
     RemoveSandbox(TaskId),
     /// Remove the container and its network namespace.
@@ -81,6 +85,8 @@ impl fmt::Display for Operation {
             Self::StopContainer { task, by_request: false } => write!(f, "stop container of {task}: to be restarted"),
             Self::PauseContainer(task) => write!(f, "pause container of {task}"),
             Self::UnpauseContainer(task) => write!(f, "unpause container of {task}"),
+            Self::Connect(task, network) => write!(f, "connect {task} to network {network}"),
+            Self::Disconnect(task, network) => write!(f, "disconnect {task} from network {network}"),
             Self::RemoveSandbox(task) => write!(f, "remove network namespace of {task}: does not run"),
             Self::RemoveContainer(task) => write!(f, "remove container of {task}"),
         }
@@ -170,6 +176,7 @@ fn networks(
         .values()
         .filter(|t| observed.tasks.get(&t.id).is_some_and(|seen| seen.sandbox || seen.activity.is_some()))
         .flat_map(|t| networks_of(t))
+        .chain(observed.tasks.values().flat_map(|seen| &seen.attached))
         .collect();
     let strays = observed.tasks.iter().any(|(id, seen)| seen.sandbox && !by_id.contains_key(id));
     for name in &observed.networks {
@@ -251,7 +258,7 @@ fn task_operation(
         (_, ContainerState::Running | ContainerState::Paused) if asked => {
             out.operations.push(Operation::StopContainer { task: id(), by_request: false });
         }
-        (_, ContainerState::Running | ContainerState::Paused) => {}
+        (_, ContainerState::Running | ContainerState::Paused) => rewire(task, seen, observed, out),
         (_, ContainerState::Created) => {
             if (seen.record.error.is_none() || asked) && ready(task, observed) && namespaces_run(task, observed) {
                 let cause = if asked { StartCause::Asked } else { StartCause::Desired };
@@ -280,6 +287,22 @@ fn task_operation(
                 out.operations.push(Operation::StartContainer { task: id(), cause });
             }
         }
+    }
+}
+
+/// One step towards the networks that the task shall be on: what it shall leave comes first, since that may be what is in the way.
+fn rewire(task: &TaskAssignment, seen: &ObservedTask, observed: &Observed, out: &mut NodePlan) {
+    if !seen.sandbox || !matches!(task.network, TaskNetwork::Endpoints { .. }) {
+        return;
+    }
+    let wanted: BTreeSet<&NetworkName> = networks_of(task).collect();
+    let there = |name: &NetworkName| observed.networks.contains(name) && !observed.busy_networks.contains(name);
+    let left = seen.attached.iter().find(|name| !wanted.contains(name));
+    let mut missing = wanted.into_iter().filter(|name| !seen.attached.contains(*name) && there(name));
+    if let Some(network) = left {
+        out.operations.push(Operation::Disconnect(task.id.clone(), network.clone()));
+    } else if let Some(network) = missing.find(|name| !seen.unattached.contains_key(*name)) {
+        out.operations.push(Operation::Connect(task.id.clone(), network.clone()));
     }
 }
 

@@ -62,7 +62,9 @@ pub(crate) fn adopt(engine: &Engine, netd: &Netd, records: &Records) -> State {
         }
     }
     for sandbox in netd.sandboxes() {
-        state.observed.tasks.entry(TaskId(sandbox.config.id.0.clone())).or_default().sandbox = true;
+        let seen = state.observed.tasks.entry(TaskId(sandbox.config.id.0.clone())).or_default();
+        seen.sandbox = true;
+        seen.attached = sandbox.endpoints.into_iter().map(|endpoint| NetworkName(endpoint.network.0)).collect();
     }
     state.observed.networks = netd.networks().into_iter().map(|n| NetworkName(n.id.0)).collect();
     state.observed.volumes = engine.volumes().list().unwrap_or_default().into_iter().map(|v| v.name).collect();

@@ -3,6 +3,7 @@
 mod container;
 mod image;
 mod log;
+mod network;
 mod session;
 mod standard;
 mod system;
@@ -16,7 +17,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use orch_api::error::{ErrorBody, ErrorDetail};
 use orch_engine::config::ContainerId;
 use orch_engine::engine::{EngineError, PartError};
@@ -103,6 +104,8 @@ pub fn routes(shared: Arc<Shared>) -> Router {
         .route("/v1/containers/run", post(container::run))
         .route("/v1/containers/{id}", get(container::show).delete(container::remove))
         .route("/v1/containers/{id}/inspect", get(container::inspect))
+        .route("/v1/containers/{id}/networks", post(network::connect))
+        .route("/v1/containers/{id}/networks/{name}", delete(network::disconnect))
         .route("/v1/containers/{id}/start", post(container::start))
         .route("/v1/containers/{id}/stop", post(container::stop))
         .route("/v1/containers/{id}/restart", post(container::restart))

@@ -111,6 +111,7 @@ impl State {
             Operation::StopContainer { task, .. } => activity(task, Activity::Stopping),
             Operation::PauseContainer(id) | Operation::UnpauseContainer(id) => activity(id, Activity::Pausing),
             Operation::RemoveSandbox(id) => activity(id, Activity::Pausing),
+            Operation::Connect(id, _) | Operation::Disconnect(id, _) => activity(id, Activity::Pausing),
             Operation::RemoveContainer(id) => activity(id, Activity::Removing),
         }
     }

@@ -1,9 +1,11 @@
 //! A task as this node sees it: what is observed of its container, and what must be remembered between two looks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use orch_engine::config::ContainerId;
-use orch_spec::assignment::{DesiredTask, Health, PublishedPort, TaskAssignment, TaskId, TaskState, TaskStatus};
+use orch_spec::assignment::{
+    DesiredTask, Health, NetworkName, PublishedPort, TaskAssignment, TaskId, TaskState, TaskStatus,
+};
 use orch_spec::model::{EffectiveRestart, RestartCondition};
 use serde::{Deserialize, Serialize};
 
@@ -82,7 +84,7 @@ pub enum Activity {
     Starting,
     /// Stopping it.
     Stopping,
-    /// Freezing or thawing it.
+    /// Freezing or thawing it, or taking it onto a network or off one.
     Pausing,
     /// Removing it.
     Removing,
@@ -95,6 +97,10 @@ pub struct ObservedTask {
     pub container: Option<ObservedContainer>,
     /// Its network namespace exists.
     pub sandbox: bool,
+    /// The networks that its namespace is on.
+    pub attached: BTreeSet<NetworkName>,
+    /// Networks that its namespace could not be taken onto, and why: not tried again before that is called off.
+    pub unattached: BTreeMap<NetworkName, String>,
     /// How long its network took before its last start, in ns: making the namespace, attaching the name server.
     pub network_time: u64,
     /// An operation is under way: no other one is planned for it.

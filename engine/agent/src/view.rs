@@ -9,7 +9,7 @@ use orch_spec::assignment::{TaskAssignment, TaskId, TaskNetwork, TaskState};
 
 use crate::lower::{CallerData, label};
 use crate::reconcile::observed;
-use crate::task::{ContainerState, status};
+use crate::task::{ContainerState, ObservedTask, status};
 use crate::{Shared, now_ms};
 
 /// Nanoseconds since the epoch as RFC 3339; empty for none.
@@ -64,7 +64,8 @@ pub(crate) fn one(shared: &Arc<Shared>, info: &ContainerInfo) -> ContainerView {
         started_at: time(info.state.started_at),
         finished_at: time(info.state.finished_at),
         ports: status.ports,
-        networks: task.map(networks).unwrap_or_default(),
+        networks: task.map(|task| networks(task, seen)).unwrap_or_default(),
+        network_errors: task.map(|task| network_errors(task, seen, &state.observed.failures)).unwrap_or_default(),
         labels: labels.clone(),
     }
 }
@@ -79,15 +80,37 @@ fn bare_state(info: &ContainerInfo) -> TaskState {
     }
 }
 
-fn networks(task: &TaskAssignment) -> BTreeMap<String, Addresses> {
+/// The networks that it is on; before it runs, those that it will be on. One that it is about to leave has no addresses any more.
+fn networks(task: &TaskAssignment, seen: Option<&ObservedTask>) -> BTreeMap<String, Addresses> {
     let TaskNetwork::Endpoints { endpoints, .. } = &task.network else { return BTreeMap::new() };
     let text = |address: Option<String>| address.unwrap_or_default();
-    endpoints
+    let mut networks: BTreeMap<String, Addresses> = endpoints
         .iter()
         .map(|e| {
             let ipv4 = text(e.ipv4.map(|a| a.to_string()));
             let ipv6 = text(e.ipv6.map(|a| a.to_string()));
             (e.network.0.clone(), Addresses { ipv4, ipv6 })
         })
+        .collect();
+    if let Some(seen) = seen.filter(|seen| seen.sandbox) {
+        networks.retain(|name, _| seen.attached.iter().any(|network| network.0 == *name));
+        for leaving in &seen.attached {
+            networks.entry(leaving.0.clone()).or_default();
+        }
+    }
+    networks
+}
+
+/// Why it is not on networks that it should be on: it could not be taken onto them, or they could not be made.
+fn network_errors(
+    task: &TaskAssignment,
+    seen: Option<&ObservedTask>,
+    failures: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    let TaskNetwork::Endpoints { endpoints, .. } = &task.network else { return BTreeMap::new() };
+    let why = |network| seen.and_then(|seen| seen.unattached.get(network));
+    endpoints
+        .iter()
+        .filter_map(|e| Some((e.network.0.clone(), why(&e.network).or_else(|| failures.get(&e.network.0))?.clone())))
         .collect()
 }

@@ -571,6 +571,20 @@ pub struct AddressRequest {
     pub ipv6: Option<Ipv6Addr>,
 }
 
+/// Takes a container onto a further network.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct NetworkConnect {
+    /// Full name of the network.
+    pub network: String,
+    /// Names it answers to in DNS there, beside its own.
+    pub aliases: Vec<String>,
+    /// A certain address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// A certain address.
+    pub ipv6: Option<Ipv6Addr>,
+}
+
 /// The address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AddressResponse {

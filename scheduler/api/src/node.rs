@@ -85,6 +85,9 @@ pub struct ContainerView {
     pub ports: Vec<PublishedPort>,
     /// Network → addresses.
     pub networks: BTreeMap<String, Addresses>,
+    /// Networks that it could not be taken onto, with the reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub network_errors: BTreeMap<String, String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
 }

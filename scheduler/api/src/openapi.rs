@@ -16,8 +16,8 @@ use crate::cluster::{
 };
 use crate::control::{
     ActRequest, AddressRequest, AddressResponse, ApplyRequest, ApplyResponse, DesiredRequest, DownRequest, Event,
-    IndexResponse, NetworkCreate, NetworkView, NodeView, RunRequest, RunResponse, ScaleRequest, ServiceView,
-    StackChange, StackSummary, StackView, TaskView, VolumeCreate, VolumeView,
+    IndexResponse, NetworkConnect, NetworkCreate, NetworkView, NodeView, RunRequest, RunResponse, ScaleRequest,
+    ServiceView, StackChange, StackSummary, StackView, TaskView, VolumeCreate, VolumeView,
 };
 use crate::error::ErrorBody;
 use crate::image::{ImageOffer, NamedImage, Offered};
@@ -170,6 +170,13 @@ const STACKS: &[Operation] = &[
         Json(shape::<DesiredRequest>),
         Json(shape::<IndexResponse>),
     ),
+    post(
+        "/v1/tasks/{id}/networks",
+        "Takes a task onto a further network; its container's view lists that once it is there.",
+        Json(shape::<NetworkConnect>),
+        Json(shape::<AddressResponse>),
+    ),
+    delete("/v1/tasks/{id}/networks/{name}", "Takes a task off a network.", Json(shape::<IndexResponse>)),
     with(
         get("/v1/events", "What has happened, and with `follow` what happens.", Lines(shape::<Event>)),
         &[("since_index", "from this index on"), ("follow", "`true` or `false`"), ("stack", "only of this stack")],
@@ -242,6 +249,13 @@ const CONTAINERS: &[Operation] = &[
         "Everything about one, in the words of `docker inspect`.",
         Json(shape::<Map<String, Value>>),
     ),
+    post(
+        "/v1/containers/{id}/networks",
+        "Takes a container of no stack onto a further network; its view lists that once it is there.",
+        Json(shape::<NetworkConnect>),
+        Nothing,
+    ),
+    delete("/v1/containers/{id}/networks/{name}", "Takes a container of no stack off a network.", Nothing),
     post("/v1/containers/{id}/start", "Starts it.", Nothing, Nothing),
     post(
         "/v1/containers/{id}/stop",

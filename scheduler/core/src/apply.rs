@@ -45,6 +45,19 @@ impl State {
             Command::CreateNetwork(request) => plan::plan_network(self, request, moment)?,
             Command::CreateVolume(request) => plan::plan_volume(self, request, moment)?,
             Command::ReserveAddress(request) => plan::plan_reservation(self, request, moment)?,
+            Command::AttachTask(request) => {
+                let Planned { answer, records } = plan::plan_attach(self, request, moment)?;
+                self.execute(moment, command, records, changes);
+                self.touch_endpoints(&request.task);
+                return Ok(answer);
+            }
+            Command::DetachTask(request) => {
+                let Planned { answer, records } = plan::plan_detach(self, request, moment)?;
+                // Before it has left: the network is one of those that are not what they were.
+                self.touch_endpoints(&request.task);
+                self.execute(moment, command, records, changes);
+                return Ok(answer);
+            }
             Command::ReleaseAddress { network, holder } => {
                 self.release_address(network, holder, changes)?;
                 return Ok(Answer::default());

@@ -261,15 +261,19 @@ fn names(state: &State, stack: &str) -> Names {
         for endpoint in task.endpoints() {
             let mut own = vec![task.container_name.clone()];
             let mut common = Vec::new();
-            if !task.one_off || task.use_aliases {
+            let revision = state.revision(task.revision);
+            let key = revision.networks.iter().find(|(_, name)| **name == endpoint.network).map(|(key, _)| key);
+            // On a network that only people took it onto, it has its own name and those that they gave it (Docker's rule).
+            let by_hand = task.attached.get(&endpoint.network);
+            common.extend(by_hand.into_iter().flatten().cloned());
+            let of_service = key.is_some() || by_hand.is_none();
+            if of_service && (!task.one_off || task.use_aliases) {
                 common.push(task.service.clone());
                 common.push(format!("{}.{stack}", task.service));
-                let revision = state.revision(task.revision);
-                let key = revision.networks.iter().find(|(_, name)| **name == endpoint.network).map(|(key, _)| key);
                 let attachment = key.and_then(|key| spec.networks.get(key));
                 common.extend(attachment.into_iter().flat_map(|attachment| attachment.aliases.iter().cloned()));
             }
-            if !task.one_off {
+            if of_service && !task.one_off {
                 own.push(format!("{}.{}", task.slot, task.service));
                 if state.is_cluster() {
                     own.push(format!("{stack}-{}-{}", task.service, task.slot));

@@ -82,6 +82,10 @@ pub enum Command {
     },
     /// Hold an address for a container that belongs to no stack.
     ReserveAddress(ReserveAddress),
+    /// Take a task onto a further network.
+    AttachTask(AttachTask),
+    /// Take a task off a network.
+    DetachTask(DetachTask),
     /// Let go of every address on the network that the holder has.
     ReleaseAddress {
         /// The network.
@@ -382,6 +386,32 @@ pub struct ReserveAddress {
     pub ipv6: Option<Ipv6Addr>,
 }
 
+/// See [`Command::AttachTask`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AttachTask {
+    /// The task. One that takes its place later is only where its file says.
+    pub task: TaskId,
+    /// Full name of the network.
+    pub network: NetworkName,
+    /// Further names there.
+    pub aliases: Vec<String>,
+    /// A certain address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// A certain address.
+    pub ipv6: Option<Ipv6Addr>,
+}
+
+/// See [`Command::DetachTask`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DetachTask {
+    /// The task.
+    pub task: TaskId,
+    /// Full name of the network.
+    pub network: NetworkName,
+}
+
 /// What a command that was done has to say.
 #[derive(Debug, Clone, Default)]
 pub struct Answer {
@@ -391,7 +421,7 @@ pub struct Answer {
     pub warnings: Vec<String>,
     /// The task that `RunOneOff` made.
     pub task: Option<TaskId>,
-    /// The addresses that `ReserveAddress` gave.
+    /// The addresses that `ReserveAddress` or `AttachTask` gave.
     pub addresses: (Option<Ipv4Addr>, Option<Ipv6Addr>),
 }
 

@@ -39,8 +39,9 @@ mod state;
 pub use address::Pool;
 pub use assignment::Assignments;
 pub use command::{
-    Act, Action, Answer, ApplyStack, ChangeObject, Changes, Command, Down, Entry, NewNetwork, NewObject, NewVolume,
-    Outcome, ReserveAddress, RunOneOff, Scale, SetTaskDesired, UpOptions, UpdateNode, UpdateService,
+    Act, Action, Answer, ApplyStack, AttachTask, ChangeObject, Changes, Command, DetachTask, Down, Entry, NewNetwork,
+    NewObject, NewVolume, Outcome, ReserveAddress, RunOneOff, Scale, SetTaskDesired, UpOptions, UpdateNode,
+    UpdateService,
 };
 pub use error::{Clash, Hint, Missing, Refusal, SpecFault};
 pub use member::{Member, MemberChange, MemberRefusal, MemberRole, Members};

@@ -6,6 +6,7 @@
 
 mod act;
 mod allocate;
+mod attach;
 mod diff;
 mod down;
 mod draft;
@@ -288,6 +289,7 @@ pub fn run(state: &State, request: &RunOneOff, moment: Moment) -> Result<Answer,
 
 pub(crate) use act::plan as plan_act;
 pub(crate) use act::plan_desired;
+pub(crate) use attach::{plan_attach, plan_detach};
 pub(crate) use down::plan as plan_down;
 pub(crate) use objects::{is_name, plan_network, plan_reservation, plan_volume};
 pub(crate) use run::plan as plan_run;

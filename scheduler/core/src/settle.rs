@@ -504,7 +504,7 @@ impl<'s> Settling<'s> {
 }
 
 /// Takes a task off a network, and off its successor.
-fn leave_network(network: &mut Network, id: &TaskId, task: &crate::state::Task) {
+pub(crate) fn leave_network(network: &mut Network, id: &TaskId, task: &crate::state::Task) {
     let holder = holder_of(id);
     let mut both = vec![&mut *network];
     while let Some(one) = both.pop() {

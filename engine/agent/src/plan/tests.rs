@@ -134,6 +134,7 @@ impl Host {
                 let generation = desired.map_or(0, |t| t.restart_generation);
                 let seen = self.observed.tasks.entry(task.clone()).or_default();
                 seen.sandbox = own;
+                seen.attached = desired.into_iter().flat_map(super::networks_of).cloned().collect();
                 seen.record.restart_generation = generation;
                 seen.record.stopped_by_request = false;
             }
@@ -143,7 +144,16 @@ impl Host {
             }
             Operation::PauseContainer(id) => container(id, ContainerState::Paused),
             Operation::UnpauseContainer(id) => container(id, ContainerState::Running),
-            Operation::RemoveSandbox(id) => self.observed.tasks.entry(id.clone()).or_default().sandbox = false,
+            Operation::RemoveSandbox(id) => {
+                let seen = self.observed.tasks.entry(id.clone()).or_default();
+                (seen.sandbox, seen.attached) = (false, Default::default());
+            }
+            Operation::Connect(id, network) => {
+                drop(self.observed.tasks.entry(id.clone()).or_default().attached.insert(network.clone()));
+            }
+            Operation::Disconnect(id, network) => {
+                drop(self.observed.tasks.entry(id.clone()).or_default().attached.remove(network));
+            }
             Operation::RemoveContainer(id) => {
                 self.observed.tasks.remove(id);
             }
@@ -323,4 +333,34 @@ fn an_image_that_could_not_be_had_is_tried_again_at_its_time_and_for_nobody_neve
     assert_eq!(plan(&host.assignment, &desired, &host.observed, NOW + 500).operations.len(), 1);
     host.desire("a", DesiredTask::Removed);
     assert_eq!(host.settle(), "");
+}
+
+#[test]
+fn a_container_that_runs_follows_its_networks_and_one_that_does_not_work_is_not_tried_again() {
+    let mut host = Host::new(vec![task("db", DesiredTask::Running)]);
+    host.settle();
+    let other = NetworkAssignment { name: "other".into(), ..host.assignment.networks[0].clone() };
+    host.assignment.networks.push(other);
+    let wire = |host: &mut Host, names: &[&str]| {
+        let TaskNetwork::Endpoints { endpoints, .. } = &mut host.assignment.tasks[0].network else {
+            panic!("it has endpoints")
+        };
+        let first = endpoints[0].clone();
+        endpoints.clear();
+        endpoints.extend(names.iter().map(|name| EndpointAssignment { network: (*name).into(), ..first.clone() }));
+    };
+    wire(&mut host, &["s_default", "other"]);
+    assert_eq!(host.settle(), "create network other\nconnect db to network other\n");
+    wire(&mut host, &["other"]);
+    assert_eq!(host.settle(), "disconnect db from network s_default\n");
+    // The bridge goes after the last namespace has left it.
+    wire(&mut host, &[]);
+    host.assignment.networks.pop();
+    assert_eq!(host.settle(), "disconnect db from network other\nremove network other: no longer assigned\n");
+    wire(&mut host, &["s_default"]);
+    let seen = host.observed.tasks.entry(TaskId::from("db")).or_default();
+    seen.unattached.insert("s_default".into(), "its address is taken".into());
+    assert_eq!(host.settle(), "");
+    host.desire("db", DesiredTask::Stopped);
+    assert_eq!(host.settle(), "stop container of db: asked for\nremove network namespace of db: does not run\n");
 }

@@ -1,6 +1,6 @@
 //! Tasks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use orch_spec::assignment::{DesiredTask, Health, NetworkName, NodeId, TaskId, TaskNetwork, TaskState, TaskStatus};
 use serde::{Deserialize, Serialize};
@@ -65,6 +65,9 @@ pub struct Task {
 
     /// Its network.
     pub network: Option<TaskNetwork>,
+    /// Networks that people took it onto, with its further names there.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub attached: BTreeMap<NetworkName, Vec<String>>,
     /// Task whose PID namespace it joins.
     pub pid_of: Option<TaskId>,
     /// Task whose IPC namespace it joins.

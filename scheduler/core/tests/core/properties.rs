@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use orch_core::{Act, Action, Assignments, Command, Down, Scale, State, Task, UpOptions};
+use orch_core::{Act, Action, Assignments, AttachTask, Command, DetachTask, Down, Scale, State, Task, UpOptions};
 use orch_spec::assignment::{DesiredTask, Health, NodeReport, TaskState, TaskStatus};
 use orch_spec::model::{DependencyCondition, StackSpec};
 use proptest::prelude::*;
@@ -76,6 +76,12 @@ enum Step {
         task: usize,
         kind: u8,
     },
+    /// People take some task onto some network, or off it.
+    Wire {
+        task: usize,
+        network: usize,
+        on: bool,
+    },
     /// The log so far becomes a snapshot, and the state is read back from it.
     Snapshot,
 }
@@ -101,6 +107,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Agent),
         4 => Just(Step::Look),
         2 => (any::<usize>(), any::<u8>()).prop_map(|(task, kind)| Step::Mishap { task, kind }),
+        2 => (any::<usize>(), any::<usize>(), any::<bool>())
+            .prop_map(|(task, network, on)| Step::Wire { task, network, on }),
         1 => Just(Step::Snapshot),
     ]
 }
@@ -162,6 +170,7 @@ fn take(world: &mut World, files: &[Arc<StackSpec>], step: &Step) {
         Step::Agent => world.agent(),
         Step::Look => drop(world.agent_step()),
         Step::Mishap { task, kind } => mishap(world, *task, *kind),
+        Step::Wire { task, network, on } => wire(world, *task, *network, *on),
         Step::Snapshot => {
             let bytes = serde_json::to_vec(&world.state).expect("a state can be written down");
             let read: State = serde_json::from_slice(&bytes).expect("a state can be read back");
@@ -170,6 +179,19 @@ fn take(world: &mut World, files: &[Arc<StackSpec>], step: &Step) {
             world.assignments = Assignments::new(&world.state);
         }
     }
+}
+
+fn wire(world: &mut World, task: usize, network: usize, on: bool) {
+    let some = |count: usize, number: usize| number % count.max(1);
+    let task = world.state.tasks.keys().nth(some(world.state.tasks.len(), task)).cloned();
+    let network = world.state.networks.keys().nth(some(world.state.networks.len(), network)).cloned();
+    let (Some(task), Some(network)) = (task, network) else { return };
+    let command = if on {
+        Command::AttachTask(AttachTask { task, network, ..AttachTask::default() })
+    } else {
+        Command::DetachTask(DetachTask { task, network })
+    };
+    let _ = world.apply(command);
 }
 
 fn mishap(world: &mut World, task: usize, kind: u8) {

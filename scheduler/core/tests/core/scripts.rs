@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use orch_core::{
-    Act, Action, Answer, ChangeObject, Command, Down, NetworkDefinition, NewNetwork, NewObject, NewVolume, ObjectKind,
-    ReserveAddress, RunOneOff, Scale, SetTaskDesired, UpOptions,
+    Act, Action, Answer, AttachTask, ChangeObject, Command, DetachTask, Down, NetworkDefinition, NewNetwork, NewObject,
+    NewVolume, ObjectKind, ReserveAddress, RunOneOff, Scale, SetTaskDesired, UpOptions,
 };
 use orch_core::{Hint, Refusal};
 use orch_spec::assignment::{DesiredTask, Health, NetworkName, NodeReport, TaskNetwork, TaskState, TaskStatus};
@@ -201,6 +201,20 @@ impl Script {
                     Ok(answer) => drop(writeln!(out, "{:?}", answer.addresses)),
                     Err(refusal) => refused(&mut out, &refusal),
                 }
+            }
+            "connect" | "disconnect" => {
+                let task = self.world.task(rest[1]).expect("the task is there").id.clone();
+                let network: NetworkName = rest[0].into();
+                let command = if *verb == "connect" {
+                    let ipv4 = rest.iter().find_map(|word| word.parse().ok());
+                    let aliases = rest[2..].iter().filter(|word| word.parse::<std::net::Ipv4Addr>().is_err());
+                    let aliases = aliases.map(|alias| (*alias).to_owned()).collect();
+                    Command::AttachTask(AttachTask { task, network, aliases, ipv4, ipv6: None })
+                } else {
+                    Command::DetachTask(DetachTask { task, network })
+                };
+                let result = self.world.apply(command).result;
+                self.answer(&mut out, result);
             }
             "release" => {
                 let command = Command::ReleaseAddress { network: rest[0].into(), holder: rest[1].to_owned() };
@@ -492,13 +506,14 @@ scripts! {
     mounts_secrets_and_configs
     waits_for_a_node
     stops_through_a_finished_one_shot
+    takes_a_task_onto_a_further_network_and_off_it
 }
 
 #[test]
 fn every_script_is_run() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
     let count = std::fs::read_dir(dir).expect("the scripts are there").count();
-    assert_eq!(count, 17, "a script without a line in scripts! is never run");
+    assert_eq!(count, 18, "a script without a line in scripts! is never run");
 }
 
 #[test]
