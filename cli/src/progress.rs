@@ -180,6 +180,7 @@ pub(crate) fn task_step(task: &TaskView) -> Step {
         TaskState::Assigned | TaskState::Preparing => ("Creating".to_owned(), false, false),
         TaskState::Created => ("Created".to_owned(), task.desired == DesiredTask::Created, false),
         TaskState::Starting => ("Starting".to_owned(), false, false),
+        TaskState::Running | TaskState::Paused if task.again => ("Restarting".to_owned(), false, false),
         TaskState::Running => match status.health {
             Health::None => ("Started".to_owned(), true, false),
             Health::Starting => ("Started, not healthy yet".to_owned(), false, false),
@@ -344,6 +345,9 @@ fn judge(task: &TaskView, goal: Goal, now: u64) -> Judgement {
     if up && !task.blocked.is_empty() {
         return Bad(format!("container {name} cannot start: {}", task.blocked));
     }
+    if matches!(goal, Goal::Started | Goal::Ready) && task.again {
+        return Waiting;
+    }
     if up && state == TaskState::Failed {
         return Bad(format!("container {name}: {}", task.status.error));
     }
@@ -474,6 +478,15 @@ mod tests {
             ..TaskView::default()
         };
         Board { tasks: [("t".to_owned(), view)].into(), ..Board::default() }
+    }
+
+    #[test]
+    fn one_that_is_to_be_started_again_is_not_up_however_it_is_now() {
+        let mut board = task(TaskState::Running, Health::None, None);
+        board.tasks.values_mut().for_each(|t| t.again = true);
+        for goal in [Goal::Started, Goal::Ready] {
+            assert!(matches!(verdict(&board, None, goal, 10_000), Verdict::Waiting(_)));
+        }
     }
 
     #[test]

@@ -371,6 +371,9 @@ pub struct TaskView {
     pub up_to_date: bool,
     /// What it shall be.
     pub desired: DesiredTask,
+    /// It was asked to be started once more, and its node has not done it yet: how it is now is past.
+    #[serde(default)]
+    pub again: bool,
     /// What its node says of it. While it waits: state `pending`.
     pub status: TaskStatus,
     /// Everything it waits for; empty when it waits for nothing.

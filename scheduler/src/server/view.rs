@@ -173,14 +173,18 @@ fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
+/// Whether it is to be started once more than it was.
+fn again(task: &Task) -> bool {
+    task.goal == DesiredTask::Running && task.goal_generation > task.status.restart_generation
+}
+
 /// A task's status as it counts now: how an earlier run ended is past once the task is to be started again.
 fn present(task: &Task) -> TaskStatus {
     let mut status = TaskStatus { task: task.id.clone(), ..task.status.clone() };
     if status.state == TaskState::Pending && task.told.is_some() {
         status.state = TaskState::Assigned;
     }
-    let again = task.goal == DesiredTask::Running && task.goal_generation > status.restart_generation;
-    if again && matches!(status.state, TaskState::Exited | TaskState::Failed | TaskState::Created) {
+    if again(task) && matches!(status.state, TaskState::Exited | TaskState::Failed | TaskState::Created) {
         status.state = if task.waiting.is_empty() { TaskState::Assigned } else { TaskState::Pending };
         status.error.clear();
         status.error_code = None;
@@ -215,6 +219,7 @@ pub(crate) fn task(state: &State, task: &Task) -> TaskView {
         spec_hash: revision.hash.clone(),
         up_to_date: current == Some(task.revision),
         desired: task.goal,
+        again: again(task),
         status: present(task),
         waiting_on: task
             .waiting
