@@ -49,7 +49,7 @@ pub(crate) fn main() -> ExitCode {
     };
     // These mend what settings are made from.
     if let Command::Context(command) = cli.command {
-        return context::run(&cli.global, command).map_or_else(|e| printer::failure(&e, false), |exit| exit).into();
+        return context::run(&cli.global, command).unwrap_or_else(|e| printer::failure(&e, false)).into();
     }
     let settings = match Settings::new(&cli.global) {
         Ok(settings) => settings,
