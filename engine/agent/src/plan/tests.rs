@@ -149,10 +149,10 @@ impl Host {
                 (seen.sandbox, seen.attached) = (false, Default::default());
             }
             Operation::Connect(id, network) => {
-                drop(self.observed.tasks.entry(id.clone()).or_default().attached.insert(network.clone()));
+                self.observed.tasks.entry(id.clone()).or_default().attached.insert(network.clone());
             }
             Operation::Disconnect(id, network) => {
-                drop(self.observed.tasks.entry(id.clone()).or_default().attached.remove(network));
+                self.observed.tasks.entry(id.clone()).or_default().attached.remove(network);
             }
             Operation::RemoveContainer(id) => {
                 self.observed.tasks.remove(id);
