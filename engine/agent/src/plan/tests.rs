@@ -341,11 +341,14 @@ fn a_container_that_runs_follows_its_networks_and_one_that_does_not_work_is_not_
     host.settle();
     let other = NetworkAssignment { name: "other".into(), ..host.assignment.networks[0].clone() };
     host.assignment.networks.push(other);
+    let TaskNetwork::Endpoints { endpoints, .. } = host.assignment.tasks[0].network.clone() else {
+        panic!("it has endpoints")
+    };
+    let first = endpoints[0].clone();
     let wire = |host: &mut Host, names: &[&str]| {
         let TaskNetwork::Endpoints { endpoints, .. } = &mut host.assignment.tasks[0].network else {
             panic!("it has endpoints")
         };
-        let first = endpoints[0].clone();
         endpoints.clear();
         endpoints.extend(names.iter().map(|name| EndpointAssignment { network: (*name).into(), ..first.clone() }));
     };
