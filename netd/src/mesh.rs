@@ -189,7 +189,8 @@ pub(crate) fn elements(
         elements.push((if host.is_some() { Set::MeshPortsAt } else { Set::MeshPorts }, element.clone()));
         let mut backends: Vec<&MeshBackend> = reachable(port, desired).collect();
         backends.sort();
-        let weights: Vec<u16> = backends.iter().map(|backend| backend.weight).collect();
+        let weights: Vec<(IpAddr, u16)> =
+            backends.iter().map(|backend| (backend.address.into(), backend.weight)).collect();
         let dealt = slots::deal(&weights);
         let set = Set::mesh(dealt.len(), host.is_some());
         for (slot, place) in (0u32..).zip(dealt) {

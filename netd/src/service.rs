@@ -175,7 +175,7 @@ impl Content {
         // Sorted, so that the order in which they are told changes nothing.
         let mut backends: Vec<&Backend> = service.backends.iter().filter(|b| b.address.is_ipv4() == ipv4).collect();
         backends.sort();
-        let weights: Vec<u16> = backends.iter().map(|backend| backend.weight).collect();
+        let weights: Vec<(IpAddr, u16)> = backends.iter().map(|backend| (backend.address, backend.weight)).collect();
         let dealt = slots::deal(&weights);
         let count = u32::try_from(dealt.len()).unwrap_or(0);
         for (slot, place) in (0u32..).zip(dealt) {
