@@ -1,7 +1,8 @@
 //! What fails on several hosts: leaders that die or stand still, links that are cut in one direction or both, hosts that are gone, full disks.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::Signal;
 use orch_tests::cluster::Hosts;
@@ -9,7 +10,7 @@ use orch_tests::host::Host;
 use orch_tests::machine::Place;
 use orch_tests::process::Identity;
 use orch_tests::segment::address;
-use orch_tests::wait::{PATIENCE, eventually, took, until};
+use orch_tests::wait::{PATIENCE, eventually, shown, took, until};
 
 /// A task on every node, which only waits.
 const EVERYWHERE: &str = "
@@ -282,4 +283,100 @@ fn a_host_that_gets_another_address_is_found_again_by_all() {
         hosts.all_ready(moving);
     }
     assert_eq!(all_running(&hosts), before, "nothing was restarted");
+}
+
+/// Fifty tasks that only wait.
+const FIFTY: &str = "
+name: fifty
+services:
+  idle: {image: busybox, command: [sleep, infinity], init: true, deploy: {replicas: 50}}
+";
+
+/// What has happened in the cluster since an index of its log: what, when it did first and last, and how often. Times are those of the day in
+/// milliseconds, as events say them.
+fn happened(host: &Host, since: u64) -> BTreeMap<String, (u64, u64, usize)> {
+    // Away from the stack's file, which would be asked about alone.
+    let since = since.to_string();
+    let asked = host.invoke(&["events", "--no-follow", "--format", "json", "--since-index", &since]);
+    let mut happened = BTreeMap::new();
+    for event in asked.folder(Path::new("/")).run().ok().json_lines() {
+        let word = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
+        let time = word("time").split_once('T').map_or(0, |(_, time)| milliseconds(time));
+        let part = happened.entry(format!("{} {}", word("type"), word("action"))).or_insert((time, time, 0));
+        (part.1, part.2) = (time, part.2 + 1);
+    }
+    happened
+}
+
+/// `12:34:56.7Z`, in milliseconds.
+fn milliseconds(time: &str) -> u64 {
+    let (whole, fraction) = time.trim_end_matches('Z').split_once('.').unwrap_or((time.trim_end_matches('Z'), ""));
+    let parts = whole.split(':').filter_map(|part| part.parse::<u64>().ok());
+    let seconds: u64 = parts.zip([3600, 60, 1]).map(|(part, unit)| part * unit).sum();
+    seconds * 1000 + format!("{fraction:0<3}").parse::<u64>().unwrap_or(0)
+}
+
+/// Says what has happened since an index, after a time of the day.
+fn tell_parts(host: &Host, since: u64, begun: u64) {
+    let mut parts: Vec<_> = happened(host, since).into_iter().collect();
+    parts.sort_by_key(|(_, (first, _, _))| *first);
+    for (what, (first, last, count)) in parts {
+        shown(&format!("  {what} ({count}): {} to {} ms", first.saturating_sub(begun), last.saturating_sub(begun)));
+    }
+}
+
+/// The time of the day (UTC), milliseconds.
+fn time_of_day() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970");
+    u64::try_from(now.as_millis() % 86_400_000).expect("a day is not so long")
+}
+
+/// How far the cluster's log is.
+fn index(host: &Host) -> u64 {
+    let asked = host.invoke(&["events", "--no-follow", "--format", "json"]).folder(Path::new("/")).run().ok();
+    asked.json_lines().iter().filter_map(|event| event["index"].as_u64()).max().unwrap_or(0)
+}
+
+/// Whether all fifty run, and elsewhere than on a node.
+fn whole_without(host: &Host, gone: &str) -> Result<(), String> {
+    let tasks = host.ps();
+    let well = tasks.iter().filter(|task| task["state"] == "running" && task["node"] != gone).count();
+    if well == 50 { Ok(()) } else { Err(format!("{well} of {}", tasks.len())) }
+}
+
+fn is_made_whole(hosts: &Hosts, asked: usize, gone: usize) {
+    let (host, id) = (hosts.host(asked), hosts.id(gone));
+    let (since, begun, day) = (index(host), Instant::now(), time_of_day());
+    hosts.segment.cut(u8::try_from(gone).expect("a few hosts")).expect("there is a cable");
+    eventually(2 * PATIENCE, "all fifty run on the others", || whole_without(host, &id));
+    took("host gone → its fifty-task service whole elsewhere", begun);
+    tell_parts(host, since, day);
+}
+
+#[test]
+fn what_a_host_that_is_gone_for_good_had_runs_elsewhere() {
+    let hosts = with_busybox(Hosts::cluster(&["worker", "worker"]));
+    let host = hosts.host(1);
+    host.stack(FIFTY);
+    let (since, begun, day) = (index(host), Instant::now(), time_of_day());
+    host.up();
+    took("fifty tasks up on three hosts", begun);
+    tell_parts(host, since, day);
+    is_made_whole(&hosts, 1, 3);
+    let gone = hosts.id(3);
+    host.orch(&["node", "rm", "--force", &gone]).ok();
+    eventually(PATIENCE, "nothing of it is left in the records", || {
+        let tasks = host.ps();
+        if tasks.len() == 50 { Ok(()) } else { Err(format!("{} tasks", tasks.len())) }
+    });
+}
+
+#[test]
+fn what_the_leaders_host_had_runs_elsewhere_when_it_is_gone() {
+    let hosts = with_busybox(Hosts::managers(3));
+    let leader = hosts.leader(1);
+    let other = leader % 3 + 1;
+    hosts.host(other).stack(FIFTY);
+    hosts.host(other).up();
+    is_made_whole(&hosts, other, leader);
 }
