@@ -124,21 +124,32 @@ impl ServiceTable {
     }
 
     /// Replaces some services by others.
-    fn change<'a>(
-        &mut self,
-        old: impl Iterator<Item = &'a Service>,
-        new: impl Iterator<Item = &'a Service>,
-    ) -> Result<(), NetlinkError> {
-        let (mut going, mut coming) = (Content::default(), Content::default());
-        old.for_each(|service| going.add(service));
-        new.for_each(|service| coming.add(service));
-        let (going, coming) = (going.without(&coming), coming.without(&going));
+    fn change(&mut self, difference: &Difference) -> Result<(), NetlinkError> {
         let mut transaction = Transaction::new();
-        going.write(&mut transaction, false);
-        coming.write(&mut transaction, true);
+        difference.going.write(&mut transaction, false);
+        difference.coming.write(&mut transaction, true);
         transaction.commit(&mut self.socket)
     }
 }
+
+/// What goes from a table and comes to it when some services are replaced by others.
+#[derive(Debug)]
+struct Difference {
+    going: Content,
+    coming: Content,
+}
+
+impl Difference {
+    fn between(old: &[&Service], new: &[&Service]) -> Self {
+        let (mut going, mut coming) = (Content::default(), Content::default());
+        old.iter().for_each(|service| going.add(service));
+        new.iter().for_each(|service| coming.add(service));
+        Self { going: going.without(&coming), coming: coming.without(&going) }
+    }
+}
+
+/// Differences that were worked out already, by the addresses of the services before and after: most sandboxes of a node know the same.
+type Differences = BTreeMap<(Vec<IpAddr>, Vec<IpAddr>), Difference>;
 
 /// Elements by map.
 #[derive(Debug, Default)]
@@ -274,11 +285,12 @@ impl Shared {
         };
         let changed: Vec<&IpAddr> = gone.chain(new.iter().filter(differs).map(|(vip, _)| vip)).collect();
         balancing.services = Arc::clone(&new);
+        let mut differences = Differences::new();
         for (id, client) in &mut balancing.clients {
             if changed.is_empty() && !client.doubtful {
                 continue;
             }
-            let outcome = self.tell(id, client, &changed, &old, &new);
+            let outcome = self.tell(id, client, &changed, &old, &new, &mut differences);
             client.doubtful = outcome.is_err();
             report.failed.extend(outcome.err());
         }
@@ -298,6 +310,7 @@ impl Shared {
         changed: &[&IpAddr],
         old: &Services,
         new: &Services,
+        differences: &mut Differences,
     ) -> Result<(), NetdError> {
         fn known<'a>(client: &Client, changed: &[&IpAddr], services: &'a Services) -> Vec<&'a Service> {
             let services = changed.iter().filter_map(|vip| services.get(vip)).map(|service| &**service);
@@ -316,7 +329,10 @@ impl Shared {
         };
         let mut outcome = Err(());
         if !(is_new || client.doubtful) {
-            outcome = table.change(before.iter().copied(), after.iter().copied()).map_err(|error| {
+            let addresses = |services: &[&Service]| services.iter().map(|service| service.vip).collect();
+            let difference = differences.entry((addresses(&before), addresses(&after)));
+            let difference = difference.or_insert_with(|| Difference::between(&before, &after));
+            outcome = table.change(difference).map_err(|error| {
                 tracing::warn!(sandbox = %id, %error, "the table of services is not as we left it: writing it anew");
             });
         }
@@ -356,7 +372,7 @@ impl Shared {
         let mut client = Client { networks, table: before, doubtful: false };
         let any = services.values().any(|service| client.knows(service));
         client.doubtful = doubtful || any || client.table.is_some();
-        let outcome = self.tell(id, &mut client, &[], &services, &services);
+        let outcome = self.tell(id, &mut client, &[], &services, &services, &mut Differences::new());
         client.doubtful = outcome.is_err();
         balancing.clients.insert(id.clone(), client);
         outcome

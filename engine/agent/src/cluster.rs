@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use orch_netd::{
     Backend, DesiredCluster, Mesh, MeshBackend, MeshPort, NetworkId, Overlay, Protocol, RemoteEndpoint, Service,
@@ -13,13 +14,26 @@ use orch_netd::{
 };
 use orch_spec::assignment::{Assignment, MeshPortAssignment, NodeId, OverlayAssignment, ServiceAssignment};
 
+use tokio::sync::Notify;
+
 use crate::{Shared, chain};
+
+/// Longest pause after an attempt, in which changes gather.
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// How many times as long as an attempt took is the pause after it: while many tasks start, every one of them changes what every sandbox
+/// knows, and telling it each time would take more time than starting them.
+const PAUSE_FACTOR: u32 = 3;
 
 /// The last attempt.
 #[derive(Debug, Default)]
 pub(crate) struct Applying {
-    /// The version with which nothing is left to try again. Locked while an attempt is made: two threads would undo each other's.
+    /// The version with which nothing is left to try again. Locked while an attempt is made, from before it is read what is wanted: two
+    /// threads would undo each other's.
     complete: Mutex<Option<u64>>,
+    /// Networks that netd knows to span nodes, with what their MTU follows from.
+    spanning: Mutex<Vec<(NetworkId, u32)>>,
+    /// Something changed that can wait for its turn.
+    changed: Notify,
 }
 
 /// What the assignment says about other nodes, as netd wants it. On a host that is alone: nothing.
@@ -127,8 +141,48 @@ pub(crate) fn concerns(shared: &Shared, assignment: &Assignment) -> bool {
         || shared.netd.is_clustered()
 }
 
+/// Takes a new assignment in. A network that comes to span nodes must be known to do so before it is made, because it takes its MTU from
+/// what is under it: then this returns when it is. Everything else is done soon, and not for each change by itself.
+pub(crate) async fn take_in(shared: &Arc<Shared>, assignment: &Assignment) {
+    let spanning = |(network, mtu): &(NetworkId, u32)| {
+        let known = shared.applying.spanning.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().any(|(other, known)| other == network && known == mtu)
+    };
+    if networks_that_span(assignment).iter().all(spanning) {
+        shared.applying.changed.notify_one();
+    } else {
+        apply_aside(shared).await;
+    }
+}
+
+/// Networks that span nodes, with what their MTU follows from.
+fn networks_that_span(assignment: &Assignment) -> Vec<(NetworkId, u32)> {
+    let networks = assignment.networks.iter();
+    let spanning = networks.filter_map(|n| Some((NetworkId(n.name.0.clone()), n.overlay.as_ref()?.underlay_mtu)));
+    spanning.collect()
+}
+
+/// Applies what has changed, for ever.
+pub(crate) async fn follow(shared: Arc<Shared>) {
+    loop {
+        shared.applying.changed.notified().await;
+        let began = Instant::now();
+        apply_aside(&shared).await;
+        shared.touch();
+        tokio::time::sleep((began.elapsed() * PAUSE_FACTOR).min(LONGEST_PAUSE)).await;
+    }
+}
+
+async fn apply_aside(shared: &Arc<Shared>) {
+    let inner = shared.clone();
+    if let Err(e) = tokio::task::spawn_blocking(move || apply(&inner)).await {
+        tracing::error!(error = %e, "what was told about other nodes was not carried out");
+    }
+}
+
 /// Makes netd's part match the assignment. Nothing is done when it does already, unless the last attempt failed.
 pub(crate) fn apply(shared: &Arc<Shared>) {
+    let mut complete = shared.applying.complete.lock().unwrap_or_else(PoisonError::into_inner);
     let (assignment, assigned) = {
         let state = shared.lock();
         (state.assignment.clone(), state.assigned)
@@ -137,7 +191,6 @@ pub(crate) fn apply(shared: &Arc<Shared>) {
         return;
     }
     let desired = lower(&assignment, &shared.config.node);
-    let mut complete = shared.applying.complete.lock().unwrap_or_else(PoisonError::into_inner);
     let done = *complete == Some(desired.version) && shared.netd.is_wanted(&desired);
     if !done {
         *complete = None;
@@ -164,6 +217,7 @@ pub(crate) fn apply(shared: &Arc<Shared>) {
             }
         }
     }
+    *shared.applying.spanning.lock().unwrap_or_else(PoisonError::into_inner) = networks_that_span(&assignment);
     shared.lock().endpoints_applied = assignment.endpoints_version;
 }
 

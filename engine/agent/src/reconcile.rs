@@ -121,13 +121,9 @@ pub(crate) fn spawn(shared: &Arc<Shared>, link: NodeLink) {
                     (state.assignment.clone(), state.impatient_stops())
                 };
                 names::update(&to);
-                // Before anything is planned: a network that spans nodes takes its MTU from what is under it.
+                // Before anything is planned.
                 if cluster::concerns(&to, &current) {
-                    let inner = to.clone();
-                    let applied = tokio::task::spawn_blocking(move || cluster::apply(&inner)).await;
-                    if let Err(e) = applied {
-                        tracing::error!(error = %e, "what was told about other nodes was not carried out");
-                    }
+                    cluster::take_in(&to, &current).await;
                 }
                 to.touch();
                 for container in impatient {
@@ -162,6 +158,7 @@ pub(crate) fn spawn(shared: &Arc<Shared>, link: NodeLink) {
             |e| tracing::error!(error = %e, "no thread for the engine's events; the sweep has to find them"),
         );
     tokio::spawn(reporter(shared.clone(), reports));
+    tokio::spawn(cluster::follow(shared.clone()));
     tokio::spawn(run(shared.clone()));
     tokio::spawn(give_memory_back(shared.clone()));
     shared.touch();
