@@ -279,6 +279,11 @@ impl Control {
         let _ = self.inbox.0.send(Message::Receive { from: from.clone(), bytes: message });
     }
 
+    /// The process of this manager is known to be gone: if it led, another is elected without waiting for its silence to be long enough.
+    pub fn leader_is_gone(&self, node: NodeId) {
+        let _ = self.inbox.0.send(Message::Gone(node));
+    }
+
     /// Who leads, now and whenever that changes.
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.shared.leadership.subscribe()

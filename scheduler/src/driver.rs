@@ -72,6 +72,8 @@ pub(crate) enum Message {
     Connect { node: NodeId, assignments: watch::Sender<Arc<Assignment>> },
     /// Another manager says something.
     Receive { from: NodeId, bytes: Bytes },
+    /// The process of another manager is gone.
+    Gone(NodeId),
     /// A write is done.
     Written { number: u64, space: Space },
     /// A write waits for space.
@@ -218,6 +220,7 @@ impl Driver {
         inbox: &Receiver<Message>,
         ready: &mut Option<Ready>,
     ) -> Result<Option<oneshot::Sender<()>>, StartError> {
+        crate::urgency::urgent();
         let tick = Duration::from_millis(TICK_MS);
         let mut due = Instant::now() + tick;
         self.work();
@@ -308,6 +311,7 @@ impl Driver {
                 self.received.fetch_sub(bytes.len(), Ordering::Relaxed);
                 self.replica.receive(&from, bytes);
             }
+            Message::Gone(node) => self.replica.process_is_gone(&node),
             Message::Written { number, space } => self.replica.written(number, space),
             Message::Full { number, why } => {
                 tracing::warn!(why, "the control log waits for space");

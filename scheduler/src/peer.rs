@@ -2,7 +2,7 @@
 //!
 //! [`Peers`] is a node's own end: its certificate, and connections to others. [`listener`] takes connections in, [`guard`] decides who may
 //! call what. Over these, [`session`] and [`link`] are the two ends of a node's conversation with a manager, [`heartbeat`] says that a
-//! node lives, [`steward`] is what the leader makes of that, [`transport`] carries raft's messages, [`forward`] passes on to the leader what only it can answer, and
+//! node lives, [`reach`] whether a silent one's host is there, [`steward`] is what the leader makes of that, [`transport`] carries raft's messages, [`forward`] passes on to the leader what only it can answer, and
 //! [`relay`] to its node what is about a container there. [`images`] leads nodes to images that others have. [`renewal`] keeps the
 //! certificate young, [`whereabouts`] the address true.
 
@@ -13,6 +13,7 @@ pub mod heartbeat;
 pub mod images;
 pub mod link;
 pub mod listener;
+pub mod reach;
 pub mod relay;
 pub mod renewal;
 pub mod session;

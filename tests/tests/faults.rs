@@ -183,30 +183,37 @@ services:
   caller: {image: busybox, init: true, command: [sleep, infinity], deploy: {mode: global}}
 ";
 
+/// The container on each host that asks for names.
+fn callers(hosts: &Hosts) -> Vec<String> {
+    let caller = |number: usize| {
+        let running = hosts.running(number);
+        running.into_keys().find(|name| name.contains("caller")).expect("a caller runs on every host")
+    };
+    (1..=hosts.hosts.len()).map(caller).collect()
+}
+
+/// Whether who asks on a host reaches the containers of all three: through the address of the service, and by each of the addresses that the
+/// other one's name has.
+fn reaches_all(hosts: &Hosts, number: usize, caller: &str) -> Result<(), String> {
+    let script = "for i in 1 2 3 4 5 6 7 8 9; do timeout 2 wget -q -O - http://web/ || echo failed; done | sort -u; \
+        nslookup direct 127.0.0.11 2>/dev/null | awk '/^Address/ && !/127.0.0.11/ {print $NF}' | sort -u | \
+        while read a; do timeout 2 wget -q -O - http://$a/ || echo failed; done";
+    let asked = hosts.host(number).orch(&["container", "exec", caller, "sh", "-c", script]);
+    let names = asked.lines();
+    if names.len() == 6 && !names.contains(&"failed") {
+        Ok(())
+    } else {
+        Err(format!("host {number}: {}", asked.told()))
+    }
+}
+
 #[test]
 fn every_name_is_right_again_by_itself_when_a_link_is_back() {
     let hosts = with_busybox(Hosts::cluster(&["worker", "worker"]));
     hosts.host(1).stack(NAMES);
     hosts.host(1).up();
-    let callers: Vec<String> = (1..=3)
-        .map(|number| {
-            let running = hosts.running(number);
-            running.into_keys().find(|name| name.contains("caller")).expect("a caller runs on every host")
-        })
-        .collect();
-    // Through the address of the service, and each of the addresses that the other one's name has.
-    let script = "for i in 1 2 3 4 5 6 7 8 9; do timeout 2 wget -q -O - http://web/ || echo failed; done | sort -u; \\
-        nslookup direct 127.0.0.11 2>/dev/null | awk '/^Address/ && !/127.0.0.11/ {print $NF}' | sort -u | \\
-        while read a; do timeout 2 wget -q -O - http://$a/ || echo failed; done";
-    let right = |number: usize| {
-        let asked = hosts.host(number).orch(&["container", "exec", &callers[number - 1], "sh", "-c", script]);
-        let names = asked.lines();
-        if names.len() == 6 && !names.contains(&"failed") {
-            Ok(())
-        } else {
-            Err(format!("host {number}: {}", asked.told()))
-        }
-    };
+    let callers = callers(&hosts);
+    let right = |number: usize| reaches_all(&hosts, number, &callers[number - 1]);
     for number in 1..=3 {
         eventually(PATIENCE, "every caller reaches all", || right(number));
     }
@@ -257,6 +264,7 @@ fn a_host_that_gets_another_address_is_found_again_by_all() {
     hosts.host(1).stack(NAMES);
     hosts.host(1).up();
     let before = all_running(&hosts);
+    let callers = callers(&hosts);
     let leader = hosts.leader(1);
     // The one that leads first, then one that follows.
     for (turn, moving) in [leader, leader % 3 + 1].into_iter().enumerate() {
@@ -281,6 +289,10 @@ fn a_host_that_gets_another_address_is_found_again_by_all() {
         took("another address → all managers know it", begun);
         make(hosts.host(moving), &format!("by-the-moved-{turn}"));
         hosts.all_ready(moving);
+        for number in 1..=3 {
+            eventually(PATIENCE, "containers reach each other", || reaches_all(&hosts, number, &callers[number - 1]));
+        }
+        took("another address → containers reach each other on all hosts", begun);
     }
     assert_eq!(all_running(&hosts), before, "nothing was restarted");
 }

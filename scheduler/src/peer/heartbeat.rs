@@ -1,29 +1,33 @@
 //! Saying that a node lives, and on the leader, seeing which do.
 //!
 //! A node's heartbeat is a thread of its own with nothing else to do, so that neither a full queue nor a slow disk nor a busy agent looks
-//! like a dead host. It goes to the leader alone, which keeps times by its own steady clock; another manager says who leads.
+//! like a dead host. It goes to every manager, which keeps times by its own steady clock: whoever comes to lead knows already who lives, and
+//! since when the former leader has been silent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use orch_api::cluster::PeerView;
 use orch_api::session::{self, Beat, HEARTBEAT};
 use orch_api::tls::{MANAGER_NAME, node_name};
 use orch_spec::assignment::NodeId;
 
 use super::forward::{Leader, Place};
 use super::{Peers, Upgraded};
+use crate::identity::ManagerAddress;
+use crate::urgency;
 
 /// How often a node says that it lives.
 pub const PERIOD: Duration = Duration::from_millis(300);
-/// How long an answer may take before another manager is asked.
+/// How long connecting or an answer may take before it is tried anew.
 const ANSWER_TIME: Duration = Duration::from_millis(1500);
+/// Pause after a connection that did not come about, or broke.
+const PAUSE: Duration = Duration::from_millis(100);
 /// A node that has said nothing for so long is suspect: five beats lost in a row, and within the two seconds in which nobody may be sent
 /// to a host that is gone.
 pub const SUSPECT_AFTER: Duration = Duration::from_millis(1600);
 /// So long, and it is down: beyond stalls of three seconds that loaded machines have, and early enough that its tasks run elsewhere
-/// within five.
+/// within five. Sooner when nothing of its host answers, later when something does ([`super::reach`]).
 pub const DOWN_AFTER: Duration = Duration::from_millis(3800);
 
 /// How well a node seems.
@@ -53,11 +57,16 @@ impl Pulse {
         heard.is_some_and(|heard| heard >= from)
     }
 
+    /// How long a node has been silent at a moment, since `from` at the most, and whether it was ever heard of.
+    pub fn silence(&self, node: &NodeId, from: Instant, now: Instant) -> (bool, Duration) {
+        let heard = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(node).copied();
+        (heard.is_some(), now.saturating_duration_since(heard.map_or(from, |heard| heard.max(from))))
+    }
+
     /// How well a node seems at a moment. `from` is the earliest moment that its silence counts from: when this manager began to lead, or
     /// woke from a stall of its own, in which it could hear nobody.
     pub fn seen(&self, node: &NodeId, from: Instant, now: Instant) -> Seen {
-        let heard = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(node).copied();
-        let silent = now.saturating_duration_since(heard.map_or(from, |heard| heard.max(from)));
+        let (_, silent) = self.silence(node, from, now);
         if silent >= DOWN_AFTER {
             Seen::Down
         } else if silent >= SUSPECT_AFTER {
@@ -76,12 +85,11 @@ pub async fn answer(leader: Leader, pulse: Pulse, node: NodeId, mut connection: 
             Place::There(other) => (false, Some(other)),
             Place::Nowhere => (false, None),
         };
-        if counted {
-            // One that was shut out is not alive to the cluster, whatever it says.
-            if !leader.control.read(|state| state.security.members.contains_key(&node)) {
-                return;
-            }
+        // One that was shut out is not alive to the cluster, whatever it says; nor does whoever cannot decide that count it.
+        if leader.control.read(|state| state.security.members.contains_key(&node)) {
             pulse.heard(&node, Instant::now());
+        } else if counted {
+            return;
         }
         let answer = Beat { number: beat.number, counted, leader: other };
         if session::write(&mut connection, &answer).await.is_err() {
@@ -96,36 +104,51 @@ pub async fn answer(leader: Leader, pulse: Pulse, node: NodeId, mut connection: 
 /// When there can be no such thread.
 pub fn start(peers: Peers) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || runtime.block_on(beat(peers))).map(drop)
+    let beats = move || {
+        urgency::urgent();
+        runtime.block_on(beat(peers));
+    };
+    std::thread::Builder::new().name("heartbeat".to_owned()).spawn(beats).map(drop)
 }
 
+/// Keeps a conversation with each manager that there is.
 async fn beat(peers: Peers) {
-    let mut target: Option<PeerView> = None;
-    let mut turn = 0;
+    let mut membership = peers.membership();
+    let mut talks: BTreeMap<(NodeId, String), tokio::task::JoinHandle<()>> = BTreeMap::new();
     loop {
-        let began = Instant::now();
-        let aim = target.take().or_else(|| {
-            let membership = peers.membership();
-            let known = membership.borrow();
-            let managers = &known.as_ref()?.managers;
-            let manager = managers.get(turn % managers.len().max(1))?;
-            Some(PeerView { node: manager.node.0.clone(), address: manager.address.clone(), ..PeerView::default() })
+        let managers = membership.borrow_and_update().as_ref().map(|known| known.managers.clone()).unwrap_or_default();
+        let others = managers.into_iter().filter(|manager| manager.node != *peers.node());
+        let others: BTreeSet<(NodeId, String)> = others.map(|manager| (manager.node, manager.address)).collect();
+        talks.retain(|manager, talk| {
+            let stays = others.contains(manager);
+            if !stays {
+                talk.abort();
+            }
+            stays
         });
-        turn += 1;
-        if let Some(aim) = aim {
-            target = talk(&peers, &aim).await;
+        for manager in others {
+            let (node, address) = manager.clone();
+            let talking = keep_talking(peers.clone(), ManagerAddress { node, address });
+            talks.entry(manager).or_insert_with(|| tokio::spawn(talking));
         }
-        // Whoever knows the leader goes there at once; else not faster than it would beat.
-        if target.is_none() {
-            tokio::time::sleep(PERIOD.saturating_sub(began.elapsed()).max(PERIOD / 3)).await;
+        if membership.changed().await.is_err() {
+            return;
         }
     }
 }
 
-/// Beats at one manager as long as that counts; says who leads when it is another.
-async fn talk(peers: &Peers, aim: &PeerView) -> Option<PeerView> {
-    let name = if aim.node.is_empty() { MANAGER_NAME.to_owned() } else { node_name(&aim.node) };
-    let upgrading = peers.upgrade(&aim.address, &name, "/v1/peer/heartbeat", HEARTBEAT);
+async fn keep_talking(peers: Peers, manager: ManagerAddress) {
+    loop {
+        // Why it has ended is the session's to say.
+        let _ = talk(&peers, &manager).await;
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Beats at one manager as long as it answers.
+async fn talk(peers: &Peers, manager: &ManagerAddress) -> Option<()> {
+    let name = if manager.node.0.is_empty() { MANAGER_NAME.to_owned() } else { node_name(&manager.node.0) };
+    let upgrading = peers.upgrade(&manager.address, &name, "/v1/peer/heartbeat", HEARTBEAT);
     let mut connection = tokio::time::timeout(ANSWER_TIME, upgrading).await.ok()?.ok()?;
     let mut number = 0;
     loop {
@@ -135,10 +158,7 @@ async fn talk(peers: &Peers, aim: &PeerView) -> Option<PeerView> {
             session::write(&mut connection, &Beat { number, counted: false, leader: None }).await?;
             session::read::<Beat>(&mut connection).await
         };
-        let answer = tokio::time::timeout(ANSWER_TIME, exchange).await.ok()?.ok()??;
-        if !answer.counted {
-            return answer.leader.filter(|leader| leader.node != aim.node);
-        }
+        tokio::time::timeout(ANSWER_TIME, exchange).await.ok()?.ok()??;
         tokio::time::sleep(PERIOD.saturating_sub(began.elapsed())).await;
     }
 }

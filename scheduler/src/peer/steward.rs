@@ -3,15 +3,18 @@
 //!
 //! All of it is level-triggered: a new leader looks at the state and goes on where the former one stopped.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use orch_api::error::chain;
 use orch_core::{Command, NodeState, SecurityCommand, State};
 use orch_spec::assignment::NodeId;
+use tokio::sync::watch;
 
 use super::forward::{Leader, managers};
-use super::heartbeat::{Pulse, Seen};
+use super::heartbeat::{Pulse, SUSPECT_AFTER, Seen};
+use super::reach::Reach;
 use crate::control::ProposeError;
 use crate::identity::ManagerAddress;
 use crate::steward::{Sight, run as look_after};
@@ -19,25 +22,39 @@ use crate::steward::{Sight, run as look_after};
 /// How often records are compared: who leaves is told at once, this is for what was interrupted.
 const LOOK: Duration = Duration::from_millis(300);
 
+/// How often this manager makes sure that it is awake, and from which gap on it was not and could hear nobody.
+const AWAKE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(1000));
+
 /// Looks after the cluster for ever, whenever this manager leads.
 pub async fn run(leader: Leader, pulse: Pulse) {
     let own = leader.peers.node().clone();
-    let seen = move |node: &NodeId, from: Instant| {
-        if *node == own {
-            return Sight { state: NodeState::Ready, heard: true };
+    let (reach, awake) = (Reach::default(), stay_awake());
+    let seen = {
+        let reach = reach.clone();
+        move |node: &NodeId, from: Instant| {
+            if *node == own {
+                return Sight { state: NodeState::Ready, heard: true };
+            }
+            // Nodes speak to every manager. One that was silent before this one led is suspect at once, and down no sooner than it could be
+            // tried.
+            let led = from.checked_sub(SUSPECT_AFTER).unwrap_or(from);
+            let from = led.max(*awake.borrow());
+            let now = Instant::now();
+            let (_, silent) = pulse.silence(node, from, now);
+            let state = match reach.seen(node, silent, from, now) {
+                Seen::Ready => NodeState::Ready,
+                Seen::Suspect => NodeState::Suspect,
+                Seen::Down => NodeState::Down,
+            };
+            Sight { state, heard: pulse.heard_since(node, from) }
         }
-        let state = match pulse.seen(node, from, Instant::now()) {
-            Seen::Ready => NodeState::Ready,
-            Seen::Suspect => NodeState::Suspect,
-            Seen::Down => NodeState::Down,
-        };
-        Sight { state, heard: pulse.heard_since(node, from) }
     };
     tokio::spawn(look_after(leader.control.clone(), seen));
     loop {
         tokio::time::sleep(LOOK).await;
         remember_managers(&leader);
         if leader.control.leadership().borrow().is_leader {
+            reach.know(leader.control.read(addresses));
             for step in leader.control.read(steps) {
                 match take(&leader, &step).await {
                     Ok(()) => tracing::info!(?step, "the records of a node agree again"),
@@ -46,6 +63,30 @@ pub async fn run(leader: Leader, pulse: Pulse) {
             }
         }
     }
+}
+
+/// Since when this process has been awake without a gap.
+fn stay_awake() -> watch::Receiver<Instant> {
+    let (since, awake) = watch::channel(Instant::now());
+    tokio::spawn(async move {
+        let (period, gap) = AWAKE;
+        let mut last = Instant::now();
+        while !since.is_closed() {
+            tokio::time::sleep(period).await;
+            let now = Instant::now();
+            if now.saturating_duration_since(last) > gap {
+                since.send_replace(now);
+            }
+            last = now;
+        }
+    });
+    awake
+}
+
+/// Where the nodes take connections.
+fn addresses(state: &State) -> BTreeMap<NodeId, SocketAddr> {
+    let members = state.security.members.iter();
+    members.filter_map(|(node, member)| Some((node.clone(), member.address.parse().ok()?))).collect()
 }
 
 /// A manager that is removed from the log hears nothing any more: it must know the others by then.

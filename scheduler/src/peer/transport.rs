@@ -141,15 +141,23 @@ fn drain(queue: &mut mpsc::Receiver<Bytes>) {
 }
 
 /// Takes in what another manager sends, until it goes away. `from` is what its certificate says.
-pub async fn receive(control: Control, from: NodeId, mut connection: super::Upgraded) {
+pub async fn receive(peers: Peers, control: Control, from: NodeId, mut connection: super::Upgraded) {
     loop {
         match session::read_bytes(&mut connection, LARGEST_MESSAGE).await {
             Ok(Some(message)) => control.receive(&from, message),
-            Ok(None) => return,
+            Ok(None) => break,
             Err(error) => {
                 tracing::info!(manager = %from, %error, "a manager's messages ended");
-                return;
+                break;
             }
         }
+    }
+    // A connection may end for many reasons. Only a host that is there, and where nobody listens any more, is proof of a process that is gone.
+    if control.leadership().borrow().leader.as_ref() == Some(&from)
+        && let Some(address) = address(&peers, Some(&control), &from)
+        && super::reach::refuses(&address).await
+    {
+        tracing::info!(manager = %from, "the process of the leader is gone: no need to wait for it");
+        control.leader_is_gone(from);
     }
 }

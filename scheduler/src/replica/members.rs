@@ -12,6 +12,9 @@ use super::{
 const CAUGHT_UP: u64 = 100;
 /// Between two tries to tell one's address, ticks.
 const ADDRESS: u64 = 4 * ELECTION as u64;
+/// By so many ticks each voter calls an election later than the one before it, when the leader's process is gone: time for two messages and
+/// a write.
+const TURN: usize = 2;
 /// The number of proposals that nobody waits for.
 const NOBODY: u64 = 0;
 
@@ -66,6 +69,23 @@ impl Replica {
     /// Hands the leadership to another voter, if one is up to date.
     pub fn step_aside(&mut self) -> Option<NodeId> {
         if self.removed || !self.is_leader() { None } else { self.hand_over() }
+    }
+
+    /// The process of another manager is gone, and will say nothing any more. If it led, it is not waited for: this replica forgets it, so that
+    /// it may vote for another, and calls an election itself, one after the other so that votes are not split. An election that nobody
+    /// needed costs nothing but itself: who still hears a leader gives no (preliminary) vote.
+    pub fn process_is_gone(&mut self, node: &NodeId) {
+        let leader = self.raw.raft.leader_id;
+        let leads = self.members.managers.get(&leader).is_some_and(|member| member.node == *node);
+        if self.removed || !leads || leader == self.identity.id || self.raw.raft.state != StateRole::Follower {
+            return;
+        }
+        let others = self.members.voters().into_iter().filter(|voter| *voter != leader);
+        let before = others.filter(|voter| *voter < self.identity.id).count();
+        let raft = &mut self.raw.raft;
+        let term = raft.term;
+        raft.become_follower(term, raft::INVALID_ID);
+        raft.election_elapsed = raft.randomized_election_timeout().saturating_sub(1 + TURN * before);
     }
 
     pub(super) fn change_members(&mut self, number: u64, change: MemberChange) {

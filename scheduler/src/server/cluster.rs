@@ -468,7 +468,8 @@ async fn open_raft(
     tokio::spawn(async move {
         if let Ok(upgraded) = upgraded.await {
             let connection = hyper_util::rt::TokioIo::new(upgraded);
-            transport::receive(manager.leader.control.clone(), NodeId(admitted.name), connection).await;
+            let Leader { peers, control, .. } = manager.leader.clone();
+            transport::receive(peers, control, NodeId(admitted.name), connection).await;
         }
     });
     Ok(switching(RAFT).into_response())
