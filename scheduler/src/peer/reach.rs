@@ -46,6 +46,7 @@ impl Tries {
         if answered {
             *self = Self { answered: Some(Instant::now()), ..Self::default() };
         } else {
+            tracing::debug!(unanswered = self.unanswered + 1, "the host of a silent node does not answer");
             self.unanswered_since.get_or_insert(began);
             self.unanswered += 1;
         }
@@ -100,7 +101,8 @@ impl Reach {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let address = inner.addresses.get(node).copied();
         let tries = inner.tries.entry(node.clone()).or_default();
-        let wanted = silent >= TRY_AFTER || tries.answered.is_none() && tries.unanswered == 0;
+        let is_silent = (TRY_AFTER..HUNG_AFTER).contains(&silent);
+        let wanted = is_silent || tries.answered.is_none() && tries.unanswered == 0;
         if let Some(address) = address.filter(|_| wanted && !tries.under_way) {
             tries.under_way = true;
             let (all, node) = (self.0.clone(), node.clone());
