@@ -36,13 +36,7 @@ pub fn until(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool
 
 /// Says how long something took since `begun`: for people, who see it with `--no-capture`. A test asserts no time.
 pub fn took(what: &str, begun: Instant) {
-    shown(&format!("{what}: {:.2} s", begun.elapsed().as_secs_f64()));
-}
-
-/// Says what was seen, in the same way.
-#[expect(clippy::print_stdout, reason = "the harness of the tests shows it on request")]
-pub fn shown(what: &str) {
-    println!("seen: {what}");
+    saw(&format!("{what}: {:.2} s", begun.elapsed().as_secs_f64()));
 }
 
 /// Says something that was seen, for people: see [`took`].

@@ -10,7 +10,7 @@ use orch_tests::host::Host;
 use orch_tests::machine::Place;
 use orch_tests::process::Identity;
 use orch_tests::segment::address;
-use orch_tests::wait::{PATIENCE, eventually, shown, took, until};
+use orch_tests::wait::{PATIENCE, eventually, saw, took, until};
 
 /// A task on every node, which only waits.
 const EVERYWHERE: &str = "
@@ -333,7 +333,7 @@ fn tell_parts(host: &Host, since: u64, begun: u64) {
     let mut parts: Vec<_> = happened(host, since).into_iter().collect();
     parts.sort_by_key(|(_, (first, _, _))| *first);
     for (what, (first, last, count)) in parts {
-        shown(&format!("  {what} ({count}): {} to {} ms", first.saturating_sub(begun), last.saturating_sub(begun)));
+        saw(&format!("  {what} ({count}): {} to {} ms", first.saturating_sub(begun), last.saturating_sub(begun)));
     }
 }
 
