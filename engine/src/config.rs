@@ -102,8 +102,8 @@ pub struct ContainerConfig {
     /// Remove the container once it has exited.
     #[serde(default)]
     pub auto_remove: bool,
-    /// Its end is also its removal (`run --rm`, carried out by the caller): neither its configuration nor its end need survive a power
-    /// cut.
+    /// Its end is also its removal (`run --rm`, carried out by the caller): neither its configuration nor what it writes to its own layer
+    /// nor its end need survive a power cut.
     #[serde(default)]
     pub ephemeral: bool,
     /// Opaque to the engine: whatever the caller must find again after a restart (restart policy, network request, health check).

@@ -61,6 +61,10 @@ pub struct RootPlan {
     pub mountpoint: PathBuf,
     /// The whole root is read-only.
     pub read_only: bool,
+    /// Nothing that is written to `upper` need survive a power cut: overlayfs passes no sync on, and its end does not wait until all of the
+    /// host's file system is written, as it does else (`volatile`, Linux 5.10).
+    #[serde(default)]
+    pub volatile: bool,
 }
 
 /// How one namespace is had.

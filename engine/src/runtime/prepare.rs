@@ -151,6 +151,7 @@ pub fn prepare(config: &ContainerConfig, context: &PrepareContext) -> Result<Lau
             work: context.work.clone(),
             mountpoint: context.mountpoint.clone(),
             read_only: config.read_only,
+            volatile: !config.is_durable(),
         },
         hostname: private_uts.then(|| hostname.to_owned()),
         domainname: (private_uts && !config.domainname.is_empty()).then(|| config.domainname.clone()),

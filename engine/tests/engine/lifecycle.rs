@@ -220,6 +220,30 @@ fn an_auto_removed_container_is_gone_after_its_end() {
 }
 
 #[test]
+fn only_what_need_not_survive_a_power_cut_is_written_without_syncs() {
+    needs_root!();
+    let host = Host::new();
+    for is_ephemeral in [true, false] {
+        let mut config = host.container(&[
+            "/bin/sh",
+            "-c",
+            "grep -c ' / .*[,=]volatile' /proc/self/mountinfo; echo kept >>/note; cat /note",
+        ]);
+        config.ephemeral = is_ephemeral;
+        let id = host.start(config);
+        host.wait(&id);
+        host.engine().start(&id, None).unwrap();
+        host.wait(&id);
+        let volatile = u8::from(is_ephemeral);
+        assert_eq!(
+            host.output(&id),
+            format!("{volatile}\nkept\n{volatile}\nkept\nkept\n"),
+            "its own layer is there the next time"
+        );
+    }
+}
+
+#[test]
 fn secrets_are_in_memory_only_and_shown_inside() {
     needs_root!();
     let host = Host::new();

@@ -64,6 +64,9 @@ impl Compiler<'_> {
     /// The layers as a detached tree; as options for mount(2) before Linux 6.8, whose fsconfig takes no `lowerdir+` and only 256
     /// bytes of `lowerdir`.
     fn overlay(&mut self, root: &RootPlan) -> Result<Result<RawFd, OverlayOptions>, LaunchError> {
+        if root.volatile {
+            forget_volatile(&root.work)?;
+        }
         if self.launcher.old_kernel {
             return overlay_options(root).map(Err);
         }
@@ -86,6 +89,9 @@ impl Compiler<'_> {
         for (key, path) in [(c"upperdir", &root.upper), (c"workdir", &root.work)] {
             let value = self.short_path(path)?;
             set(key, &value).map_err(refused(&format!("{}={}", key.to_string_lossy(), path.display())))?;
+        }
+        if root.volatile {
+            raw::fsconfig_flag(context.as_raw_fd(), c"volatile").map_err(refused("volatile"))?;
         }
         raw::fsconfig_create(context.as_raw_fd()).map_err(refused("create"))?;
         let tree = raw::fsmount(context.as_raw_fd(), 0).map_err(refused("fsmount"))?;
@@ -228,6 +234,17 @@ impl Compiler<'_> {
     }
 }
 
+/// Overlayfs marks what a volatile mount has used and refuses it ever after, for it cannot know whether the power was cut meanwhile. Here it
+/// was not: what comes back after that is removed, not started.
+fn forget_volatile(work: &Path) -> Result<(), LaunchError> {
+    match fs::remove_dir_all(work.join("work/incompat/volatile")) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(LaunchError::Overlay { what: format!("volatile={}", work.display()), source: e })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// mount(2)'s options fit one page, so layers are named from the deepest directory that all lie in: some fifty fit. By descriptor more
 /// would, but the kernel takes no directory that was opened in another mount namespace.
 fn overlay_options(root: &RootPlan) -> Result<OverlayOptions, LaunchError> {
@@ -245,7 +262,10 @@ fn overlay_options(root: &RootPlan) -> Result<OverlayOptions, LaunchError> {
         text.replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,")
     };
     let lower = root.lower.iter().rev().map(|path| relative(path)).collect::<Vec<_>>().join(":");
-    let options = format!("lowerdir={lower},upperdir={},workdir={}", relative(&root.upper), relative(&root.work));
+    let mut options = format!("lowerdir={lower},upperdir={},workdir={}", relative(&root.upper), relative(&root.work));
+    if root.volatile {
+        options.push_str(",volatile");
+    }
     if options.len() >= PAGE {
         return Err(LaunchError::Overlay {
             what: format!("{} layers, more than this kernel takes; Linux 6.8 and later take them", root.lower.len()),
