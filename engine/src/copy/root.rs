@@ -108,6 +108,7 @@ fn detached_overlay(lower: &[PathBuf], upper: Option<(&Path, &Path)>) -> io::Res
     if let Some((upper, work)) = upper {
         set(c"upperdir", upper)?;
         set(c"workdir", work)?;
+        raw::fsconfig_string(context.as_raw_fd(), c"index", c"off")?;
     }
     raw::fsconfig_create(context.as_raw_fd())?;
     Ok(own(raw::fsmount(context.as_raw_fd(), 0)?))
@@ -128,6 +129,7 @@ fn mounted_overlay(lower: &[PathBuf], upper: Option<(&Path, &Path)>, scratch: &P
             options = format!("{options},{key}={}", by_number(&fd));
             kept.push(fd);
         }
+        options.push_str(",index=off");
     }
     if options.len() > MOUNT_OPTIONS {
         return Err(io::Error::new(

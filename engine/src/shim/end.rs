@@ -1,6 +1,7 @@
 //! The ends of containers and execs: what they leave is cleared away, the end is recorded, then told.
 
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::EpollFlags;
@@ -10,7 +11,7 @@ use super::process::{Container, Ending, Output, reap};
 use super::protocol::{ExitRecord, Notice};
 use super::record;
 use super::server::{READ_STEP, Server, Source, now};
-use super::syncs::Syncs;
+use super::syncs::{Syncs, Work};
 use crate::logs::Stream;
 use crate::sys_descriptor::release_free_memory;
 
@@ -129,8 +130,8 @@ impl Server {
 
     /// Has a stage written to the disk.
     fn sync(&mut self, id: &str, recording: Recording, file: &impl AsFd) {
-        let data_only = recording.stage == Stage::Record;
-        match self.begin_sync(id, file, data_only) {
+        let work = if recording.stage == Stage::Record { Work::Data } else { Work::All };
+        match self.begin_sync(id, file, work) {
             Ok(()) => {
                 if let Some(ending) = self.containers.get_mut(id).and_then(|c| c.ending.as_mut()) {
                     ending.recording = Some(recording);
@@ -138,39 +139,63 @@ impl Server {
             }
             // No thread is to be had: then the loop waits.
             Err(_) => {
-                let synced =
-                    if data_only { nix::unistd::fdatasync(file.as_fd()) } else { nix::unistd::fsync(file.as_fd()) };
+                let file = file.as_fd();
+                let synced = if work == Work::Data { nix::unistd::fdatasync(file) } else { nix::unistd::fsync(file) };
                 self.synced(id, recording, synced.map_err(Into::into));
             }
         }
     }
 
-    fn begin_sync(&mut self, id: &str, file: &impl AsFd, data_only: bool) -> std::io::Result<()> {
+    fn begin_sync(&mut self, id: &str, file: &impl AsFd, work: Work) -> io::Result<()> {
+        // It may be closed meanwhile.
+        let file = file.as_fd().try_clone_to_owned()?;
         if self.syncs.is_none() {
-            let syncs = Syncs::new()?;
-            let token = self.watch(syncs.event(), EpollFlags::EPOLLIN, Source::Synced)?;
-            self.syncs = Some((syncs, token));
+            self.syncs = Some(self.watched_syncs()?);
         }
-        let Some((syncs, _)) = &self.syncs else { return Err(std::io::ErrorKind::Unsupported.into()) };
+        let Some(syncs) = &self.syncs else { return Err(io::ErrorKind::Unsupported.into()) };
         self.next_sync += 1;
-        syncs.begin(file.as_fd(), data_only, self.next_sync)?;
+        syncs.begin(file, work, self.next_sync)?;
         self.syncing.insert(self.next_sync, id.to_owned());
         Ok(())
     }
 
-    /// Something has reached the disk.
+    fn watched_syncs(&mut self) -> io::Result<Syncs> {
+        let syncs = Syncs::new()?;
+        self.watch(syncs.event(), EpollFlags::EPOLLIN, Source::Synced)?;
+        Ok(syncs)
+    }
+
+    /// Something has reached the disk, or is unmounted.
     pub(super) fn take_synced(&mut self) {
-        for (number, outcome) in self.syncs.as_ref().map(|(syncs, _)| syncs.finished()).unwrap_or_default() {
+        for (number, outcome) in self.syncs.as_ref().map(Syncs::finished).unwrap_or_default() {
             let Some(id) = self.syncing.remove(&number) else { continue };
             let recording = self.containers.get_mut(&id).and_then(|c| c.ending.as_mut()?.recording.take());
             if let Some(recording) = recording {
                 self.synced(&id, recording, outcome);
             }
         }
+        for (number, _) in self.unmounts.as_ref().map(Syncs::finished).unwrap_or_default() {
+            if let Some(id) = self.unmounting.remove(&number) {
+                self.start_held(&id);
+            }
+        }
+    }
+
+    /// Lets go of a container's mounts. Its end is told already: it must not wait for what the rest of the host has to write.
+    fn unmount(&mut self, id: &str, mounts: OwnedFd) {
+        if self.unmounts.is_none() {
+            // Without, `mounts` is closed here.
+            self.unmounts = self.watched_syncs().ok();
+        }
+        let Some(unmounts) = &self.unmounts else { return };
+        self.next_sync += 1;
+        if unmounts.begin(mounts, Work::Close, self.next_sync).is_ok() {
+            self.unmounting.insert(self.next_sync, id.to_owned());
+        }
     }
 
     /// A stage is over: the next one, or the end is told.
-    fn synced(&mut self, id: &str, recording: Recording, outcome: std::io::Result<()>) {
+    fn synced(&mut self, id: &str, recording: Recording, outcome: io::Result<()>) {
         let Some(container) = self.containers.get(id) else { return };
         let Recording { exit, stage } = recording;
         let named = outcome.and_then(|()| match stage {
@@ -187,13 +212,13 @@ impl Server {
         }
     }
 
-    fn not_recorded(&mut self, id: &str, mut exit: ExitRecord, why: &std::io::Error) {
+    fn not_recorded(&mut self, id: &str, mut exit: ExitRecord, why: &io::Error) {
         exit.error = format!("the exit could not be recorded on disk: {why}");
         self.tell_end(id, exit);
     }
 
     fn tell_end(&mut self, id: &str, exit: ExitRecord) {
-        self.containers.remove(id);
+        let mounts = self.containers.remove(id).and_then(|container| container.mounts);
         for (client, _) in self.clients.values_mut() {
             if client.attachment.as_ref().is_some_and(|a| a.container == id) {
                 client.notify(Notice::AttachEnded);
@@ -201,6 +226,9 @@ impl Server {
             } else if client.subscribed {
                 client.notify(Notice::Exited { container: id.to_owned(), exit: exit.clone() });
             }
+        }
+        if let Some(mounts) = mounts {
+            self.unmount(id, mounts);
         }
         if self.scratch.capacity() > READ_STEP {
             self.scratch = Vec::new();

@@ -117,6 +117,9 @@ pub(super) struct Container {
     pub(super) input: Option<Input>,
     pub(super) stdin_once: bool,
     pub(super) durable: bool,
+    /// Its mount namespace, which so outlives its processes: the last of these would else unmount all of it before its end shows. `None`
+    /// where it ended before this could be opened.
+    pub(super) mounts: Option<OwnedFd>,
     pub(super) ending: Option<Ending>,
 }
 

@@ -17,7 +17,7 @@ use super::launch::ShimError;
 use super::process::{Container, Exec, Got};
 use super::protocol::{Message, Notice, Reply, Request, Running, Target};
 use super::record;
-use super::start::Starting;
+use super::start::{Held, Starting};
 use super::syncs::Syncs;
 use crate::cgroup::Cgroup;
 use crate::logs::Stream;
@@ -51,7 +51,7 @@ pub(super) enum Source {
     Output(String, usize),
     Input(String),
     Exec,
-    /// Something has reached the disk.
+    /// Something has reached the disk, or is unmounted.
     Synced,
 }
 
@@ -74,10 +74,15 @@ pub(super) struct Server {
     pub(super) boot_id: String,
     buffer: Vec<u8>,
     pub(super) scratch: Vec<u8>,
-    /// Ends on their way to the disk: who writes them, their number, whose they are.
-    pub(super) syncs: Option<(Syncs, u64)>,
-    pub(super) next_sync: u64,
+    /// Ends on their way to the disk: who writes them, and by their numbers whose they are.
+    pub(super) syncs: Option<Syncs>,
     pub(super) syncing: BTreeMap<u64, String>,
+    /// The same for mounts that are being let go of. Others do it, so that no end waits for them.
+    pub(super) unmounts: Option<Syncs>,
+    pub(super) unmounting: BTreeMap<u64, String>,
+    pub(super) next_sync: u64,
+    /// Starts that wait for one of these.
+    pub(super) held: Vec<Held>,
     idle_since: Option<Instant>,
     leaving: bool,
     /// When it was asked by a signal to go, and whether what it runs has been killed since.
@@ -121,8 +126,11 @@ impl Server {
             buffer: vec![0; READ_STEP],
             scratch: Vec::new(),
             syncs: None,
-            next_sync: 0,
             syncing: BTreeMap::new(),
+            unmounts: None,
+            unmounting: BTreeMap::new(),
+            next_sync: 0,
+            held: Vec::new(),
             idle_since: Some(Instant::now()),
             leaving: false,
             terminated: None,
@@ -183,6 +191,10 @@ impl Server {
             self.leaving = false;
             return false;
         }
+        if !self.unmounting.is_empty() {
+            // Who waits for this shim to be gone finds nothing mounted.
+            return false;
+        }
         if self.leaving || self.terminated.is_some() {
             // What was answered must have gone out.
             return self.clients.values().all(|(client, _)| !client.has_output());
@@ -195,7 +207,7 @@ impl Server {
     }
 
     fn runs_something(&self) -> bool {
-        !self.containers.is_empty() || !self.execs.is_empty() || !self.starting.is_empty()
+        !self.containers.is_empty() || !self.execs.is_empty() || !self.starting.is_empty() || !self.held.is_empty()
     }
 
     fn timeout(&self) -> EpollTimeout {

@@ -1,6 +1,7 @@
 //! Starting containers and further processes in them.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
@@ -42,6 +43,14 @@ struct NewContainer {
     started_at: i64,
 }
 
+/// A start that waits until the container's former run is unmounted: two overlays must not share one layer.
+#[derive(Debug)]
+pub(super) struct Held {
+    asked: (u64, u64),
+    start: Start,
+    descriptors: Vec<OwnedFd>,
+}
+
 impl Starting {
     /// When its time is over.
     pub(super) fn deadline(&self) -> Instant {
@@ -60,6 +69,7 @@ impl Server {
             Some("the shim is being ended".to_owned())
         } else if self.containers.contains_key(&start.container)
             || self.starting.values().any(|other| other.is_container(&start.container))
+            || self.held.iter().any(|other| other.start.container == start.container)
         {
             Some(format!("container {} is running already", start.container))
         } else {
@@ -67,6 +77,10 @@ impl Server {
         };
         if let Some(message) = refused {
             self.answer(asked, Reply::Refused { message }, Vec::new());
+            return;
+        }
+        if self.unmounting.values().any(|other| *other == start.container) {
+            self.held.push(Held { asked, start, descriptors });
             return;
         }
         let container = start.container.clone();
@@ -136,8 +150,27 @@ impl Server {
         self.started(starting, executing.map_err(NotStarted::from));
     }
 
+    /// Starts what waited for this container's mounts to go.
+    pub(super) fn start_held(&mut self, id: &str) {
+        if let Some(at) = self.held.iter().position(|held| held.start.container == id) {
+            let Held { asked, start, descriptors } = self.held.swap_remove(at);
+            self.start(asked, start, descriptors);
+        }
+    }
+
     /// Waits for all that are on their way, so that what runs can be told or ended.
     pub(super) fn settle_starts(&mut self) {
+        while let (Some(first), false) = (self.held.first(), self.is_ending()) {
+            match self.unmounts.as_ref().filter(|_| self.unmounting.values().any(|id| *id == first.start.container)) {
+                Some(unmounts) => wait_for(std::iter::once(unmounts.event())),
+                None => self.start_held(&first.start.container.clone()),
+            }
+            self.take_synced();
+        }
+        for Held { asked, start, descriptors } in std::mem::take(&mut self.held) {
+            // Refused: this shim is ending.
+            self.start(asked, start, descriptors);
+        }
         while !self.starting.is_empty() {
             wait_for(self.starting.values().map(|starting| starting.launch.launching.socket()));
             let tokens: Vec<u64> = self.starting.keys().copied().collect();
@@ -192,6 +225,7 @@ impl Server {
                     input,
                     stdin_once: start.stdin_once,
                     durable: start.durable,
+                    mounts: File::open(format!("/proc/{}/ns/mnt", run.pid)).ok().map(OwnedFd::from),
                     ending: None,
                 };
                 self.containers.insert(start.container, container);

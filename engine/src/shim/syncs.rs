@@ -1,4 +1,4 @@
-//! Writing files to the disk while the shim's loop goes on.
+//! What waits for the disk, done while the shim's loop goes on.
 //!
 //! Threads do it, and end when nothing is left: many ends at once share the disk's own groups, and an idle shim is one thread again.
 //! Not io_submit(2): giving its context back waits for a grace period of the kernel, 10 to 30 ms in which the loop answers nobody,
@@ -19,7 +19,19 @@ const THREADS: usize = 8;
 /// Stack of a thread: it calls fsync(2) and pushes to a list.
 const STACK: usize = 64 << 10;
 
-/// Files on their way to the disk.
+/// What is to be done with a descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Work {
+    /// To write what is needed to read the file's content again.
+    Data,
+    /// To write the whole file.
+    All,
+    /// To close it, and no more: the last descriptor of a mount namespace takes along what is mounted there, and the end of an overlay waits
+    /// until the whole file system below is written (`ovl_sync_fs`).
+    Close,
+}
+
+/// Descriptors that are waited for.
 #[derive(Debug)]
 pub(super) struct Syncs {
     shared: Arc<Shared>,
@@ -42,7 +54,7 @@ struct State {
 struct Sync {
     number: u64,
     file: OwnedFd,
-    data_only: bool,
+    work: Work,
 }
 
 impl Syncs {
@@ -58,14 +70,13 @@ impl Syncs {
         self.shared.event.as_fd()
     }
 
-    /// Begins to write a file, or with `data_only` what is needed to read its content again. The file may be closed meanwhile.
+    /// Begins.
     ///
     /// # Errors
-    /// No descriptor, or no thread, is to be had; then nothing has begun.
-    pub(super) fn begin(&self, file: BorrowedFd<'_>, data_only: bool, number: u64) -> io::Result<()> {
-        let file = file.try_clone_to_owned()?;
+    /// No thread is to be had; then nothing but the closing was done, here.
+    pub(super) fn begin(&self, file: OwnedFd, work: Work, number: u64) -> io::Result<()> {
         let mut state = lock(&self.shared.state);
-        state.waiting.push_back(Sync { number, file, data_only });
+        state.waiting.push_back(Sync { number, file, work });
         if state.threads == THREADS {
             return Ok(());
         }
@@ -96,8 +107,11 @@ impl Shared {
     fn work(&self) {
         loop {
             let Some(sync) = self.next() else { return };
-            let result =
-                if sync.data_only { nix::unistd::fdatasync(&sync.file) } else { nix::unistd::fsync(&sync.file) };
+            let result = match sync.work {
+                Work::Data => nix::unistd::fdatasync(&sync.file),
+                Work::All => nix::unistd::fsync(&sync.file),
+                Work::Close => Ok(()),
+            };
             drop(sync.file);
             lock(&self.state).finished.push((sync.number, result.map_err(Into::into)));
             // Only a counter at its limit refuses, and then it can be read.
@@ -130,10 +144,10 @@ mod tests {
         let count = 5 * THREADS as u64;
         for number in 0..count {
             let file = std::fs::File::create(directory.path().join(number.to_string())).unwrap();
-            syncs.begin(file.as_fd(), number % 2 == 0, number).unwrap();
+            syncs.begin(file.into(), [Work::Data, Work::All, Work::Close][number as usize % 3], number).unwrap();
         }
         let (pipe, _other) = nix::unistd::pipe().unwrap();
-        syncs.begin(pipe.as_fd(), false, count).unwrap();
+        syncs.begin(pipe, Work::All, count).unwrap();
         let mut seen = BTreeSet::new();
         while seen.len() <= usize::try_from(count).unwrap() {
             poll(&mut [PollFd::new(syncs.event(), PollFlags::POLLIN)], PollTimeout::NONE).unwrap();

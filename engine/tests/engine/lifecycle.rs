@@ -243,6 +243,30 @@ fn only_what_need_not_survive_a_power_cut_is_written_without_syncs() {
     }
 }
 
+/// The end of an overlay waits until the host's whole file system is written: no end of a container may wait for that.
+#[test]
+fn what_a_container_has_mounted_outlives_its_processes_in_the_hands_of_its_shim_alone() {
+    needs_root!();
+    let host = Host::new();
+    let staying = host.start_args(&["/bin/sleep", "1000"]);
+    let (config, tell) = host.told("echo ready; until [ -e /host/end ]; do sleep 0.01; done");
+    let id = host.start(config);
+    eventually("it runs", || host.output(&id) == "ready\n");
+    let name = |pid: i32, which: &str| std::fs::read_link(format!("/proc/{pid}/{which}")).unwrap_or_default();
+    let mounts = name(host.state(&id).pid, "ns/mnt");
+    let [shim] = host.shims()[..] else { panic!("one shim") };
+    let holds = || {
+        let descriptors = std::fs::read_dir(format!("/proc/{shim}/fd")).unwrap();
+        descriptors.flatten().any(|entry| std::fs::read_link(entry.path()).is_ok_and(|target| target == mounts))
+    };
+    assert!(holds());
+    std::fs::write(tell.join("end"), "").unwrap();
+    host.wait(&id);
+    eventually("it is let go of", || !holds());
+    assert_eq!(host.shims(), [shim], "for what runs on");
+    host.engine().remove(&staying, true, false).unwrap();
+}
+
 #[test]
 fn secrets_are_in_memory_only_and_shown_inside() {
     needs_root!();

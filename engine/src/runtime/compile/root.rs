@@ -79,6 +79,8 @@ impl Compiler<'_> {
         };
         let set = |key: &CStr, value: &CStr| raw::fsconfig_string(context.as_raw_fd(), key, value);
         set(c"source", c"overlay").map_err(refused("source"))?;
+        // An index would let nobody else look at the layer while a former mount is still being taken down.
+        set(c"index", c"off").map_err(refused("index=off"))?;
         for lower in root.lower.iter().rev() {
             let value = self.short_path(lower)?;
             match set(c"lowerdir+", &value) {
@@ -262,7 +264,8 @@ fn overlay_options(root: &RootPlan) -> Result<OverlayOptions, LaunchError> {
         text.replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,")
     };
     let lower = root.lower.iter().rev().map(|path| relative(path)).collect::<Vec<_>>().join(":");
-    let mut options = format!("lowerdir={lower},upperdir={},workdir={}", relative(&root.upper), relative(&root.work));
+    let mut options =
+        format!("index=off,lowerdir={lower},upperdir={},workdir={}", relative(&root.upper), relative(&root.work));
     if root.volatile {
         options.push_str(",volatile");
     }
