@@ -3,7 +3,7 @@
 //! It starts them, is their parent and subreaper, holds their pipes, terminals and pidfds, writes their logs and records their ends.
 //! It outlives the agent: a new agent connects to its socket, is told what runs, and finds in the containers' directories what ended
 //! meanwhile. It reads nothing that a stranger wrote except the bytes it copies to a log. It has no async runtime and one thread;
-//! others exist only while ends are written to the disk (`syncs`).
+//! others exist only while ends are written to the disk and mounts are let go of (`syncs`).
 //!
 //! If a shim is killed its containers lose their output and their parent. The agent sees the connection close, kills what is left
 //! through the cgroups and records those containers as ended; nothing is ever started twice. PR_SET_PDEATHSIG is not used for that:
