@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use orch_api::error::chain;
-use orch_core::Command;
+use orch_core::{Command, Turn};
 use orch_spec::assignment::{NodeId, NodeReport, TaskId, TaskStatus};
 use tokio::sync::mpsc;
 
@@ -35,7 +35,7 @@ pub(crate) fn spawn(control: Control, node: NodeId) -> mpsc::Sender<NodeReport> 
 /// Proposes until it is done; says whether the control plane is still there.
 async fn deliver(control: &Control, node: &NodeId, report: NodeReport) -> bool {
     loop {
-        let command = Command::Report { node: node.clone(), report: report.clone() };
+        let command = Command::Report { node: node.clone(), turn: Turn::default(), report: report.clone() };
         match control.propose(command).await {
             Ok(_) => return true,
             // A report can be repeated, whether it was taken or not.

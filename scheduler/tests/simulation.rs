@@ -60,7 +60,7 @@ const REGRESSIONS: &[(Mode, u64, bool)] = &[
     (Mode::Safety, 100, true),
     (Mode::Liveness, 196, true),
     // Two tasks of one slot that stayed when a service went back while both were to hand over (O3).
-    (Mode::Safety, 63, true),
+    (Mode::Safety, 224, true),
 ];
 
 fn run(mode: Mode, seed: u64, nodes: bool) -> Summary {

@@ -11,7 +11,7 @@ use orch_api::error::ErrorDetail;
 use orch_api::image::{self, BlobStream, Holder, Holders, ImageOffer, NamedImage};
 use orch_api::plane::ControlPlane;
 use orch_api::tls::{MANAGER_NAME, node_name};
-use orch_core::Command;
+use orch_core::{Command, Turn};
 use orch_scheduler::peer::forward::{Leader, Place};
 use orch_scheduler::peer::{Peers, images};
 use orch_spec::assignment::NodeReport;
@@ -41,7 +41,7 @@ impl Images {
         if changed {
             let node = self.leader.peers.node().clone();
             let report = orch_scheduler::peer::link::placed(&self.leader.peers, NodeReport::Facts(facts));
-            if let Err(e) = self.leader.propose(Command::Report { node, report }).await {
+            if let Err(e) = self.leader.propose(Command::Report { node, turn: Turn::default(), report }).await {
                 tracing::warn!(error = %e, "the host's routes could not be reported");
             }
         }

@@ -57,7 +57,7 @@ impl ErrorDetail {
     pub fn status(&self) -> u16 {
         match self.code.as_str() {
             "not_found" | "image_missing" => 404,
-            "conflict" | "in_use" => 409,
+            "conflict" | "in_use" | "superseded" => 409,
             "invalid" => 400,
             "unauthenticated" => 401,
             "forbidden" => 403,

@@ -72,7 +72,7 @@ fn run_all(log: &mut Log) -> u32 {
         log.state.tasks.values().filter_map(|task| Some((task.node.clone()?, running(&task.id)))).collect();
     let count = u32::try_from(told.len()).unwrap_or(u32::MAX);
     for (node, status) in told {
-        log.apply(Command::Report { node, report: NodeReport::Tasks(vec![status]) });
+        log.apply(Command::Report { node, turn: orch_core::Turn::default(), report: NodeReport::Tasks(vec![status]) });
     }
     count
 }
@@ -95,7 +95,11 @@ fn update(log: &mut Log) -> (Duration, Duration) {
     let Some((node, id)) = lane.and_then(|task| Some((task.node.clone()?, task.id.clone()))) else {
         return (command, Duration::ZERO);
     };
-    log.apply(Command::Report { node, report: NodeReport::Tasks(vec![running(&id)]) });
+    log.apply(Command::Report {
+        node,
+        turn: orch_core::Turn::default(),
+        report: NodeReport::Tasks(vec![running(&id)]),
+    });
     (command, log.spent)
 }
 
@@ -114,7 +118,11 @@ fn main() -> std::io::Result<()> {
             platform: "linux/amd64".to_owned(),
             ..NodeFacts::default()
         };
-        log.apply(Command::Report { node: id.as_str().into(), report: NodeReport::Facts(facts) });
+        log.apply(Command::Report {
+            node: id.as_str().into(),
+            turn: orch_core::Turn::default(),
+            report: NodeReport::Facts(facts),
+        });
         let labels = BTreeMap::from([("zone".to_owned(), format!("z{}", number % 5))]);
         log.apply(Command::UpdateNode(UpdateNode { node: id.as_str().into(), labels, ..UpdateNode::default() }));
     }

@@ -70,8 +70,8 @@ impl State {
                 self.remove_volume(moment, name, changes)?;
                 return Ok(Answer::default());
             }
-            Command::Report { node, report } => {
-                self.report(moment, node, report, changes);
+            Command::Report { node, turn, report } => {
+                self.report(moment, node, *turn, report, changes)?;
                 return Ok(Answer::default());
             }
             Command::Member(change) => {

@@ -12,7 +12,7 @@ use crate::error::Refusal;
 use crate::member::MemberChange;
 use crate::plan::Plan;
 use crate::security::SecurityCommand;
-use crate::state::{Availability, ClusterSettings, NodeState, ObjectKind};
+use crate::state::{Availability, ClusterSettings, NodeState, ObjectKind, Turn};
 
 /// One entry of the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,6 +52,9 @@ pub enum Command {
     Report {
         /// The node.
         node: NodeId,
+        /// When it said so.
+        #[serde(default)]
+        turn: Turn,
         /// What it says.
         report: NodeReport,
     },

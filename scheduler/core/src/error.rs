@@ -9,7 +9,7 @@ use crate::security::SecurityFault;
 
 /// What to do about an error, and its stable word for programs.
 pub trait Hint {
-    /// The word: `not_found`, `conflict`, `invalid`, `in_use`, `unavailable`.
+    /// The word: `not_found`, `conflict`, `invalid`, `in_use`, `unavailable`, `superseded`.
     fn code(&self) -> &'static str;
     /// What the user can do, when that is known.
     fn hint(&self) -> Option<String>;
@@ -44,6 +44,14 @@ pub enum Refusal {
     Alive {
         /// The node's host name.
         node: String,
+    },
+    /// A node has said something newer since.
+    #[error("node {node} has said something newer since")]
+    Superseded {
+        /// The node.
+        node: String,
+        /// The number of the session in which it did.
+        session: u64,
     },
     /// Something that is used cannot be removed.
     #[error("{kind} {name} is in use by {}", list(users))]
@@ -356,6 +364,7 @@ impl Hint for Refusal {
             Self::Clash(_) => "conflict",
             Self::Security(fault) => fault.code(),
             Self::Busy { .. } => "unavailable",
+            Self::Superseded { .. } => "superseded",
             Self::Member(MemberRefusal::Unknown(_)) => "not_found",
             Self::Member(_) => "conflict",
             Self::InUse { .. } | Self::Alive { .. } => "in_use",
@@ -371,6 +380,7 @@ impl Hint for Refusal {
             Self::Busy { stack } => {
                 Some(format!("wait until `orch ls` does not show {stack} any more, then try again"))
             }
+            Self::Superseded { .. } => None,
             Self::Alive { node } => {
                 Some(format!("`orch cluster leave` on {node}, or drain and stop it first; --force removes it as it is"))
             }

@@ -3,12 +3,34 @@
 use orch_spec::assignment::{Health, NetworkName, NodeId, NodeReport, TaskState, TaskStatus};
 
 use crate::command::Changes;
+use crate::error::Refusal;
 use crate::plan::Moment;
 use crate::settle::{Settling, is_leaving};
-use crate::state::State;
+use crate::state::{State, Turn};
 
 impl State {
-    pub(crate) fn report(&mut self, moment: Moment, node: &NodeId, report: &NodeReport, changes: &mut Changes) {
+    /// A connection that is dead on one side only, or a proposal that was given up, may bring what a node said long ago after what it says
+    /// now: that is refused.
+    pub(crate) fn report(
+        &mut self,
+        moment: Moment,
+        node: &NodeId,
+        turn: Turn,
+        report: &NodeReport,
+        changes: &mut Changes,
+    ) -> Result<(), Refusal> {
+        let is_known = turn != Turn::default();
+        if let Some(record) = self.nodes.get(node).filter(|record| is_known && turn < record.heard) {
+            return Err(Refusal::Superseded { node: node.0.clone(), session: record.heard.session });
+        }
+        self.take_report(moment, node, report, changes);
+        if let Some(record) = self.nodes.get_mut(node).filter(|_| is_known) {
+            record.heard = turn;
+        }
+        Ok(())
+    }
+
+    fn take_report(&mut self, moment: Moment, node: &NodeId, report: &NodeReport, changes: &mut Changes) {
         match report {
             NodeReport::Facts(facts) => self.take_facts(moment, node, facts, changes),
             NodeReport::Tasks(statuses) => self.take_statuses(moment, node, statuses, changes),

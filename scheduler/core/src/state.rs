@@ -23,7 +23,7 @@ pub use event::{Event, EventRing};
 pub use file_object::{FileObject, ObjectKind};
 pub(crate) use network::volume_driver;
 pub use network::{Network, NetworkDefinition, NetworkPhase, Reservation, Vip, Volume};
-pub use node::{Availability, Node, NodeRole, NodeState, Usage};
+pub use node::{Availability, Node, NodeRole, NodeState, Turn, Usage};
 pub(crate) use rollout::HISTORY;
 pub use rollout::{Former, Lane, Rollout, RolloutRules, RolloutState};
 pub use seats::Seats;

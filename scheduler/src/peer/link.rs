@@ -10,14 +10,18 @@ use std::time::Duration;
 
 use orch_api::cluster::PeerView;
 use orch_api::control::NodeLink;
+use orch_api::error::ErrorDetail;
 use orch_api::session::{self, SESSION, Said, Told};
 use orch_api::tls::{MANAGER_NAME, node_name};
+use orch_core::Turn;
 use orch_spec::assignment::{Assignment, NodeFacts, NodeReport, TaskId, TaskState, TaskStatus};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::forward::Leader;
+use super::session::Delivery;
 use super::{Peers, Upgraded, session as manager};
+use crate::control::now_ms;
 use crate::identity::ManagerAddress;
 use crate::link::merge;
 
@@ -65,6 +69,7 @@ pub fn local(leader: Leader) -> NodeLink {
         let mut membership = leader.peers.membership();
         let mut facts: Option<NodeReport> = None;
         let mut waiting: Vec<NodeReport> = Vec::new();
+        let mut turn = Turn { session: now_ms(), number: 0 };
         loop {
             tokio::select! {
                 count = receiver.recv_many(&mut waiting, QUEUE) => if count == 0 { return },
@@ -79,8 +84,15 @@ pub fn local(leader: Leader) -> NodeLink {
                 if matches!(report, NodeReport::Facts(_)) {
                     facts = Some(report.clone());
                 }
-                if !manager::propose(&leader, &node, placed(&leader.peers, report)).await {
-                    return;
+                let report = placed(&leader.peers, report);
+                turn.number += 1;
+                loop {
+                    match manager::propose(&leader, &node, turn, report.clone()).await {
+                        Delivery::Taken => break,
+                        // The clock was later in a former life of this process.
+                        Delivery::Superseded(session) => turn.session = session.max(turn.session) + 1,
+                        Delivery::Hopeless => return,
+                    }
                 }
             }
         }
@@ -159,11 +171,13 @@ async fn converse(
 ) {
     let mut outbox = Outbox::default();
     let (mut turn, mut pause) = (0, FIRST_PAUSE);
+    let mut session = 0;
     loop {
         let managers = peers.membership().borrow().as_ref().map(|m| m.managers.clone()).unwrap_or_default();
         if let Some(manager) = managers.get(turn % managers.len().max(1)) {
             let since = assignments.borrow().version;
-            match connect(&peers, manager, since).await {
+            session = now_ms().max(session + 1);
+            match connect(&peers, manager, session, since).await {
                 Ok(connection) => {
                     tracing::info!(manager = %manager.address, "connected to a manager");
                     pause = FIRST_PAUSE;
@@ -189,6 +203,11 @@ async fn converse(
                     {
                         knowledge.shut_out.notify_one();
                     }
+                    if let super::CallError::Refused(detail) = &error
+                        && let Some(last) = last_session(detail)
+                    {
+                        session = session.max(last);
+                    }
                     let error = orch_api::error::chain(&error);
                     tracing::info!(manager = %manager.address, error, "no session with this manager");
                 }
@@ -211,9 +230,19 @@ async fn converse(
     }
 }
 
-async fn connect(peers: &Peers, manager: &ManagerAddress, since: u64) -> Result<Upgraded, super::CallError> {
+/// The number of this node's last session that a manager has heard of, when it refuses one for being older: this host's clock was set back.
+fn last_session(detail: &ErrorDetail) -> Option<u64> {
+    detail.subjects.first().filter(|_| detail.code == "superseded")?.parse().ok()
+}
+
+async fn connect(
+    peers: &Peers,
+    manager: &ManagerAddress,
+    session: u64,
+    since: u64,
+) -> Result<Upgraded, super::CallError> {
     let name = if manager.node.0.is_empty() { MANAGER_NAME.to_owned() } else { node_name(&manager.node.0) };
-    let path = format!("/v1/peer/session?since={since}");
+    let path = format!("/v1/peer/session?number={session}&since={since}");
     let upgrading = peers.upgrade(&manager.address, &name, &path, SESSION);
     let elapsed = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
     tokio::time::timeout(Duration::from_secs(5), upgrading).await.map_err(elapsed)?

@@ -9,7 +9,7 @@ use axum::http::header::{CONNECTION, UPGRADE};
 use axum::http::{HeaderValue, Response, StatusCode};
 use orch_api::error::ErrorDetail;
 use orch_api::session::{self, AssignmentChange, Said, Told};
-use orch_core::Command;
+use orch_core::{Command, State, Turn};
 use orch_spec::assignment::{Assignment, NodeId, NodeReport};
 use orch_spec::role::Role;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -51,8 +51,8 @@ pub fn switching(protocol: &'static str) -> Response<Body> {
 }
 
 /// Talks to a node until either end goes away, or the node is shut out. `since` is the version of the last assignment that it has seen:
-/// it is told nothing older.
-pub async fn serve(leader: Leader, admitted: Admitted, since: u64, connection: Upgraded) {
+/// it is told nothing older. `number` is that of the session: what it says is taken only until the node speaks in a later one.
+pub async fn serve(leader: Leader, admitted: Admitted, number: u64, since: u64, connection: Upgraded) {
     let (reader, writer) = tokio::io::split(connection);
     let node = NodeId(admitted.name.clone());
     if !leader.control.wait_until(CATCH_UP, |state| state.index >= since).await {
@@ -62,7 +62,8 @@ pub async fn serve(leader: Leader, admitted: Admitted, since: u64, connection: U
     let (said, reports) = mpsc::channel(QUEUE);
     let (took, taken) = mpsc::channel(QUEUE);
     let reading = tokio::spawn(read(reader, said));
-    let delivering = tokio::spawn(deliver(leader.clone(), node.clone(), reports, took));
+    let turn = Turn { session: number, number: 0 };
+    let delivering = tokio::spawn(deliver(leader.clone(), node.clone(), turn, reports, took));
     let ended = tell(&leader, &admitted, writer, taken, reading).await;
     tracing::info!(%node, reason = ended.map_or_else(|e| e.to_string(), str::to_owned), "a node's session ended");
     delivering.abort();
@@ -77,14 +78,23 @@ async fn read(mut reader: impl AsyncRead + Unpin, said: mpsc::Sender<Said>) {
 }
 
 /// Puts what the node says into the log, and acknowledges it.
-async fn deliver(leader: Leader, node: NodeId, mut reports: mpsc::Receiver<Said>, took: mpsc::Sender<u64>) {
+async fn deliver(
+    leader: Leader,
+    node: NodeId,
+    mut turn: Turn,
+    mut reports: mpsc::Receiver<Said>,
+    took: mpsc::Sender<u64>,
+) {
     let mut waiting = Vec::new();
     while reports.recv_many(&mut waiting, QUEUE).await > 0 {
         let number = waiting.last().map_or(0, |said: &Said| said.number);
         let merged = merge(waiting.drain(..).map(|said| said.report).collect());
         for report in merged {
-            if !propose(&leader, &node, report).await {
-                return;
+            turn.number += 1;
+            match propose(&leader, &node, turn, report).await {
+                Delivery::Taken => {}
+                // Its session ends with this: the node goes on in its other one.
+                Delivery::Superseded(_) | Delivery::Hopeless => return,
             }
         }
         if took.send(number).await.is_err() {
@@ -93,23 +103,41 @@ async fn deliver(leader: Leader, node: NodeId, mut reports: mpsc::Receiver<Said>
     }
 }
 
-/// Proposes until it is taken; says whether there is sense in going on.
-pub(super) async fn propose(leader: &Leader, node: &NodeId, report: NodeReport) -> bool {
+/// What became of a report.
+pub(super) enum Delivery {
+    /// It is in the log, or was refused for good.
+    Taken,
+    /// The node has said something newer in the session of this number.
+    Superseded(u64),
+    /// There is no control plane any more.
+    Hopeless,
+}
+
+/// Proposes until it is taken, or there is no sense in going on.
+pub(super) async fn propose(leader: &Leader, node: &NodeId, turn: Turn, report: NodeReport) -> Delivery {
     loop {
-        match leader.propose(Command::Report { node: node.clone(), report: report.clone() }).await {
-            Ok(()) => return true,
+        match leader.propose(Command::Report { node: node.clone(), turn, report: report.clone() }).await {
+            Ok(()) => return Delivery::Taken,
             Err(error) if error.code == "unavailable" => {}
+            Err(error) if error.code == "superseded" => {
+                return Delivery::Superseded(leader.control.read(|state| heard(state, node).session));
+            }
             Err(error) => {
                 // Repeating what is refused would hold up everything behind it.
                 tracing::warn!(%node, %error, "a report of this node was not taken");
-                return true;
+                return Delivery::Taken;
             }
         }
         if leader.place() == Place::Here && leader.control.is_gone() {
-            return false;
+            return Delivery::Hopeless;
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+}
+
+/// When a node said what this manager's state has of it.
+pub fn heard(state: &State, node: &NodeId) -> Turn {
+    state.nodes.get(node).map(|node| node.heard).unwrap_or_default()
 }
 
 async fn tell(
@@ -168,7 +196,7 @@ async fn tell(
             changed = leadership.changed() => if changed.is_err() { return Ok("the control plane is gone") },
             number = taken.recv() => match number {
                 Some(number) => session::write(&mut writer, &Told::Taken(number)).await?,
-                None => return Ok("its reports are not taken"),
+                None => return Ok("its reports are not taken: it has another session, or there is no control plane"),
             },
             _ = &mut reading => return Ok("the node went away"),
             () = tokio::time::sleep(patience.unwrap_or_default()), if patience.is_some() => {

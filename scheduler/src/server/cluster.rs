@@ -416,10 +416,11 @@ async fn departure(Inject(manager): Injected, Extension(admitted): Extension<Adm
     Ok(Json(()))
 }
 
-/// `?since=`.
+/// `?number=&since=`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct SinceQuery {
+struct SessionQuery {
+    number: u64,
     since: u64,
 }
 
@@ -427,15 +428,21 @@ struct SinceQuery {
 async fn open_session(
     Inject(manager): Injected,
     Extension(admitted): Extension<Admitted>,
-    query: Asked<SinceQuery>,
+    query: Asked<SessionQuery>,
     mut request: Request,
 ) -> Result<Response, Refused> {
-    let Query(SinceQuery { since }) = query?;
+    let Query(SessionQuery { number, since }) = query?;
+    let last = manager.leader.control.read(|state| session::heard(state, &NodeId(admitted.name.clone())).session);
+    if number > 0 && number <= last {
+        let mut detail = ErrorDetail::new("superseded", "this node has had a later session");
+        detail.subjects = Box::new([last.to_string()]);
+        return Err(detail.into());
+    }
     let upgraded = upgrade(&mut request, SESSION)?;
     tokio::spawn(async move {
         if let Ok(upgraded) = upgraded.await {
             let connection = hyper_util::rt::TokioIo::new(upgraded);
-            session::serve(manager.leader.clone(), admitted, since, connection).await;
+            session::serve(manager.leader.clone(), admitted, number, since, connection).await;
         }
     });
     Ok(switching(SESSION).into_response())

@@ -108,7 +108,8 @@ async fn propose_all(disk: &SimulatedDisk) -> Vec<usize> {
     let mut acknowledged = Vec::new();
     for number in 0..12 {
         let facts = NodeFacts { id: node.clone(), hostname: format!("host-{number}"), ..NodeFacts::default() };
-        let report = Command::Report { node: node.clone(), report: NodeReport::Facts(facts) };
+        let report =
+            Command::Report { node: node.clone(), turn: orch_core::Turn::default(), report: NodeReport::Facts(facts) };
         let _ = control.propose(report).await;
         if control.propose(network(number)).await.is_ok() {
             acknowledged.push(number);

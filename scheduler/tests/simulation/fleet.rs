@@ -6,6 +6,7 @@
 //! | T1–T5, T7, S1–S4, S7, I1, O2, O3 in every state | [`crate::tasks`], after every entry |
 //! | O1 as desired in the end, O4 every update ends | [`World::require_rest`] |
 //! | N1 nobody is told anything older, or with a gap | [`crate::agent::Agent::hear`] |
+//! | T8, N1 nothing that a node said is followed by what it said before | [`crate::oracle::Oracle::heard`] |
 //! | N3 suspect within two seconds, and back without anybody's doing | [`World::cut_shortly`] |
 //! | N4 nothing is replaced when a node was away for a moment | [`World::cut_shortly`] |
 //! | N5 a new leader restarts nothing and marks nobody | [`World::change_leader`], [`World::observe`] |
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use orch_api::session::{AssignmentChange, Said, Told};
 use orch_core::{
-    ApplyStack, Availability, ClusterSettings, Command, NodeState, Scale, Serving, State, UpOptions, UpdateNode,
+    ApplyStack, Availability, ClusterSettings, Command, NodeState, Scale, Serving, State, Turn, UpOptions, UpdateNode,
     UpdateService,
 };
 use orch_scheduler::peer::heartbeat::{PERIOD, Pulse, SUSPECT_AFTER, Seen};
@@ -210,6 +211,7 @@ impl World {
             return;
         }
         let said = agent.look(self.now, &self.fleet.luck, &mut self.random);
+        said.iter().for_each(|said| self.oracle.said(&said.report));
         let stands = agent.session.as_ref().is_some_and(|session| {
             let served =
                 self.nodes[session.place].up.as_ref().filter(|_| self.nodes[session.place].life == session.life);
@@ -219,11 +221,13 @@ impl World {
         let stands = stands && agent.session.as_ref().is_some_and(reaches);
         if !(stands && agent.linked) {
             agent.session = None;
-            // Both ends of a connection see its end. What a manager would still say for a connection that is half open is not simulated.
-            self.nodes
-                .iter_mut()
-                .filter_map(|node| node.up.as_mut())
-                .for_each(|up| drop(up.desk.served.remove(&place)));
+            // Both ends of a connection see its end; or the manager does not, and goes on with what it has heard.
+            if !self.harsh {
+                self.nodes
+                    .iter_mut()
+                    .filter_map(|node| node.up.as_mut())
+                    .for_each(|up| drop(up.desk.served.remove(&place)));
+            }
         }
         match &agent.session {
             Some(session) => {
@@ -292,7 +296,9 @@ impl World {
         if !reaches {
             return;
         }
-        let command = Command::Report { node: self.fleet.agents[place].name.clone(), report: said.report };
+        let session = self.nodes[manager].up.as_ref().and_then(|up| up.desk.served.get(&place)).map_or(0, |s| s.number);
+        let turn = Turn { session, number: said.number };
+        let command = Command::Report { node: self.fleet.agents[place].name.clone(), turn, report: said.report };
         let Some((leader, life, number)) = self.say(command, false) else { return };
         let began = self.now;
         if let Some(served) = self.nodes[manager].up.as_mut().and_then(|up| up.desk.served.get_mut(&place)) {

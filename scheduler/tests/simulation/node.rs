@@ -148,6 +148,7 @@ impl Up {
                     let batch = machine::apply(&mut self.state, vec![entry]).expect("entries are of this version");
                     if let Some((before, command)) = looked {
                         crate::tasks::check(&before, &self.state, &command);
+                        oracle.heard(&before, &self.state, &command);
                     }
                     // At the same indexes everywhere, so that there is something to compare.
                     if self.state.index.is_multiple_of(COMPARED) || batch.applied.members.is_some() {

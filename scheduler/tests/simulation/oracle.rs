@@ -26,7 +26,7 @@ use orch_core::{Command, Members, State};
 use orch_scheduler::replica::Replica;
 use orch_scheduler::replica::machine::{Committed, Content};
 use orch_scheduler::replica::wire::{self, Frame};
-use orch_spec::assignment::NodeId;
+use orch_spec::assignment::{NodeId, NodeReport, TaskId, TaskStatus};
 use raft::eraftpb::MessageType;
 
 /// See the module.
@@ -54,6 +54,8 @@ pub(crate) struct Oracle {
     promises: BTreeMap<u64, (u64, u64)>,
     /// The last index whose entry was looked at for what it does to tasks.
     looked: u64,
+    /// Everything that was ever true of a task, as its node has it.
+    spoken: BTreeMap<TaskId, Vec<TaskStatus>>,
 }
 
 pub(crate) fn hash(state: &State) -> u32 {
@@ -114,6 +116,34 @@ impl Oracle {
         self.looked = entry.index;
         let entry: orch_core::Entry = serde_json::from_slice(data).ok()?;
         Some((state.clone(), entry.command))
+    }
+
+    /// A node says something for the first time.
+    pub(crate) fn said(&mut self, report: &NodeReport) {
+        let NodeReport::Tasks(statuses) = report else { return };
+        for status in statuses {
+            let spoken = self.spoken.entry(status.task.clone()).or_default();
+            if spoken.last() != Some(status) {
+                spoken.push(status.clone());
+            }
+        }
+    }
+
+    /// A command was carried out for the first time: what it says of tasks is not older than what was known of them.
+    pub(crate) fn heard(&self, before: &State, state: &State, command: &Command) {
+        let Command::Report { node, turn, report: NodeReport::Tasks(statuses) } = command else { return };
+        for status in statuses {
+            let (Some(former), Some(spoken)) = (before.tasks.get(&status.task), self.spoken.get(&status.task)) else {
+                continue;
+            };
+            let taken = state.tasks.get(&status.task).is_some_and(|task| task.status == *status);
+            let place = |status: &TaskStatus| spoken.iter().rposition(|spoken| spoken == status);
+            assert!(
+                !taken || place(status) >= place(&former.status),
+                "T8: {node} says in {turn:?} what {} was before",
+                status.task
+            );
+        }
     }
 
     /// A state was reached.

@@ -87,7 +87,8 @@ pub(crate) struct World {
     large: bool,
     /// Members that the operator is about to remove because their disk is damaged.
     broken: BTreeSet<usize>,
-    /// The power goes by preference while a log is being replaced. So it is in every fourth run; the others are as they were before.
+    /// The power goes by preference while a log is being replaced, and managers do not notice that a node's connection is dead. So it is in
+    /// every fourth run; the others are as they were before there was this.
     harsh: bool,
     /// Everything that happens is told.
     trace: bool,

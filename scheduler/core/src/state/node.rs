@@ -16,6 +16,15 @@ const PENALTY_FIRST_MS: u64 = 5_000;
 /// Longest such time, milliseconds.
 const PENALTY_LAST_MS: u64 = 60_000;
 
+/// When a node said something: later is greater. Zeros where that does not matter: on a host alone, whose agent has one way to its log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Turn {
+    /// The number of its session; a node gives each a greater one.
+    pub session: u64,
+    /// Grows by one with every report of the session.
+    pub number: u64,
+}
+
 /// A node.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -42,6 +51,8 @@ pub struct Node {
     pub ready_at: Option<u64>,
     /// The endpoints version that it has said to have.
     pub applied: u64,
+    /// When it said what was taken in last: nothing older is.
+    pub heard: Turn,
     /// Tasks that are placed on it and not gone.
     pub tasks: BTreeSet<TaskId>,
     /// What these may take of it.

@@ -623,7 +623,7 @@ fn a_guest_whose_host_was_scaled_away_goes_to_the_one_that_comes_back() {
     assert_eq!(fleet.running("app"), fleet.running("side"));
 }
 
-/// Simulator, Safety+Nodes:63.
+/// Simulator, Safety+Nodes:224.
 #[test]
 fn going_back_keeps_one_task_a_slot_where_several_were_to_hand_over() {
     let mut fleet = Fleet::new(2);

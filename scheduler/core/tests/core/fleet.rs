@@ -111,7 +111,7 @@ impl Fleet {
     }
 
     pub(crate) fn report(&mut self, node: &NodeId, report: NodeReport) {
-        let outcome = self.apply(Command::Report { node: node.clone(), report });
+        let outcome = self.apply(Command::Report { node: node.clone(), turn: orch_core::Turn::default(), report });
         assert!(outcome.result.is_ok(), "a report is never refused");
     }
 

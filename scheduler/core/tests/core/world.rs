@@ -105,7 +105,7 @@ impl World {
     }
 
     pub(crate) fn report(&mut self, report: NodeReport) {
-        let outcome = self.apply(Command::Report { node: self.node.clone(), report });
+        let outcome = self.apply(Command::Report { node: self.node.clone(), turn: orch_core::Turn::default(), report });
         assert!(outcome.result.is_ok(), "a report is never refused");
     }
 
