@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use orch_api::clock::now_ms;
 use orch_api::cluster::PeerView;
 use orch_api::control::NodeLink;
 use orch_api::error::ErrorDetail;
@@ -21,7 +22,6 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::forward::Leader;
 use super::session::Delivery;
 use super::{Peers, Upgraded, session as manager};
-use crate::control::now_ms;
 use crate::identity::ManagerAddress;
 use crate::link::merge;
 

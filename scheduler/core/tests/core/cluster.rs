@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use orch_core::{
-    Availability, Command, Down, Explanation, NodeState, RolloutState, Scale, Serving, UpdateNode, UpdateService,
+    Availability, Command, Down, Explanation, NodeState, Refusal, RolloutState, Scale, Serving, Turn, UpdateNode,
+    UpdateService,
 };
-use orch_spec::assignment::{DesiredTask, NodeId, TaskState};
+use orch_spec::assignment::{DesiredTask, NodeId, NodeReport, TaskState, TaskStatus};
 use orch_spec::model::StackSpec;
 
 use crate::fleet::Fleet;
@@ -646,6 +647,26 @@ fn going_back_keeps_one_task_a_slot_where_several_were_to_hand_over() {
     fleet.pass(60_000);
     assert_eq!(images(&fleet, "app"), ["app:1"]);
     assert_eq!(fleet.running("app").len(), 1);
+}
+
+/// A connection that is dead on the node's side only, or a proposal that was given up, brings it late.
+#[test]
+fn what_a_node_said_before_what_is_known_of_it_is_refused() {
+    let mut fleet = Fleet::new(1);
+    up(&mut fleet, "services: {app: {image: app}}");
+    let before = fleet.tasks("app")[0].status.clone();
+    let mut say = |session, number, state| {
+        let turn = Turn { session, number };
+        let report = NodeReport::Tasks(vec![TaskStatus { state, ..before.clone() }]);
+        let outcome = fleet.apply(Command::Report { node: "n1".into(), turn, report });
+        (outcome.result.map(|_| ()), fleet.tasks("app")[0].status.state)
+    };
+    assert_eq!(say(7, 3, TaskState::Running), (Ok(()), TaskState::Running));
+    let refused = Refusal::Superseded { node: "n1".to_owned(), session: 7 };
+    assert_eq!(say(6, 9, TaskState::Starting), (Err(refused.clone()), TaskState::Running), "of an earlier session");
+    assert_eq!(say(7, 2, TaskState::Starting), (Err(refused), TaskState::Running), "earlier in the same session");
+    assert_eq!(say(7, 3, TaskState::Running).0, Ok(()), "repeated because nobody answered");
+    assert_eq!(say(8, 1, TaskState::Stopping), (Ok(()), TaskState::Stopping));
 }
 
 #[test]
