@@ -18,6 +18,7 @@ mod consistency;
 mod dotenv;
 mod effect;
 mod environment;
+mod impossible;
 mod interpolate;
 pub mod load;
 mod merge;

@@ -28,7 +28,7 @@ use crate::paths::Base;
 use crate::problem::{Problem, Report};
 use crate::schema::{Merge, STACK};
 use crate::span::{FileId, Files, Span};
-use crate::{bind, consistency, effect, normalize, yaml};
+use crate::{bind, consistency, effect, impossible, normalize, yaml};
 use std::collections::BTreeMap;
 
 /// A stack file larger than this is a mistake: the largest known ones are below 100 KiB.
@@ -285,6 +285,9 @@ impl Loader<'_> {
         self.select(&mut tree);
         consistency::warn_unsupported(&mut self.report, &tree);
         effect::warn(&mut self.report, &tree);
+        if !self.request.skip.consistency {
+            impossible::refuse(&mut self.report, &tree);
+        }
         if !self.request.skip.env_files {
             self.resolve_env_files(&mut tree, &scope);
         }
