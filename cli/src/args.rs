@@ -35,45 +35,56 @@ pub(crate) struct Cli {
     pub command: Command,
 }
 
+/// Heading of the options that say which stack is meant.
+pub(crate) const STACK_OPTIONS: &str = "Which stack";
+const COMMON_OPTIONS: &str = "Options of every command";
+
 /// Options that every command takes.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
     /// Stack file; repeat to merge several; `-` reads standard input
-    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    #[arg(short = 'f', long = "file", value_name = "FILE", help_heading = STACK_OPTIONS)]
     pub files: Vec<String>,
     /// Name of the stack; default: the file's `name`, else its folder's
-    #[arg(short = 'p', long, value_name = "NAME")]
+    #[arg(short = 'p', long, value_name = "NAME", help_heading = STACK_OPTIONS)]
     pub project_name: Option<String>,
     /// Folder that relative paths start from; default: that of the first file
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", help_heading = STACK_OPTIONS)]
     pub project_directory: Option<PathBuf>,
     /// Turn on a profile; repeatable, `*` for all
-    #[arg(long = "profile", global = true, value_name = "NAME")]
+    #[arg(long = "profile", global = true, value_name = "NAME", help_heading = STACK_OPTIONS)]
     pub profiles: Vec<String>,
-    /// File of variables for interpolation, instead of `.env`; repeatable
-    #[arg(long = "env-file", global = true, value_name = "FILE")]
+    /// File of variables for interpolation, instead of `.env`; after `container run`: for the container; repeatable
+    #[arg(long = "env-file", global = true, value_name = "FILE", help_heading = STACK_OPTIONS)]
     pub env_files: Vec<String>,
     /// Accepted as Compose's, and without effect: each node does at most 16 things at once
-    #[arg(long, global = true, value_name = "N", allow_negative_numbers = true)]
-    pub _parallel: Option<i32>,
+    #[arg(long, global = true, value_name = "N", allow_negative_numbers = true, help_heading = COMMON_OPTIONS)]
+    pub parallel: Option<i32>,
     /// The agent to talk to: unix://PATH, tcp://HOST:PORT with the client certificate in $ORCH_CERT_PATH, or ssh://[USER@]HOST[:PORT];
     /// default: $ORCH_HOST, else the context
-    #[arg(long, global = true, value_name = "URL")]
+    #[arg(long, global = true, value_name = "URL", help_heading = COMMON_OPTIONS)]
     pub host: Option<String>,
     /// The host of this name, made by `orch context create`; default: $ORCH_CONTEXT, else what `orch context use` chose
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME", help_heading = COMMON_OPTIONS)]
     pub context: Option<String>,
     /// How to show progress
-    #[arg(long, global = true, value_enum, default_value_t = ProgressMode::Auto, env = "ORCH_PROGRESS")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t = ProgressMode::Auto,
+        env = "ORCH_PROGRESS",
+        help_heading = COMMON_OPTIONS
+    )]
     pub progress: ProgressMode,
     /// When to use colour
-    #[arg(long, global = true, value_enum, default_value_t = ColorMode::Auto)]
+    #[arg(long, global = true, value_enum, default_value_t = ColorMode::Auto, help_heading = COMMON_OPTIONS)]
     pub color: ColorMode,
     /// Say only what is asked for: names and ids
-    #[arg(short = 'q', long, global = true)]
+    #[arg(short = 'q', long, global = true, help_heading = COMMON_OPTIONS)]
     pub quiet: bool,
-    /// Show what would be done and do nothing
-    #[arg(long, global = true)]
+    /// Show what would be done and do nothing, with the verbs that change a stack; refused where it would not be kept
+    #[arg(long, global = true, help_heading = COMMON_OPTIONS)]
     pub dry_run: bool,
 }
 

@@ -32,21 +32,30 @@ use orch_api::client::Client;
 pub(crate) use orch_api::client::escape;
 
 use crate::args::{Cli, Command, Config};
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
 use crate::settings::Settings;
-use crate::{agent_process, connect, grammar, printer};
+use crate::{agent_process, connect, grammar, later, printer};
 
 /// Parses the command line and runs the command.
 pub(crate) fn main() -> ExitCode {
     let cli = match grammar::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(e) => {
+            let arguments: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
+            if let Some(failure) = later::explain(&e, &arguments) {
+                return printer::failure(&failure.into(), false).into();
+            }
             let usage = e.use_stderr();
             // Help goes to stdout, errors to stderr: clap knows which.
             let _ = e.print();
             return if usage { Exit::Usage.into() } else { Exit::Done.into() };
         }
     };
+    if cli.global.dry_run
+        && let Err(failure) = check_dry_run(&cli.command)
+    {
+        return printer::failure(&failure.into(), false).into();
+    }
     // These mend what settings are made from.
     if let Command::Context(command) = cli.command {
         return context::run(&cli.global, command).unwrap_or_else(|e| printer::failure(&e, false)).into();
@@ -62,7 +71,42 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
+/// A command that would do it all the same must not take `--dry-run`.
+fn check_dry_run(command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Up(_)
+        | Command::Create(_)
+        | Command::Down(_)
+        | Command::Start(_)
+        | Command::Stop(_)
+        | Command::Restart(_)
+        | Command::Kill(_)
+        | Command::Pause(_)
+        | Command::Unpause(_)
+        | Command::Rm(_)
+        | Command::Plan(_)
+        | Command::Config(Config { command: None, .. })
+        | Command::Ps(_)
+        | Command::Ls(_)
+        | Command::Images(_)
+        | Command::Port(_)
+        | Command::Logs(_)
+        | Command::Graph(_)
+        | Command::Top(_)
+        | Command::Stats(_)
+        | Command::Events(_)
+        | Command::Version { .. } => Ok(()),
+        _ => Err(Failure::usage("this command cannot be tried with --dry-run: nothing was done").hint(
+            "it goes with up, create, down, start, stop, restart, kill, pause, unpause and rm; \
+             `orch plan` says what `up` would do, also with `--scale`",
+        )),
+    }
+}
+
 fn run(cli: Cli, settings: Settings) -> Result<Exit> {
+    if cli.global.parallel.is_some() {
+        printer::say("note: --parallel has no effect: each node does at most 16 things at once");
+    }
     // What needs neither agent nor runtime is answered without either.
     let command = match cli.command {
         Command::Agent(args) => return agent_process::run(&args),

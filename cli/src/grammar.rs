@@ -6,7 +6,7 @@
 
 use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches};
 
-use crate::args::Cli;
+use crate::args::{Cli, STACK_OPTIONS};
 
 /// Verbs that work on a stack file.
 const STACK_VERBS: [&str; 27] = [
@@ -27,8 +27,13 @@ pub(crate) fn command() -> clap::Command {
                 .long("file")
                 .action(ArgAction::Append)
                 .value_name("FILE")
+                .help_heading(STACK_OPTIONS)
                 .help("Stack file; repeat to merge several; `-` reads standard input");
-            let mut project = clap::Arg::new(PROJECT).long("project-name").value_name("NAME").help("Name of the stack");
+            let mut project = clap::Arg::new(PROJECT)
+                .long("project-name")
+                .value_name("NAME")
+                .help_heading(STACK_OPTIONS)
+                .help("Name of the stack");
             if !taken('f') {
                 file = file.short('f');
             }

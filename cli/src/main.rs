@@ -12,6 +12,7 @@ mod contexts;
 mod diagnostics;
 mod exit;
 mod grammar;
+mod later;
 mod printer;
 mod progress;
 mod settings;

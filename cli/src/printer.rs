@@ -42,9 +42,12 @@ pub(crate) fn say(text: &str) {
 
 #[expect(clippy::exit, reason = "the one place where a vanished reader ends the process, as SIGPIPE would")]
 fn write_or_end(to: &mut impl Write, content: &[u8]) {
-    if to.write_all(content).and_then(|()| to.flush()).is_err() {
+    let Err(e) = to.write_all(content).and_then(|()| to.flush()) else { return };
+    if e.kind() == std::io::ErrorKind::BrokenPipe {
         std::process::exit(i32::from(Exit::Code(141).code()));
     }
+    say(&format!("error: write standard output: {e}"));
+    std::process::exit(i32::from(Exit::Failed.code()));
 }
 
 /// One object as JSON on a line of its own.

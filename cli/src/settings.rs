@@ -42,6 +42,8 @@ pub(crate) struct Settings {
     pub profiles: Vec<String>,
     /// Variable files instead of `.env`.
     pub env_files: Vec<String>,
+    /// Those of `--env-file` alone.
+    pub typed_env_files: Vec<String>,
     /// The agent's socket.
     pub socket: PathBuf,
     /// Another host's agent instead.
@@ -110,6 +112,7 @@ impl Settings {
             project_name: global.project_name.clone(),
             project_directory: global.project_directory.clone(),
             profiles: or(&global.profiles, list("COMPOSE_PROFILES", ',')),
+            typed_env_files: global.env_files.clone(),
             env_files: or(&global.env_files, list("COMPOSE_ENV_FILES", ',')),
             socket,
             remote,

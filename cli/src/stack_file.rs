@@ -9,9 +9,9 @@ use orch_spec::load::{LoadRequest, ReadError, Skip, Source, load as load_spec};
 use orch_spec::model::{MountSpec, PortSpec, ServiceSpec, StackSpec};
 use orch_spec::problem::Problem;
 
-use crate::diagnostics;
 use crate::exit::{Exit, Failure};
 use crate::settings::Settings;
+use crate::{diagnostics, printer};
 
 /// A stack file that was loaded without an error.
 pub(crate) struct Loaded {
@@ -162,20 +162,28 @@ pub(crate) fn service(keys: &serde_json::Value) -> Result<ServiceSpec> {
     }
     let document = serde_json::json!({"name": "container", "services": {"container": keys}, "volumes": volumes});
     let text = document.to_string();
-    let source = Memory { text };
+    let paths =
+        keys.get("env_file").and_then(|v| v.as_array()).into_iter().flatten().filter_map(|file| file["path"].as_str());
+    let env_files = paths.map(|path| Ok(std::path::absolute(path)?.to_string_lossy().into_owned()));
+    let source = Memory { text, env_files: env_files.collect::<Result<_>>()? };
     let request = LoadRequest {
         files: vec!["/command-line".to_owned()],
         working_dir: std::env::current_dir()?.to_string_lossy().into_owned(),
         project_directory: Some(std::env::current_dir()?.to_string_lossy().into_owned()),
+        // What a file of variables only names is passed on.
+        environment: std::env::vars().filter(|_| !source.env_files.is_empty()).collect(),
         ..LoadRequest::default()
     };
     let mut loaded = load_spec(&request, &source);
-    let errors: Vec<String> = loaded
-        .problems
-        .iter()
-        .filter(|p| p.is_error())
-        .map(|p| p.message.replace("service `container`: ", "").replace(" in service `container`", ""))
-        .collect();
+    let plain = |text: &str| {
+        [" in service `container`", " of service `container`", "service `container`: "]
+            .iter()
+            .fold(text.to_owned(), |text, words| text.replace(words, ""))
+    };
+    for problem in loaded.problems.iter().filter(|p| !p.is_error()) {
+        printer::say(&format!("warning: {}", plain(&problem.message)));
+    }
+    let errors: Vec<String> = loaded.problems.iter().filter(|p| p.is_error()).map(|p| plain(&p.message)).collect();
     if let Some(first) = errors.first() {
         return Err(Failure::usage(first.clone()).details(errors[1..].to_vec()).into());
     }
@@ -203,9 +211,10 @@ fn escape_dollars(map: &mut serde_json::Map<String, serde_json::Value>) {
     }
 }
 
-/// One document in memory; everything else is the disk's (seccomp profiles).
+/// One document in memory; everything else is the disk's (seccomp profiles, files of variables).
 struct Memory {
     text: String,
+    env_files: Vec<String>,
 }
 
 impl Source for Memory {
@@ -215,6 +224,7 @@ impl Source for Memory {
 
     fn is_file(&self, path: &str) -> bool {
         path == "/command-line"
+            || (self.env_files.iter().any(|file| file == path) && std::path::Path::new(path).exists())
     }
 }
 

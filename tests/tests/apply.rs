@@ -286,6 +286,26 @@ fn a_dry_run_changes_nothing() {
     host.stack(THREE);
     host.orch(&["--dry-run", "up", "-d"]).ok().prints(&["create container three-base-1"]);
     assert!(host.ps().is_empty());
+    host.up();
+    let before = host.running();
+    for verb in [&["down"][..], &["stop"], &["restart"], &["kill"], &["kill", "-s", "USR1"], &["pause"], &["rm", "-s"]]
+    {
+        host.orch(&[&["--dry-run"], verb].concat()).ok().says(&["would"]);
+    }
+    // What cannot be tried says so and does nothing, rather than to do it.
+    host.orch(&["volume", "create", "kept"]).ok();
+    for verb in [
+        &["volume", "rm", "kept"][..],
+        &["container", "rm", "-f", "three-base-1"],
+        &["scale", "base=3"],
+        &["system", "prune", "-f"],
+    ] {
+        host.orch(&[&["--dry-run"], verb].concat()).code(2).says(&["nothing was done"]);
+    }
+    host.orch(&["volume", "inspect", "kept"]).ok();
+    assert_eq!(host.running(), before);
+    host.orch(&["volume", "rm", "kept"]).ok();
+    host.orch(&["down", "-v"]).ok();
     host.leaves_no_trace();
 }
 

@@ -157,6 +157,49 @@ fn container_run_says_by_its_code_how_it_ended() {
 }
 
 #[test]
+fn container_run_takes_variables_of_files_an_address_and_names() {
+    let host = Host::with_busybox();
+    let run = |rest: &[&str]| host.orch(&[&["container", "run", "--rm"], rest].concat());
+    host.write("some.env", "A=1\nB=as it $stands \"here\"\n# not this\nPASSED\n");
+    let script = "echo $A; echo $B; echo $PASSED";
+    let output = host
+        .invoke(&["container", "run", "--rm", "--env-file", "some.env", "busybox", "sh", "-c", script])
+        .env("PASSED", "on")
+        .run()
+        .ok();
+    assert_eq!(output.stdout, "1\nas it $stands \"here\"\non\n");
+    run(&["--env-file", "none.env", "busybox", "true"]).code(2).says(&["none.env"]);
+
+    host.orch(&["network", "create", "--subnet", "172.30.7.0/24", "seven"]).ok();
+    let own = ["--network", "seven", "--ip", "172.30.7.9", "--network-alias", "nine"];
+    host.orch(
+        &[&["container", "run", "-d", "--name", "a", "--init"], &own[..], &["busybox", "sleep", "infinity"]].concat(),
+    )
+    .ok();
+    assert!(
+        run(&["--network", "seven", "busybox", "ping", "-c", "1", "-w", "5", "nine"])
+            .ok()
+            .stdout
+            .contains("172.30.7.9")
+    );
+    run(&["--ip", "172.30.7.8", "busybox", "true"]).code(2).says(&["--ip"]);
+    run(&["--network", "seven", "--network", "bridge", "busybox", "true"]).code(2).says(&["`bridge`"]);
+    for (option, value) in [
+        ("--pid", "mine"),
+        ("--ipc", "mine"),
+        ("--dns", "somebody"),
+        ("--log-opt", "max-size=big"),
+        ("--health-timeout", "3q"),
+    ] {
+        run(&[option, value, "busybox", "true"]).code(2).says(&[value.rsplit('=').next().unwrap()]);
+    }
+    run(&["-v", "./v:/v:sometimes", "busybox", "true"]).ok().says(&["warning", "sometimes"]);
+    host.orch(&["container", "rm", "-f", "a"]).ok();
+    host.orch(&["network", "rm", "seven"]).ok();
+    host.leaves_no_trace();
+}
+
+#[test]
 fn containers_by_hand_live_as_they_are_told() {
     let host = Host::with_busybox();
     let id = host.orch(&["container", "run", "-d", "--name", "hand", "--init", "busybox", "sleep", "infinity"]).ok();

@@ -135,9 +135,15 @@ pub(crate) struct ContainerRun {
     /// `bridge`, `none`, `host`, `container:NAME`, or a network; repeatable for networks
     #[arg(long, value_name = "NETWORK")]
     pub network: Vec<String>,
-    /// Further name on its networks; repeatable
+    /// Further name on its network; repeatable
     #[arg(long, value_name = "NAME")]
     pub network_alias: Vec<String>,
+    /// IPv4 address on its network
+    #[arg(long, value_name = "IP")]
+    pub ip: Option<Ipv4Addr>,
+    /// IPv6 address on its network
+    #[arg(long, value_name = "IP")]
+    pub ip6: Option<Ipv6Addr>,
     /// Host name inside
     #[arg(long)]
     pub hostname: Option<String>,
@@ -213,10 +219,16 @@ pub(crate) struct ContainerRun {
     /// Name server; repeatable
     #[arg(long, value_name = "IP")]
     pub dns: Vec<String>,
+    /// Domain that names are searched in; repeatable
+    #[arg(long, value_name = "DOMAIN")]
+    pub dns_search: Vec<String>,
+    /// Option of the resolver; repeatable
+    #[arg(long, value_name = "OPTION")]
+    pub dns_option: Vec<String>,
     /// PID namespace: host or container:NAME
     #[arg(long, value_name = "MODE")]
     pub pid: Option<String>,
-    /// IPC namespace: private, host, none or container:NAME
+    /// IPC namespace: private, host, none, shareable or container:NAME
     #[arg(long, value_name = "MODE")]
     pub ipc: Option<String>,
     /// UTS namespace: host
@@ -228,6 +240,9 @@ pub(crate) struct ContainerRun {
     /// Seconds before it is killed
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     pub stop_timeout: Option<i64>,
+    /// Annotation KEY=VALUE; repeatable
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub annotation: Vec<String>,
     /// Log option KEY=VALUE; repeatable
     #[arg(long, value_name = "KEY=VALUE")]
     pub log_opt: Vec<String>,
@@ -240,6 +255,15 @@ pub(crate) struct ContainerRun {
     /// Time between probes
     #[arg(long, value_name = "DURATION")]
     pub health_interval: Option<String>,
+    /// Time that a probe may take
+    #[arg(long, value_name = "DURATION")]
+    pub health_timeout: Option<String>,
+    /// Time after the start in which failures do not count
+    #[arg(long, value_name = "DURATION")]
+    pub health_start_period: Option<String>,
+    /// Without the image's health probe
+    #[arg(long, conflicts_with = "health_cmd")]
+    pub no_healthcheck: bool,
     /// Failures in a row that make it unhealthy
     #[arg(long, value_name = "N")]
     pub health_retries: Option<u32>,

@@ -89,6 +89,10 @@ pub(super) async fn kill(settings: &Settings, args: Kill) -> Result<Exit> {
     let stack = stack_file::name(settings)?;
     let client = client(settings)?;
     for task in running(&client, &stack, &args.services).await? {
+        if settings.dry_run {
+            printer::say(&format!("would send {} to container {}", args.signal, task.container_name));
+            continue;
+        }
         let path = format!("/v1/containers/{}/kill", task.status.container);
         let body = orch_api::node::StopRequest { timeout: None, signal: Some(args.signal.clone()) };
         client.post::<serde_json::Value>(&path, &body).await?;
@@ -176,7 +180,7 @@ pub(super) async fn remove(settings: &Settings, args: Rm) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     let names: Vec<&str> = chosen.iter().map(|t| t.container_name.as_str()).collect();
-    if !args.force && !confirmed(&format!("Remove {}?", names.join(", "))) {
+    if !args.force && !settings.dry_run && !confirmed(&format!("Remove {}?", names.join(", "))) {
         return Err(Failure::new(Exit::Failed, "nothing removed").hint("say yes, or use `rm -f`").into());
     }
     let request =

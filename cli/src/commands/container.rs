@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
+use std::net::IpAddr;
 
 use anyhow::Result;
 use orch_api::client::Client;
@@ -19,6 +20,9 @@ use crate::exit::{Exit, Failure};
 use crate::printer::{self, Format};
 use crate::settings::Settings;
 use crate::stack_file;
+
+/// Between two looks at whether a container of a stack has become what it was asked to be.
+const LOOK: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// Runs one of the verbs.
 pub(super) async fn run(settings: &Settings, command: ContainerCommand) -> Result<Exit> {
@@ -183,6 +187,9 @@ async fn act_on_task(client: &Client, view: &ContainerView, action: Action, stop
         remove_volumes: false,
         stop: false,
     };
+    if matches!(action, Action::Pause | Action::Kill) && !matches!(view.state, TaskState::Running | TaskState::Paused) {
+        return Err(Failure::new(Exit::Failed, format!("container {} does not run", view.name)).into());
+    }
     client.post::<ApplyResponse>(&format!("/v1/stacks/{}/act", escape(&view.stack)), &request).await?;
     let reached = |state: TaskState| match action {
         Action::Stop | Action::Kill => {
@@ -193,10 +200,18 @@ async fn act_on_task(client: &Client, view: &ContainerView, action: Action, stop
     };
     loop {
         let task: orch_api::control::TaskView = client.get(&format!("/v1/tasks/{}", escape(&view.task))).await?;
-        if reached(task.status.state) {
+        let starts = matches!(action, Action::Start | Action::Restart);
+        if starts && task.status.state == TaskState::Failed {
+            let message = format!("container {}: {}", view.name, task.status.error);
+            return Err(Failure::new(task.status.error_code.map_or(Exit::Failed, Exit::Code), message).into());
+        }
+        if !task.blocked.is_empty() {
+            return Err(Failure::new(Exit::Failed, format!("container {}: {}", view.name, task.blocked)).into());
+        }
+        if !task.again && reached(task.status.state) {
             return Ok(());
         }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -221,6 +236,9 @@ async fn remove(settings: &Settings, args: ContainerRm) -> Result<Exit> {
             let desired = DesiredTask::Removed;
             let request = DesiredRequest { desired, timeout: Some(0), signal: None, remove_volumes: args.volumes };
             client.post::<IndexResponse>(&format!("/v1/tasks/{}/desired", escape(&view.task)), &request).await?;
+            while client.get::<ContainerView>(&format!("/v1/containers/{}", escape(&view.id))).await.is_ok() {
+                tokio::time::sleep(LOOK).await;
+            }
         }
         printer::line(container);
     }
@@ -229,7 +247,7 @@ async fn remove(settings: &Settings, args: ContainerRm) -> Result<Exit> {
 
 /// `container run`.
 async fn run_one(settings: &Settings, args: ContainerRun) -> Result<Exit> {
-    let mut spec = service(&args)?;
+    let mut spec = service(&args, &settings.typed_env_files)?;
     if args.tty && args.interactive && !args.detach && !std::io::stdin().is_terminal() {
         let message = "-t with -i needs a terminal, and standard input is none";
         return Err(Failure::usage(message).hint("leave -t out, or run it from a terminal").into());
@@ -274,13 +292,13 @@ fn run_failure(error: anyhow::Error) -> anyhow::Error {
 }
 
 /// The options of `run` as a service, so that one way leads from either to a container.
-fn service(args: &ContainerRun) -> Result<ServiceSpec> {
+fn service(args: &ContainerRun, env_files: &[String]) -> Result<ServiceSpec> {
     let mut map: BTreeMap<&str, serde_json::Value> = BTreeMap::new();
     let mut put = |key: &'static str, value: serde_json::Value| {
         map.insert(key, value);
     };
     put("image", args.image.clone().into());
-    let lists: [(&'static str, &Vec<String>); 13] = [
+    let lists: [(&'static str, &Vec<String>); 16] = [
         ("volumes", &args.volume),
         ("tmpfs", &args.tmpfs),
         ("ports", &args.publish),
@@ -293,12 +311,20 @@ fn service(args: &ContainerRun) -> Result<ServiceSpec> {
         ("labels", &args.label),
         ("extra_hosts", &args.add_host),
         ("dns", &args.dns),
+        ("dns_search", &args.dns_search),
+        ("dns_opt", &args.dns_option),
+        ("annotations", &args.annotation),
         ("environment", &args.env.iter().filter_map(|e| one_off::variable(e)).collect()),
     ];
     for (key, list) in lists {
         if !list.is_empty() {
             put(key, list.clone().into());
         }
+    }
+    if !env_files.is_empty() {
+        // As Docker reads them: every line is a variable as it stands.
+        let raw = env_files.iter().map(|path| serde_json::json!({"path": path, "format": "raw"}));
+        put("env_file", raw.collect::<Vec<_>>().into());
     }
     let texts = [
         ("hostname", &args.hostname),
@@ -352,35 +378,56 @@ fn service(args: &ContainerRun) -> Result<ServiceSpec> {
     if let Some(entrypoint) = &args.entrypoint {
         spec.entrypoint = Some(if entrypoint.is_empty() { Vec::new() } else { vec![entrypoint.clone()] });
     }
-    if let Some(command) = &args.health_cmd {
-        let duration = |text: &Option<String>| text.as_deref().map(str::parse).transpose();
-        spec.healthcheck = Some(Healthcheck {
-            test: HealthTest::Shell(command.clone()),
-            interval: duration(&args.health_interval)?,
-            retries: args.health_retries,
-            ..Healthcheck::default()
-        });
-    }
-    spec.pid = namespace(args.pid.as_deref(), spec.pid);
-    spec.ipc = namespace(args.ipc.as_deref(), spec.ipc);
-    network(args, &mut spec);
+    spec.healthcheck = healthcheck(args)?.or(spec.healthcheck);
+    spec.pid = namespace("pid", args.pid.as_deref(), spec.pid)?;
+    spec.ipc = namespace("ipc", args.ipc.as_deref(), spec.ipc)?;
+    network(args, &mut spec)?;
     Ok(spec)
 }
 
-fn namespace(text: Option<&str>, default: NamespaceMode) -> NamespaceMode {
-    match text {
-        None => default,
-        Some("host") => NamespaceMode::Host,
-        Some("none") => NamespaceMode::None,
-        Some("shareable") => NamespaceMode::Shareable,
-        Some(other) => match other.strip_prefix("container:") {
-            Some(id) => NamespaceMode::Container(id.to_owned()),
-            None => NamespaceMode::Private,
-        },
-    }
+/// The options of the health probe; `None` when there are none.
+fn healthcheck(args: &ContainerRun) -> Result<Option<Healthcheck>, Failure> {
+    let duration = |option: &str, text: &Option<String>| -> Result<Option<orch_spec::model::Duration>, Failure> {
+        let Some(text) = text else { return Ok(None) };
+        let wrong =
+            |_| Failure::usage(format!("--{option} {text} is not a duration")).hint("write for example 1m30s or 500ms");
+        text.parse().map(Some).map_err(wrong)
+    };
+    let test = match (&args.health_cmd, args.no_healthcheck) {
+        (_, true) => HealthTest::Disabled,
+        (Some(command), _) => HealthTest::Shell(command.clone()),
+        (None, _) => HealthTest::Inherit,
+    };
+    let check = Healthcheck {
+        test,
+        interval: duration("health-interval", &args.health_interval)?,
+        timeout: duration("health-timeout", &args.health_timeout)?,
+        retries: args.health_retries,
+        start_period: duration("health-start-period", &args.health_start_period)?,
+        start_interval: None,
+    };
+    Ok((check != Healthcheck::default()).then_some(check))
 }
 
-fn network(args: &ContainerRun, spec: &mut ServiceSpec) {
+fn namespace(option: &str, text: Option<&str>, default: NamespaceMode) -> Result<NamespaceMode, Failure> {
+    Ok(match text {
+        None => default,
+        Some("private" | "") => NamespaceMode::Private,
+        Some("host") => NamespaceMode::Host,
+        Some("none") if option == "ipc" => NamespaceMode::None,
+        Some("shareable") if option == "ipc" => NamespaceMode::Shareable,
+        Some(other) => match other.strip_prefix("container:").filter(|name| !name.is_empty()) {
+            Some(id) => NamespaceMode::Container(id.to_owned()),
+            None => {
+                let more = if option == "ipc" { ", none, shareable" } else { "" };
+                return Err(Failure::usage(format!("--{option} {other} is not known"))
+                    .hint(format!("write private, host{more} or container:NAME")));
+            }
+        },
+    })
+}
+
+fn network(args: &ContainerRun, spec: &mut ServiceSpec) -> Result<(), Failure> {
     spec.networks.clear();
     spec.network_mode = NetworkMode::Bridge;
     for name in &args.network {
@@ -392,13 +439,31 @@ fn network(args: &ContainerRun, spec: &mut ServiceSpec) {
                 Some(id) => spec.network_mode = NetworkMode::Container(id.to_owned()),
                 None => {
                     spec.network_mode = NetworkMode::Stack;
-                    let attachment =
-                        NetworkAttachment { aliases: args.network_alias.clone(), ..NetworkAttachment::default() };
+                    let attachment = NetworkAttachment {
+                        aliases: args.network_alias.clone(),
+                        ipv4_address: args.ip.map(IpAddr::V4),
+                        ipv6_address: args.ip6.map(IpAddr::V6),
+                        ..NetworkAttachment::default()
+                    };
                     spec.networks.insert(other.to_owned(), attachment);
                 }
             },
         }
     }
+    let address = args.ip.is_some() || args.ip6.is_some();
+    if (address && spec.networks.len() != 1) || (!args.network_alias.is_empty() && spec.networks.is_empty()) {
+        return Err(Failure::usage(
+            "--ip and --ip6 want one network that somebody has made, --network-alias at least one",
+        )
+        .hint("`orch network create NAME --subnet 10.9.0.0/24`, then `--network NAME`"));
+    }
+    let alone = args.network.len() > 1
+        && (!matches!(spec.network_mode, NetworkMode::Stack) || spec.networks.len() < args.network.len());
+    if alone {
+        return Err(Failure::usage("`bridge`, `none`, `host` and `container:NAME` do not go with further networks")
+            .hint("give the names of networks only; `orch network ls` lists them"));
+    }
+    Ok(())
 }
 
 fn ulimits(texts: &[String]) -> Result<serde_json::Value> {
