@@ -194,7 +194,7 @@ fn measure() {
     let all = [(nth(0), 0), (nth(1), 1), (nth(2), 0), (nth(3), 0)];
     let desired = |n: usize, version: u64| DesiredCluster {
         version,
-        underlay: Some(Underlay { address: hosts[n].address.into(), port: 14_789 }),
+        underlay: Some(Underlay { address: hosts[n].address.into(), port: 14_789, own_checksums: false }),
         peers: vec![hosts[1 - n].address.into()],
         overlays: vec![Overlay {
             network: "a".into(),

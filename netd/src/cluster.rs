@@ -40,6 +40,10 @@ pub struct Underlay {
     pub address: IpAddr,
     /// UDP port of the tunnels, the same on every node.
     pub port: u16,
+    /// Checksums inside of tunnels are computed here and not by the card, which was seen to compute wrong ones
+    /// ([`UnderlayVerdict::Checksums`](crate::UnderlayVerdict)). It costs most of the throughput.
+    #[serde(default)]
+    pub own_checksums: bool,
 }
 
 /// A network that spans nodes.

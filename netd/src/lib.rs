@@ -37,6 +37,7 @@ pub mod netd;
 mod netlink;
 mod network;
 mod nft;
+mod offload;
 mod overlay;
 pub mod port;
 pub mod probe;

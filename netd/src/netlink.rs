@@ -60,7 +60,7 @@ fn detail(message: &Option<String>) -> String {
 }
 
 impl NetlinkError {
-    fn from_io(error: &io::Error) -> NetlinkError {
+    pub(crate) fn from_io(error: &io::Error) -> NetlinkError {
         NetlinkError {
             errno: error.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
             message: Some("no answer from the netlink socket".into()),
@@ -271,7 +271,7 @@ impl NetlinkSocket {
         self.socket.recv(&mut probe, libc::MSG_DONTWAIT | libc::MSG_PEEK).is_err()
     }
 
-    /// Sends one request that asks for a dump and hands every object's body, with its type, to `each`.
+    /// Sends one request, for a dump or to be acknowledged, and hands every object's body that is answered, with its type, to `each`.
     pub(crate) fn dump(&mut self, mut request: Batch, mut each: impl FnMut(u16, &[u8])) -> Result<(), NetlinkError> {
         let sequence = self.sequence;
         self.sequence = self.sequence.wrapping_add(1);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use crate::cluster::{ClusterReport, DesiredCluster, Mesh, Overlay};
+use crate::cluster::{ClusterReport, DesiredCluster, Mesh, Overlay, Underlay};
 use crate::config::NetworkId;
 use crate::error::{NetdError, NetdErrors};
 use crate::link::LinkBatch;
@@ -17,6 +17,7 @@ use crate::netd::{Shared, lock};
 use crate::nft::Element;
 use crate::nft::ruleset::{self, Set};
 use crate::nft::table::Change;
+use crate::offload::{INNER_CHECKSUMS, Offloads};
 use crate::record::{self, NewClusterRecord};
 use crate::wiring::{self, Tunnel, WireOp, Wiring};
 
@@ -128,6 +129,7 @@ impl Shared {
         if before.mesh.is_some() != desired.mesh.is_some() {
             self.refresh_foreign();
         }
+        self.leave_checksums(before.underlay, &mut report);
         self.balance(&desired.services, &mut report);
         if alone && report.is_applied() {
             record::remove(&self.run_dir.cluster())?;
@@ -183,6 +185,7 @@ impl Shared {
         }
         let mut report = ClusterReport::default();
         self.wire(true, &mut report);
+        self.leave_checksums(None, &mut report);
         if report.failed.is_empty() { Ok(()) } else { Err(report.failed.swap_remove(0)) }
     }
 
@@ -270,6 +273,25 @@ impl Shared {
             }
         }
         report.failed.append(&mut failed);
+    }
+
+    /// Says of every tunnel who computes the checksums inside, where that is not the card, or was not before.
+    fn leave_checksums(&self, before: Option<Underlay>, report: &mut ClusterReport) {
+        let (own, tunnels) = {
+            let cluster = lock(&self.cluster);
+            let tunnels = cluster.wired.iter().flat_map(|wired| wired.wiring.tunnels.keys().cloned());
+            (cluster.desired.underlay.is_some_and(|underlay| underlay.own_checksums), tunnels.collect::<Vec<_>>())
+        };
+        if tunnels.is_empty() || !own && !before.is_some_and(|underlay| underlay.own_checksums) {
+            return;
+        }
+        let set = || {
+            let mut offloads = Offloads::open()?;
+            tunnels.iter().try_for_each(|tunnel| offloads.set(tunnel, INNER_CHECKSUMS, !own))
+        };
+        let set =
+            self.in_host(set).and_then(|set| set.map_err(NetdError::link("say who computes checksums in tunnels")));
+        report.failed.extend(set.err());
     }
 
     /// Carries a plan out: tunnels go and come one system call each, everything else in one for what goes and one for what

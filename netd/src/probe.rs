@@ -60,7 +60,7 @@ pub enum UnderlayVerdict {
         /// Bytes that the tunnel adds to either.
         overhead: u32,
     },
-    /// Packets arrive, and their checksums are wrong.
+    /// Packets arrive, and their checksums are wrong: [`Underlay::own_checksums`](crate::cluster::Underlay) helps.
     Checksums,
 }
 
@@ -83,7 +83,7 @@ impl fmt::Display for UnderlayVerdict {
             ),
             UnderlayVerdict::Checksums => f.write_str(
                 "packets arrive through a tunnel with wrong checksums: the network card or its driver miscalculates those of \
-                 tunnelled packets (`ethtool -K <link> tx-checksum-ip-generic off` on the tunnel helps, at a price)",
+                 tunnelled packets",
             ),
         }
     }

@@ -83,6 +83,8 @@ struct Row {
     platform: String,
     tasks: u32,
     labels: BTreeMap<String, String>,
+    /// To which nodes packets of its containers do not get through as they should, by host name, and why.
+    underlay: BTreeMap<String, String>,
 }
 
 async fn ls(settings: &Settings, client: &Client, format: &str) -> Result<()> {
@@ -101,6 +103,7 @@ async fn ls(settings: &Settings, client: &Client, format: &str) -> Result<()> {
             platform: node.platform,
             tasks: node.tasks,
             labels: node.labels,
+            underlay: node.underlay,
         })
         .collect();
     let cells = |row: &Row| {
@@ -111,7 +114,13 @@ async fn ls(settings: &Settings, client: &Client, format: &str) -> Result<()> {
         vec![id, row.hostname.clone(), state, availability, role, address, tasks, row.version.clone()]
     };
     let titles = ["ID", "HOSTNAME", "STATE", "AVAILABILITY", "ROLE", "ADDRESS", "TASKS", "VERSION"];
-    printer::listing(&Format::parse(format)?, settings.quiet, &rows, &titles, cells, |row| row.id.clone())
+    printer::listing(&Format::parse(format)?, settings.quiet, &rows, &titles, cells, |row| row.id.clone())?;
+    for row in &rows {
+        for (to, why) in &row.underlay {
+            printer::say(&format!("warning: from {} to {to}: {why}", row.hostname));
+        }
+    }
+    Ok(())
 }
 
 async fn get(client: &Client, name: &str) -> Result<NodeView> {

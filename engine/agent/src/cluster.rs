@@ -16,7 +16,7 @@ use orch_spec::assignment::{Assignment, MeshPortAssignment, NodeId, OverlayAssig
 
 use tokio::sync::Notify;
 
-use crate::{Shared, chain};
+use crate::{Shared, chain, underlay};
 
 /// Longest pause after an attempt, in which changes gather.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
@@ -36,14 +36,15 @@ pub(crate) struct Applying {
     changed: Notify,
 }
 
-/// What the assignment says about other nodes, as netd wants it. On a host that is alone: nothing.
-pub(crate) fn lower(assignment: &Assignment, own: &NodeId) -> DesiredCluster {
+/// What the assignment says about other nodes, as netd wants it. On a host that is alone: nothing. Through the card of `spared`, this host's
+/// address, checksums of containers' packets come wrong.
+pub(crate) fn lower(assignment: &Assignment, own: &NodeId, spared: Option<IpAddr>) -> DesiredCluster {
     let overlays: Vec<(NetworkId, &OverlayAssignment)> = assignment
         .networks
         .iter()
         .filter_map(|network| Some((NetworkId(network.name.0.clone()), network.overlay.as_ref()?)))
         .collect();
-    let underlay = underlay(assignment, &overlays);
+    let underlay = underlay(assignment, &overlays, spared);
     if underlay.is_none() && assignment.services.is_empty() {
         return DesiredCluster::default();
     }
@@ -64,11 +65,15 @@ pub(crate) fn lower(assignment: &Assignment, own: &NodeId) -> DesiredCluster {
 }
 
 /// Where this node is reached by the others.
-fn underlay(assignment: &Assignment, overlays: &[(NetworkId, &OverlayAssignment)]) -> Option<Underlay> {
+fn underlay(
+    assignment: &Assignment,
+    overlays: &[(NetworkId, &OverlayAssignment)],
+    spared: Option<IpAddr>,
+) -> Option<Underlay> {
     let meshed = assignment.mesh.as_ref().and_then(|mesh| Some((mesh.own.as_ref()?.underlay, mesh.udp_port)));
     let (address, port) =
         meshed.or_else(|| overlays.iter().find_map(|(_, overlay)| Some((overlay.underlay?, overlay.udp_port))))?;
-    Some(Underlay { address, port })
+    Some(Underlay { address, port, own_checksums: spared == Some(address) })
 }
 
 /// Addresses of all nodes that are spoken of.
@@ -162,6 +167,11 @@ fn networks_that_span(assignment: &Assignment) -> Vec<(NetworkId, u32)> {
     spanning.collect()
 }
 
+/// What follows from other things than the assignment has changed.
+pub(crate) fn changed(shared: &Shared) {
+    shared.applying.changed.notify_one();
+}
+
 /// Applies what has changed, for ever.
 pub(crate) async fn follow(shared: Arc<Shared>) {
     loop {
@@ -190,7 +200,7 @@ pub(crate) fn apply(shared: &Arc<Shared>) {
     if !assigned || !concerns(shared, &assignment) {
         return;
     }
-    let desired = lower(&assignment, &shared.config.node);
+    let desired = lower(&assignment, &shared.config.node, underlay::spared(shared));
     let done = *complete == Some(desired.version) && shared.netd.is_wanted(&desired);
     if !done {
         *complete = None;
@@ -262,7 +272,7 @@ mod tests {
     #[test]
     fn a_host_that_is_alone_has_nothing_to_reach() {
         let alone = Assignment { version: 7, networks: vec![network(None)], ..Assignment::default() };
-        assert_eq!(lower(&alone, &"a".into()), DesiredCluster::default());
+        assert_eq!(lower(&alone, &"a".into(), None), DesiredCluster::default());
     }
 
     #[test]
@@ -309,9 +319,9 @@ mod tests {
             }),
             ..Assignment::default()
         };
-        let lowered = lower(&assignment, &"a".into());
+        let lowered = lower(&assignment, &"a".into(), None);
         assert_eq!(lowered.version, 8);
-        assert_eq!(lowered.underlay, Some(Underlay { address: ip("192.0.2.1"), port: 14_789 }));
+        assert_eq!(lowered.underlay, Some(Underlay { address: ip("192.0.2.1"), port: 14_789, own_checksums: false }));
         assert_eq!(lowered.peers, [ip("192.0.2.2"), ip("192.0.2.3")]);
         assert_eq!(lowered.overlays[0].remote[0].node, ip("192.0.2.2"));
         assert_eq!(lowered.overlays[0].underlay_mtu, 1400);

@@ -4,7 +4,8 @@
 //! nothing; [`status`](task::status) says how a task stands. Events of the engine, answers of probes and new assignments only change the
 //! memory ([`state`]) and mark it dirty; the loop then plans again, and a slow sweep does so though nothing happened.
 //!
-//! Tasks spawned: the loop, the reporter, one forwarder for assignments, one thread for the engine's events, one probe a container with
+//! Tasks spawned: the loop, the reporter, one forwarder for assignments, one that follows what is said of other nodes and one that tries the
+//! ways to them, one thread for the engine's events, one probe a container with
 //! a health check. Absent on purpose: which task runs where, and in which order, is the control plane's.
 #![forbid(unsafe_code)]
 
@@ -23,6 +24,7 @@ mod removal;
 pub mod routes;
 pub mod state;
 pub mod task;
+mod underlay;
 mod view;
 
 use std::net::IpAddr;
@@ -101,6 +103,8 @@ pub struct Shared {
     name_digests: Mutex<std::collections::BTreeMap<orch_spec::assignment::NetworkName, u64>>,
     /// What netd was last told about other nodes.
     applying: cluster::Applying,
+    /// How tunnels to other nodes fare.
+    underlays: Mutex<underlay::Underlays>,
     /// Images on their way to and from other hosts.
     traffic: fetch::Traffic,
     /// Something changed: plan again.
@@ -152,6 +156,7 @@ impl Agent {
         let netd = Arc::new(netd);
         let dns = Arc::new(Dns::start(DnsConfig::default()).map_err(AgentError::Dns)?);
         let records = Records::open(&config.data_dir.join("agent"))?;
+        let underlays = underlay::Underlays::new(netd.cluster().underlay);
         let state = reconcile::adopt(&engine, &netd, &records);
         let shared = Arc::new(Shared {
             config,
@@ -165,6 +170,7 @@ impl Agent {
             looking: Mutex::default(),
             name_digests: Mutex::default(),
             applying: cluster::Applying::default(),
+            underlays: Mutex::new(underlays),
             traffic: fetch::Traffic::default(),
             dirty: Notify::new(),
             version: watch::Sender::new(0),

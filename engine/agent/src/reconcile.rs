@@ -18,7 +18,7 @@ use crate::plan::Operation;
 use crate::record::Records;
 use crate::state::State;
 use crate::task::{ContainerState, GOOD_RUN_MS, ObservedContainer};
-use crate::{Shared, cluster, execute, fetch, names, now_ms};
+use crate::{Shared, cluster, execute, fetch, names, now_ms, underlay};
 
 /// After so long without a change a burst is over.
 const MEMORY_REST: Duration = Duration::from_secs(2);
@@ -159,6 +159,7 @@ pub(crate) fn spawn(shared: &Arc<Shared>, link: NodeLink) {
         );
     tokio::spawn(reporter(shared.clone(), reports));
     tokio::spawn(cluster::follow(shared.clone()));
+    tokio::spawn(underlay::watch(shared.clone()));
     tokio::spawn(run(shared.clone()));
     tokio::spawn(give_memory_back(shared.clone()));
     shared.touch();
@@ -280,6 +281,7 @@ async fn reporter(shared: Arc<Shared>, reports: mpsc::Sender<NodeReport>) {
         if let Some(version) = applied {
             batch.push(NodeReport::Applied { version });
         }
+        batch.extend(underlay::news(&shared).map(NodeReport::Underlay));
         for report in batch {
             if reports.send(report).await.is_err() {
                 return;

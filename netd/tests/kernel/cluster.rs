@@ -168,7 +168,7 @@ impl Cluster {
         };
         DesiredCluster {
             version,
-            underlay: Some(Underlay { address: self.hosts[n].address.into(), port: TUNNEL_PORT }),
+            underlay: Some(Underlay { address: self.hosts[n].address.into(), port: TUNNEL_PORT, own_checksums: false }),
             peers: others.map(|(_, host)| IpAddr::from(host.address)).collect(),
             overlays: overlays.iter().map(overlay).collect(),
             ..DesiredCluster::default()

@@ -346,3 +346,25 @@ fn a_probe_says_whether_tunnels_get_through_and_why_not() {
         cluster.hosts[0].netd().probe_underlay(address("192.0.2.9")).unwrap_err();
     });
 }
+
+#[test]
+fn a_card_that_spoils_checksums_is_spared_them_in_every_tunnel() {
+    in_cluster_of(2, 1500, |cluster| {
+        apply(cluster, 1, &[]);
+        let host = &cluster.hosts[0];
+        let computed_by_card = || {
+            let links = host.run("ip", "-br link show type vxlan");
+            let names = links.lines().filter_map(|line| line.split_whitespace().next());
+            let features = names.map(|name| host.run("ethtool", &format!("-k {name}")));
+            let computed = features.map(|all| all.contains("tx-checksum-ip-generic: on"));
+            computed.collect::<Vec<_>>()
+        };
+        assert_eq!(computed_by_card(), [true]);
+        let mut wanted = desired(cluster, 0, 2, &[]);
+        wanted.underlay.iter_mut().for_each(|underlay| underlay.own_checksums = true);
+        host.apply(&wanted);
+        assert_eq!(computed_by_card(), [false]);
+        host.apply(&desired(cluster, 0, 3, &[]));
+        assert_eq!(computed_by_card(), [true]);
+    });
+}

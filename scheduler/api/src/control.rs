@@ -680,4 +680,7 @@ pub struct NodeView {
     /// Since when its state is what it is, milliseconds since the epoch.
     #[serde(default)]
     pub since: u64,
+    /// To which nodes packets of its containers do not get through as they should, by host name, and why.
+    #[serde(default)]
+    pub underlay: BTreeMap<String, String>,
 }

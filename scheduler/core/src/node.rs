@@ -1,6 +1,6 @@
 //! What happens to nodes: they join, are set, are seen well or not, and are removed; and how a host becomes one of several.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use orch_spec::assignment::{NetworkName, NodeFacts, NodeId, TaskId};
 use orch_spec::role::Role;
@@ -41,6 +41,34 @@ impl State {
             self.touch_node_networks(id);
         }
         self.settle_node(moment, id, changes);
+    }
+
+    /// Takes in to which nodes packets of its containers do not get through. Placing does not look at it: a link that fails for a while must
+    /// not move what runs.
+    pub(crate) fn take_underlay(
+        &mut self,
+        moment: Moment,
+        id: &NodeId,
+        trouble: &BTreeMap<NodeId, String>,
+        changes: &mut Changes,
+    ) {
+        let index = self.index;
+        let Some(node) = self.nodes.get_mut(id).filter(|node| node.underlay != *trouble) else { return };
+        let before = std::mem::replace(&mut node.underlay, trouble.clone());
+        node.changed = index;
+        changes.objects = true;
+        let name = node.facts.hostname.clone();
+        for peer in before.keys().chain(trouble.keys().filter(|peer| !before.contains_key(*peer))) {
+            if before.get(peer) == trouble.get(peer) {
+                continue;
+            }
+            let to = self.nodes.get(peer).map(|node| node.facts.hostname.clone()).unwrap_or_default();
+            let (action, why) = match trouble.get(peer) {
+                Some(why) => ("underlay_fails", why.clone()),
+                None => ("underlay_works", String::new()),
+            };
+            self.event(moment, "node", action, &id.0, &name, "", &[("to", to), ("why", why)]);
+        }
     }
 
     /// The role of a node that is new: what its record says, or, before there are any, manager for the first.

@@ -37,6 +37,7 @@ impl State {
             NodeReport::NetworksRemoved(names) => self.take_networks_removed(moment, node, names, changes),
             NodeReport::VolumesRemoved(names) => self.take_volumes_removed(moment, node, names, changes),
             NodeReport::Applied { version } => self.take_applied(moment, node, *version, changes),
+            NodeReport::Underlay(trouble) => self.take_underlay(moment, node, trouble, changes),
         }
     }
 

@@ -471,4 +471,6 @@ pub enum NodeReport {
         /// The version.
         version: u64,
     },
+    /// To which nodes packets of containers do not get through as they should, and why; all of them each time.
+    Underlay(BTreeMap<NodeId, String>),
 }

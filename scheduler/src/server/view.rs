@@ -303,6 +303,11 @@ pub(crate) fn node(state: &State, id: &NodeId, node: &Node) -> NodeView {
         reserved_cpus: node.usage.cpus,
         reserved_memory: node.usage.memory,
         since: node.since,
+        underlay: node
+            .underlay
+            .iter()
+            .filter_map(|(peer, why)| Some((state.nodes.get(peer)?.facts.hostname.clone(), why.clone())))
+            .collect(),
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Node {
     pub applied: u64,
     /// When it said what was taken in last: nothing older is.
     pub heard: Turn,
+    /// To which nodes packets of its containers do not get through as they should, and why.
+    pub underlay: BTreeMap<NodeId, String>,
     /// Tasks that are placed on it and not gone.
     pub tasks: BTreeSet<TaskId>,
     /// What these may take of it.

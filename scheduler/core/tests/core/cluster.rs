@@ -588,6 +588,27 @@ fn a_stack_is_taken_down_although_a_node_is_lost() {
 }
 
 #[test]
+fn a_way_between_nodes_that_fails_is_told_once_and_moves_nothing() {
+    let mut fleet = Fleet::new(2);
+    up(&mut fleet, "services: {app: {image: app, deploy: {replicas: 2}}}");
+    let before = fleet.running("app");
+    let trouble = BTreeMap::from([("n2".into(), "nothing gets through".to_owned())]);
+    for trouble in [trouble.clone(), trouble, BTreeMap::new()] {
+        fleet.report(&"n1".into(), NodeReport::Underlay(trouble));
+    }
+    fleet.settle();
+    assert_eq!(fleet.running("app"), before);
+    let told = fleet.state.events.since(0).filter(|event| event.action.starts_with("underlay"));
+    let told: Vec<_> = told
+        .map(|e| (e.name.as_str(), e.action.as_ref(), e.attributes[0].1.as_str(), e.attributes[1].1.as_str()))
+        .collect();
+    let there = "host-n2";
+    let expected =
+        [("host-n1", "underlay_fails", there, "nothing gets through"), ("host-n1", "underlay_works", there, "")];
+    assert_eq!(told, expected);
+}
+
+#[test]
 fn guests_of_a_namespace_go_and_stay_together() {
     let mut fleet = Fleet::new(3);
     up(
