@@ -29,6 +29,17 @@ impl Images {
         Self { agent, leader, routes: Mutex::default() }
     }
 
+    /// Says what images were made for, before a plan places tasks of theirs.
+    async fn note_platforms(&self, images: impl Iterator<Item = &NamedImage>) {
+        let images = images.map(|named| (named.id.clone(), named.platform.clone()));
+        let new = self.leader.control.read(|state| state.unnoted_platforms(images));
+        if !new.is_empty()
+            && let Err(e) = self.leader.propose(Command::NotePlatforms(new)).await
+        {
+            tracing::warn!(error = %e, "what images were made for could not be said");
+        }
+    }
+
     async fn tell_new_routes(&self) {
         let agent = self.agent.clone();
         let Ok(facts) = tokio::task::spawn_blocking(move || agent.facts()).await else { return };
@@ -57,10 +68,11 @@ impl ImageResolver for Images {
             let here = tokio::task::spawn_blocking(move || agent.named_images(&references)).await.unwrap_or_default();
             let newest = |(reference, here): (String, Option<NamedImage>)| {
                 let there = elsewhere.get(&reference).cloned();
-                let named = here.into_iter().chain(there).max_by_key(|named| named.since);
-                (reference, named.map(|named| named.id))
+                (reference, here.into_iter().chain(there).max_by_key(|named| named.since))
             };
-            here.into_iter().map(newest).collect()
+            let found: BTreeMap<String, Option<NamedImage>> = here.into_iter().map(newest).collect();
+            self.note_platforms(found.values().flatten()).await;
+            found.into_iter().map(|(reference, named)| (reference, named.map(|named| named.id))).collect()
         })
     }
 }

@@ -353,6 +353,9 @@ pub(crate) enum ImageCommand {
         /// A line for the history
         #[arg(short = 'm', long, value_name = "TEXT")]
         message: Option<String>,
+        /// What it runs on, such as `linux/arm64` [default: what this host is]
+        #[arg(long, value_name = "OS/ARCH")]
+        platform: Option<String>,
         /// The tar; `-` reads standard input
         file: String,
         /// Name of the image

@@ -54,10 +54,11 @@ pub(super) async fn run(settings: &Settings, command: ImageCommand) -> Result<Ex
             let titles = ["IMAGE", "ID", "CREATED", "SIZE", "USED BY"];
             printer::listing(&Format::parse(&list.format)?, settings.quiet, &images, &titles, cells, |i| i.id.clone())?;
         }
-        ImageCommand::Import { change, message, file, reference } => {
+        ImageCommand::Import { change, message, platform, file, reference } => {
             let mut path = format!("/v1/images/import?reference={}", escape(&reference));
             change.iter().for_each(|c| path.push_str(&format!("&change={}", escape(c))));
             message.iter().for_each(|m| path.push_str(&format!("&message={}", escape(m))));
+            platform.iter().for_each(|p| path.push_str(&format!("&platform={}", escape(p))));
             let file = (file != "-").then(|| PathBuf::from(file));
             let image: ImageView = send(&client, &path, file.as_ref()).await?;
             printer::line(&image.id);

@@ -71,7 +71,9 @@ impl From<TransferError> for Trouble {
 pub(crate) fn named(shared: &Shared, references: &[String]) -> BTreeMap<String, Option<NamedImage>> {
     let name = |reference: &String| {
         let found = shared.engine.images().named(reference);
-        (reference.clone(), found.map(|(id, since)| NamedImage { id: id.to_string(), since }))
+        let platform = |id| shared.engine.images().platform(id).unwrap_or_default();
+        let named = found.map(|(id, since)| NamedImage { id: id.to_string(), since, platform: platform(id) });
+        (reference.clone(), named)
     };
     references.iter().map(name).collect()
 }

@@ -338,6 +338,13 @@ impl ImageStore {
         let canonical = canonical.filter(|canonical| record.names.contains_key(canonical));
         Some((id, canonical.map_or(0, |canonical| record.since(&canonical))))
     }
+
+    /// What an image that is here was made for, as `os/architecture`; `None` when it does not say.
+    pub fn platform(&self, id: Digest) -> Option<String> {
+        let documents = self.documents(&mut self.state(), id).ok()?;
+        let platform = &documents.config.platform;
+        (!platform.architecture.is_empty()).then(|| platform.to_string())
+    }
 }
 
 impl Taking {

@@ -58,6 +58,9 @@ pub struct NamedImage {
     pub id: String,
     /// See [`ImageName::since`].
     pub since: u64,
+    /// What it was made for: `linux/arm64`; empty when it does not say.
+    #[serde(default)]
+    pub platform: String,
 }
 
 /// A node that has an image.

@@ -91,6 +91,10 @@ impl State {
                 self.observe_node(moment, node, *state, changes)?;
                 return Ok(Answer::default());
             }
+            Command::NotePlatforms(platforms) => {
+                self.note_platforms(platforms);
+                return Ok(Answer::default());
+            }
             Command::UpdateNode(request) => {
                 self.update_node(moment, request, changes)?;
                 return Ok(Answer::default());

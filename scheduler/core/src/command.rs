@@ -109,6 +109,8 @@ pub enum Command {
         /// How well it is.
         state: NodeState,
     },
+    /// What images were made for, by their ids: `linux/arm64`.
+    NotePlatforms(BTreeMap<String, String>),
     /// People set something about a node.
     UpdateNode(UpdateNode),
     /// A node is no part of the cluster any more. Its tasks go in the same entry.

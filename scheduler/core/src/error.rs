@@ -407,10 +407,10 @@ impl SpecFault {
             Self::Undefined { kind, key, .. } => {
                 format!("add `{key}` to the stack's {kind}s, or correct the reference")
             }
-            Self::Property { .. } => {
-                "there are node.id, node.hostname, node.ip, node.role, node.platform.os, node.platform.arch, \
-                                      node.labels.NAME and engine.labels.NAME"
-                    .to_owned()
+            Self::Property { key, .. } => {
+                let all = "there are node.id, node.hostname, node.ip, node.role, node.platform.os, node.platform.arch, \
+                           node.labels.NAME and engine.labels.NAME";
+                crate::place::meant(key).map_or_else(|| all.to_owned(), |meant| format!("{meant} {all}"))
             }
             Self::Unsupported { hint, .. } => (*hint).to_owned(),
             Self::TooMany { .. } | Self::Network { .. } | Self::Options(_) => return None,

@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use orch_spec::assignment::{NodeId, PortAssignment, TaskId};
 use orch_spec::model::ServiceSpec;
 
-pub(crate) use obstacle::check_constraints;
 pub use obstacle::{Explanation, Obstacle};
+pub(crate) use obstacle::{check_constraints, meant};
 use spread::Candidate;
 
 use crate::state::{Availability, Node, NodeState, Revision, State, Task, Usage};
@@ -56,6 +56,8 @@ pub(crate) struct Judge<'s> {
     ports: Vec<PortAssignment>,
     /// The only node that it may go to.
     bound: Option<&'s NodeId>,
+    /// The platform of its image, when that is known.
+    made_for: Option<&'s String>,
     /// Where its volumes hold it, and the first of these.
     pins: BTreeSet<&'s NodeId>,
     pinned_by: Option<&'s String>,
@@ -80,6 +82,7 @@ impl<'s> Judge<'s> {
             state,
             revision,
             demand: demand(&revision.spec),
+            made_for: state.platforms.get(&task.image_id),
             bound: task.bound.as_ref(),
             ports: task.ports().iter().filter(|port| port.host_ports != (0, 0)).cloned().collect(),
             pinned_by: pinned.first().map(|(name, _)| *name),
@@ -115,6 +118,9 @@ impl<'s> Judge<'s> {
         }
         if let Some(wanted) = self.revision.spec.platform.as_deref().filter(|wanted| !obstacle::runs_on(wanted, node)) {
             return Some(Obstacle::Platform(wanted.to_owned()));
+        }
+        if let Some(made_for) = self.made_for.filter(|made_for| !obstacle::runs_on(made_for, node)) {
+            return Some(Obstacle::Image(made_for.clone()));
         }
         if let Some(port) = self.ports.first().filter(|_| self.added.contains_key(id)) {
             // One of this pass is going there: which port it gets is seen when it is there.

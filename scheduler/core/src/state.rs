@@ -64,6 +64,9 @@ pub struct State {
     /// Configs that people have made, by name.
     #[serde(default)]
     pub configs: BTreeMap<String, FileObject>,
+    /// What images were made for, by their ids: placing looks at it. One that is not here runs anywhere.
+    #[serde(default)]
+    pub platforms: BTreeMap<String, String>,
     /// Nodes.
     pub nodes: BTreeMap<NodeId, Node>,
     /// Managers.

@@ -526,7 +526,7 @@ pub(crate) fn with_variables(mut problem: Problem, node: &Node) -> Problem {
 }
 
 /// "did you mean `image`?" when one of the candidates is close enough.
-pub(crate) fn suggest<'c>(found: &str, candidates: impl Iterator<Item = &'c str>) -> Option<String> {
+pub fn suggest<'c>(found: &str, candidates: impl Iterator<Item = &'c str>) -> Option<String> {
     closest(found, candidates).map(|candidate| format!("did you mean `{candidate}`?"))
 }
 

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod assignment;
+pub use check::suggest;
 mod bind;
 mod check;
 pub mod code;

@@ -8,7 +8,7 @@ use axum::extract::{Query, RawQuery, State};
 use axum::http::Response;
 use orch_api::error::ErrorDetail;
 use orch_api::node::ImageView;
-use orch_engine::image::{Image, ImageError, ImportOptions};
+use orch_engine::image::{Image, ImageError, ImportOptions, Platform};
 use serde::Deserialize;
 
 use super::container::{body_reader, written_body};
@@ -135,7 +135,12 @@ pub(super) async fn import(
 ) -> Answer<ImageView> {
     let query = query.as_deref();
     let first = |key: &str| repeated(query, key).into_iter().next().filter(|text| !text.is_empty());
+    let platform = first("platform").map(|text| {
+        let wrong = || ErrorDetail::new("invalid", format!("platform {text:?} is not like linux/arm64"));
+        Platform::parse(&text).ok_or_else(wrong)
+    });
     let options = ImportOptions {
+        platform: platform.transpose()?,
         reference: first("reference"),
         changes: repeated(query, "change"),
         message: first("message"),

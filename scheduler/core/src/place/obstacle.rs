@@ -1,6 +1,6 @@
 //! Why a node does not take a task, and the same for all nodes in one sentence.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use orch_spec::assignment::{NodeId, TaskId};
@@ -23,6 +23,8 @@ pub enum Obstacle {
     Constraint(String),
     /// It is another platform.
     Platform(String),
+    /// Its image was made for another platform.
+    Image(String),
     /// Somebody else has a port there.
     Port(u16),
     /// It has as many of the service as one node may have.
@@ -53,7 +55,7 @@ impl Obstacle {
             Self::Availability(_) => "availability",
             Self::Resource(_) => "resources",
             Self::Constraint(_) => "constraint",
-            Self::Platform(_) => "platform",
+            Self::Platform(_) | Self::Image(_) => "platform",
             Self::Port(_) => "port",
             Self::MaxReplicas(_) => "max_replicas_per_node",
             Self::Volume(_) => "volume",
@@ -75,6 +77,7 @@ impl Obstacle {
             Self::Resource(kind) => format!("{has} too little {kind} left"),
             Self::Constraint(constraint) => format!("{does} not meet `{constraint}`"),
             Self::Platform(platform) => format!("{does} not run {platform}"),
+            Self::Image(platform) => format!("{does} not run {platform}, which the image was made for"),
             Self::Port(port) => format!("{has} port {port} taken"),
             Self::MaxReplicas(most) => format!("{has} {most} of it already (max_replicas_per_node)"),
             Self::Volume(volume) => format!("{does} not have volume {volume}"),
@@ -203,6 +206,36 @@ pub(super) fn runs_on(wanted: &str, node: &Node) -> bool {
     let os = wanted.next() == has.next();
     let arch = |name: Option<&str>| name.map(|name| architecture(name).to_owned());
     os && wanted.next().is_none_or(|wanted| arch(Some(wanted)) == arch(has.next()))
+}
+
+/// What somebody meant who wrote this instead of a property: "did you mean `node.hostname`?".
+pub(crate) fn meant(key: &str) -> Option<String> {
+    let label = key.splitn(3, '.').nth(2).unwrap_or_default();
+    let labels: Vec<String> = LABELS.iter().map(|prefix| format!("{prefix}{label}")).collect();
+    let labels = labels.iter().map(String::as_str).filter(|_| !label.is_empty());
+    orch_spec::suggest(key, PROPERTIES.iter().copied().chain(labels))
+}
+
+/// Images whose platform is remembered; beyond that, those that no task has are forgotten.
+const PLATFORMS: usize = 1024;
+
+impl State {
+    /// Takes in what images were made for.
+    pub(crate) fn note_platforms(&mut self, platforms: &BTreeMap<String, String>) {
+        if self.platforms.len() + platforms.len() > PLATFORMS {
+            let used: BTreeSet<&String> = self.tasks.values().map(|task| &task.image_id).collect();
+            self.platforms.retain(|image, _| used.contains(image));
+        }
+        self.platforms.extend(platforms.iter().map(|(image, platform)| (image.clone(), platform.clone())));
+    }
+
+    /// Of these images with their platforms, those to be noted: a host that is alone runs what it has.
+    pub fn unnoted_platforms(&self, images: impl Iterator<Item = (String, String)>) -> BTreeMap<String, String> {
+        let is_new = |(image, platform): &(String, String)| {
+            self.is_cluster() && !platform.is_empty() && self.platforms.get(image) != Some(platform)
+        };
+        images.filter(is_new).collect()
+    }
 }
 
 /// Refuses constraints and preferences on what no node can have: a slip of the keyboard would keep the service waiting for ever.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use orch_core::{
-    Availability, Command, Down, Explanation, NodeState, Refusal, RolloutState, Scale, Serving, Turn, UpdateNode,
+    Availability, Command, Down, Explanation, Hint, NodeState, Refusal, RolloutState, Scale, Serving, Turn, UpdateNode,
     UpdateService,
 };
 use orch_spec::assignment::{DesiredTask, NodeId, NodeReport, TaskState, TaskStatus};
@@ -103,6 +103,25 @@ fn a_constraint_on_what_no_node_can_have_is_refused() {
     let spec = file("services: {app: {image: app, deploy: {placement: {constraints: [node.lables.disk == ssd]}}}}");
     let refusal = fleet.up(&spec).expect_err("it is a slip of the keyboard");
     assert_eq!(refusal.to_string(), "service app is to be placed by `node.lables.disk`, which no node can have");
+    let hint = refusal.hint().expect("what was meant");
+    assert!(hint.starts_with("did you mean `node.labels.disk`? there are node.id, "), "{hint}");
+}
+
+#[test]
+fn an_image_for_another_platform_waits_for_a_node_that_runs_it() {
+    let mut fleet = Fleet::new(2);
+    let made_for = |platform: &str| BTreeMap::from([("sha256:app000000000".to_owned(), platform.to_owned())]);
+    let _ = fleet.apply(Command::NotePlatforms(made_for("linux/arm64")));
+    up(&mut fleet, "services: {app: {image: app}, other: {image: other}}");
+    let waiting = fleet.tasks("app")[0].clone();
+    assert_eq!(waiting.image_id, "sha256:app000000000");
+    let text = "no suitable node: 2 nodes do not run linux/arm64, which the image was made for";
+    assert_eq!((waiting.node, waiting.unplaced.as_str()), (None, text));
+    assert_eq!(counts(&fleet, "other").iter().sum::<usize>(), 1, "an image of which nothing is known runs anywhere");
+    // uname's word for it.
+    fleet.join("n3", &BTreeMap::from([("platform", "linux/aarch64")]));
+    fleet.settle();
+    assert_eq!(counts(&fleet, "app"), [0, 0, 1]);
 }
 
 #[test]
