@@ -22,6 +22,10 @@ const IDLE_EXIT_SECONDS: u64 = 60;
 /// How long to wait for the winner of a race of two starting agents.
 const RACE: Duration = Duration::from_secs(10);
 
+/// What an agent takes over of the environment of the command that starts it. The rest is that person's, and has secrets of stack files
+/// in it: whoever may look at the agent's process would read them there as long as it lives.
+const INHERITED: [&str; 7] = ["PATH", "LANG", "LC_ALL", "TZ", "RUST_BACKTRACE", "ORCH_LOG", "ORCH_CLOCK_OFFSET"];
+
 /// The line by which an agent says that its socket answers.
 pub(crate) const READY: &str = "ready\n";
 
@@ -105,6 +109,8 @@ fn start(settings: &Settings) -> Result<()> {
         .arg("--run-dir")
         .arg(&settings.run_dir)
         .args(["--instance", &settings.instance])
+        .env_clear()
+        .envs(INHERITED.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))))
         .env("ORCH_READY_STDOUT", "1")
         // A group of its own: Ctrl-C at the command must not reach the agent. It makes itself a session of its own, too.
         .process_group(0)
