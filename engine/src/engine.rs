@@ -32,7 +32,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub use attach::{AttachError, AttachEvent, AttachInput, AttachOptions, AttachSession};
 pub use data_dir::DataDirError;
 pub use event::{Event, EventKind, EventReceiver};
-pub use exec::{ExecKiller, ExecOptions, ExecSession};
+pub use exec::{ExecOptions, ExecSession};
 pub use files::FilesError;
 pub use link::LinkError;
 pub use observe::ProcessInfo;

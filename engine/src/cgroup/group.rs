@@ -7,8 +7,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -388,31 +386,6 @@ impl Cgroup {
             },
         };
         keyed(&path, "oom_kill").ok().flatten().unwrap_or(0)
-    }
-
-    /// A descriptor that becomes readable when the group may have run out of memory; drain it and ask [`Self::oom_kills`].
-    /// Non-blocking, closed on exec. `None` where the host counts no memory.
-    ///
-    /// # Errors
-    /// When the kernel refuses to tell.
-    pub fn oom_watch(&self) -> Result<Option<OwnedFd>, CgroupError> {
-        if let Some(directory) = self.directory_of("memory") {
-            let control = directory.join("memory.oom_control");
-            let opened = File::open(&control).map_err(|source| CgroupError::Read { path: control.clone(), source })?;
-            let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-                .map_err(|errno| CgroupError::Read { path: control, source: errno.into() })?;
-            write(&directory.join("cgroup.event_control"), &format!("{} {}", event.as_raw_fd(), opened.as_raw_fd()))?;
-            return Ok(Some(event.into()));
-        }
-        let Some(events) =
-            self.directory_of("").map(|directory| directory.join("memory.events")).filter(|path| path.exists())
-        else {
-            return Ok(None);
-        };
-        let failed = |errno: nix::Error| CgroupError::Read { path: events.clone(), source: errno.into() };
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(failed)?;
-        inotify.add_watch(&events, AddWatchFlags::IN_MODIFY).map_err(failed)?;
-        Ok(Some(inotify.into()))
     }
 
     /// Removes the group, what the container made below it, and parents of ours that are empty then. Processes that are still

@@ -79,12 +79,8 @@ impl ExecSession {
     /// # Errors
     /// When it has ended.
     pub fn signal(&self, signal: i32, tree: bool) -> Result<(), EngineError> {
-        signal_exec(&self.link, self.number, signal, tree)
-    }
-
-    /// A handle that sends signals while another thread waits.
-    pub fn killer(&self) -> ExecKiller {
-        ExecKiller { number: self.number, link: Arc::clone(&self.link) }
+        self.link.call(Request::Signal { target: Target::Exec(self.number), signal, tree }, Vec::new())?;
+        Ok(())
     }
 
     /// Sets the size of its terminal.
@@ -107,28 +103,6 @@ impl Drop for ExecSession {
         }
         self.link.forget_exec(self.number);
     }
-}
-
-/// Sends signals to an exec from another thread.
-#[derive(Debug, Clone)]
-pub struct ExecKiller {
-    number: u64,
-    link: Arc<ShimLink>,
-}
-
-impl ExecKiller {
-    /// As [`ExecSession::signal`].
-    ///
-    /// # Errors
-    /// When it has ended.
-    pub fn signal(&self, signal: i32, tree: bool) -> Result<(), EngineError> {
-        signal_exec(&self.link, self.number, signal, tree)
-    }
-}
-
-fn signal_exec(link: &ShimLink, number: u64, signal: i32, tree: bool) -> Result<(), EngineError> {
-    link.call(Request::Signal { target: Target::Exec(number), signal, tree }, Vec::new())?;
-    Ok(())
 }
 
 impl Engine {

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use super::{ContainerInfo, Engine, EngineError, Inner};
 use crate::config::ContainerId;
-use crate::container::Phase;
 use crate::image::{self, Digest};
 use crate::volume::{self, VolumeInfo};
 
@@ -38,11 +37,9 @@ pub struct DiskUsage {
 /// What was taken away.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pruned {
-    /// Containers.
-    pub containers: Vec<ContainerId>,
     /// Volumes.
     pub volumes: Vec<String>,
-    /// Bytes of both.
+    /// Their bytes.
     pub bytes: u64,
 }
 
@@ -105,31 +102,6 @@ impl Engine {
             }
         }
         Ok(pruned)
-    }
-
-    /// Removes containers that do not run and that `chosen` agrees to.
-    ///
-    /// # Errors
-    /// That of the first removal that fails; the others are tried all the same.
-    pub fn prune_containers(&self, chosen: impl Fn(&ContainerInfo) -> bool) -> Result<Pruned, EngineError> {
-        let mut pruned = Pruned::default();
-        let mut first_error = None;
-        for info in self.list() {
-            if !matches!(info.state.phase, Phase::Created | Phase::Exited) || !chosen(&info) {
-                continue;
-            }
-            let bytes = self.inner.container(&info.config.id).map_or(0, |container| tree_bytes(&container.directory));
-            match self.remove(&info.config.id, false, false) {
-                Ok(()) => {
-                    pruned.bytes += bytes;
-                    pruned.containers.push(info.config.id.clone());
-                }
-                Err(e) => {
-                    first_error.get_or_insert(e);
-                }
-            }
-        }
-        first_error.map_or(Ok(pruned), Err)
     }
 
     /// Measures everything; reads every directory.

@@ -5,7 +5,6 @@
 //! decision.
 
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -470,21 +469,6 @@ impl<T: DeserializeOwned> Lines<T> {
 
     fn decode(&self, line: &[u8]) -> Result<T, ClientError> {
         serde_json::from_slice(line).map_err(|source| ClientError::Answer { doing: self.bytes.doing.clone(), source })
-    }
-
-    /// The same as a stream.
-    pub fn into_stream(self) -> Pin<Box<dyn Stream<Item = Result<T, ClientError>> + Send>>
-    where
-        T: Send + 'static,
-    {
-        Box::pin(futures_util::stream::unfold(Some(self), |lines| async move {
-            let mut lines = lines?;
-            match lines.next().await {
-                Ok(Some(item)) => Some((Ok(item), Some(lines))),
-                Ok(None) => None,
-                Err(e) => Some((Err(e), None)),
-            }
-        }))
     }
 }
 

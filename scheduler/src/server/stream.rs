@@ -148,6 +148,22 @@ pub(super) fn event(event: &Event) -> EventView {
     }
 }
 
+/// What stands for events after `since` that are no longer known: a stream that leaves something out says so.
+fn lost(state: &State, since: u64) -> Option<EventView> {
+    let oldest = state.events.since(0).next().filter(|_| state.events.has_gap_since(since))?;
+    let why = format!("what happened between {since} and {} may be missing: so much has happened since", oldest.index);
+    Some(EventView {
+        time: oldest.time,
+        // Who goes on from here is told the rest.
+        index: since,
+        kind: "events".to_owned(),
+        action: "lost".to_owned(),
+        id: String::new(),
+        name: String::new(),
+        attributes: BTreeMap::from([("why".to_owned(), why)]),
+    })
+}
+
 /// `GET /v1/events`: without an index, what happens from now on; with one, everything after it.
 pub(super) async fn events(
     Inject(server): Inject<Arc<Server>>,
@@ -159,10 +175,15 @@ pub(super) async fn events(
         let mut applied = server.control.watch();
         let now = server.control.read(|state| state.index);
         let mut since = query.since_index.unwrap_or(if query.follow { now } else { 0 });
+        // Who asks for what there is gets that; who follows, or goes on from an index, wants all.
+        let is_complete = query.follow || query.since_index.is_some();
         loop {
             applied.mark_unchanged();
             let mut chunk = Vec::new();
             server.control.read(|state| {
+                if let Some(lost) = is_complete.then(|| lost(state, since)).flatten() {
+                    line(&lost, &mut chunk);
+                }
                 for found in state.events.since(since) {
                     since = found.index;
                     if query.stack.as_deref().is_none_or(|wanted| wanted == found.stack) {
@@ -179,4 +200,41 @@ pub(super) async fn events(
         }
     });
     Ok(stream(receiver))
+}
+
+#[cfg(test)]
+mod tests {
+    use orch_core::{Command, Entry, UpdateNode};
+    use orch_spec::assignment::{NodeFacts, NodeReport};
+
+    use super::*;
+
+    #[test]
+    fn a_stream_that_cannot_tell_all_says_so() {
+        let mut state = State::default();
+        let apply = |state: &mut State, command| {
+            let (index, now_ms) = (state.index + 1, 1_000_000 + state.index);
+            let entry = Entry { time_ms: None, now_ms, nonce: 1, request: None, command };
+            assert!(state.apply(index, &entry).result.is_ok());
+        };
+        let facts = NodeFacts { id: "n".into(), ..NodeFacts::default() };
+        let report = NodeReport::Facts(facts);
+        apply(&mut state, Command::Report { node: "n".into(), turn: orch_core::Turn::default(), report });
+        let kept = |state: &State| state.events.since(0).count();
+        let relabel = |number: usize| {
+            let labels = BTreeMap::from([("x".to_owned(), number.to_string())]);
+            Command::UpdateNode(UpdateNode { node: "n".into(), labels, ..UpdateNode::default() })
+        };
+        let mut before = 0;
+        while kept(&state) > before {
+            assert!(lost(&state, 1).is_none(), "everything is there");
+            before = kept(&state);
+            apply(&mut state, relabel(before));
+        }
+        apply(&mut state, relabel(0));
+        let told = lost(&state, 1).expect("the first is gone");
+        assert_eq!((told.action.as_str(), told.index), ("lost", 1));
+        assert!(told.attributes["why"].starts_with("what happened between 1 and "), "{told:?}");
+        assert!(lost(&state, state.index - 1).is_none(), "the last ones are there");
+    }
 }
