@@ -47,7 +47,9 @@ pub(crate) fn main() -> ExitCode {
             }
             let usage = e.use_stderr();
             // Help goes to stdout, errors to stderr: clap knows which.
-            let _ = e.print();
+            if e.print().is_err() && !usage {
+                return Exit::Failed.into();
+            }
             return if usage { Exit::Usage.into() } else { Exit::Done.into() };
         }
     };

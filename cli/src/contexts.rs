@@ -50,7 +50,11 @@ impl Contexts {
             Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
                 return Ok(Self::default());
             }
-            Err(e) => return Err(Failure::new(Exit::Failed, format!("{}: {e}", path.display()))),
+            Err(e) => {
+                return Err(Failure::new(Exit::Failed, format!("the file of contexts {}: {e}", path.display())).hint(
+                    "it says where commands go; `--context default` is this machine, ORCH_CONFIG_DIR names another folder",
+                ));
+            }
         };
         serde_json::from_str(&text).map_err(|e| {
             Failure::new(Exit::Failed, format!("{} is not a file of contexts: {e}", path.display()))

@@ -8,7 +8,7 @@ use orch_api::cluster::PORT;
 use orch_api::tls::{Credentials, MANAGER_NAME, Trust, client_config};
 
 use crate::args::{ColorMode, Global, ProgressMode};
-use crate::contexts::{Context, Contexts};
+use crate::contexts::{Context, Contexts, DEFAULT};
 use crate::exit::Failure;
 
 /// Default of `ORCH_DATA_DIR`.
@@ -149,6 +149,7 @@ fn target(global: &Global) -> Result<Option<Context>, Failure> {
     match (&global.host, &global.context) {
         (Some(_), Some(_)) => return Err(Failure::usage("--host and --context exclude each other")),
         (Some(typed), None) => return Ok(host(typed.clone())),
+        (None, Some(name)) if name == DEFAULT => return Ok(None),
         (None, Some(name)) => return Ok(Contexts::read()?.find(name)?.cloned()),
         (None, None) => {}
     }

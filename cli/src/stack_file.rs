@@ -71,7 +71,7 @@ fn bounded(from: impl Read, limit: usize) -> Result<Vec<u8>, ReadError> {
 }
 
 fn request(settings: &Settings) -> Result<LoadRequest> {
-    let working_dir = std::env::current_dir()?.to_string_lossy().into_owned();
+    let working_dir = current_folder()?;
     // Variables that are not UTF-8 cannot stand in a stack file.
     let environment: BTreeMap<String, String> =
         std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
@@ -165,11 +165,12 @@ pub(crate) fn service(keys: &serde_json::Value) -> Result<ServiceSpec> {
     let paths =
         keys.get("env_file").and_then(|v| v.as_array()).into_iter().flatten().filter_map(|file| file["path"].as_str());
     let env_files = paths.map(|path| Ok(std::path::absolute(path)?.to_string_lossy().into_owned()));
+    let folder = current_folder()?;
     let source = Memory { text, env_files: env_files.collect::<Result<_>>()? };
     let request = LoadRequest {
         files: vec!["/command-line".to_owned()],
-        working_dir: std::env::current_dir()?.to_string_lossy().into_owned(),
-        project_directory: Some(std::env::current_dir()?.to_string_lossy().into_owned()),
+        project_directory: Some(folder.clone()),
+        working_dir: folder,
         // What a file of variables only names is passed on.
         environment: std::env::vars().filter(|_| !source.env_files.is_empty()).collect(),
         ..LoadRequest::default()
@@ -226,6 +227,15 @@ impl Source for Memory {
         path == "/command-line"
             || (self.env_files.iter().any(|file| file == path) && std::path::Path::new(path).exists())
     }
+}
+
+/// The folder that relative paths start from.
+fn current_folder() -> Result<String, Failure> {
+    let folder = std::env::current_dir().map_err(|e| {
+        Failure::new(Exit::Failed, format!("the current folder cannot be found: {e}"))
+            .hint("it may have been removed or may not be read; change to one that is there")
+    })?;
+    Ok(folder.to_string_lossy().into_owned())
 }
 
 /// Published ports from `-p` options.

@@ -58,6 +58,27 @@ fn ctrl_c_at_a_terminal_stops_and_another_kills() {
 }
 
 #[test]
+fn one_interrupt_ends_an_up_in_which_somebody_still_waits_for_another() {
+    let host = Host::with_busybox();
+    host.stack(
+        "name: waits
+services:
+  never: {image: busybox, command: sleep infinity, init: true, healthcheck: {test: ['CMD', 'false'], interval: 200ms, retries: 1000000}}
+  waits: {image: busybox, command: echo hi, depends_on: {never: {condition: service_healthy}}}",
+    );
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let up = host.start(&["up", "-t", "5"]);
+        host.becomes("never", "running", |c| c["state"] == "running");
+        up.says("Started, not healthy yet");
+        up.signal(signal);
+        up.ends(PATIENCE).code(code);
+        assert!(host.running().is_empty());
+    }
+    host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
 fn up_ends_by_itself_when_all_containers_have() {
     let host = Host::with_busybox();
     host.stack(

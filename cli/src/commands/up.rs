@@ -267,7 +267,8 @@ async fn attached(
                     break;
                 }
                 for task in board.tasks.values().filter(|t| !t.one_off && shown(&t.service)) {
-                    if !task.status.container.is_empty() {
+                    // The log of one that never ran never ends.
+                    if task.status.started_at.is_some() {
                         collector.add(&task.service, task.slot, &task.status.container);
                     }
                 }
@@ -276,7 +277,8 @@ async fn attached(
                 let over = |t: &&orch_api::control::TaskView| {
                     matches!(t.status.state, TaskState::Exited | TaskState::Failed | TaskState::Removed)
                         || !t.blocked.is_empty()
-                        || (t.desired == DesiredTask::Stopped && t.status.state < TaskState::Starting)
+                        || (matches!(t.desired, DesiredTask::Stopped | DesiredTask::Created)
+                            && t.status.state < TaskState::Starting)
                 };
                 let tasks: Vec<_> = tasks.collect();
                 if stopping.is_none() {

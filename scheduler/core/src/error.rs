@@ -397,9 +397,12 @@ impl SpecFault {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Name { kind: "stack", .. } => {
-                "use lower-case letters, digits, `-` and `_`; begin with a letter or digit".to_owned()
+                "use lower-case letters, digits, `-` and `_`, at most 200; begin with a letter or digit".to_owned()
             }
-            Self::Name { .. } => "use letters, digits, `.`, `-` and `_`; begin with a letter or digit".to_owned(),
+            Self::Name { .. } => {
+                "use letters, digits, `.`, `-` and `_`, at most 200 with the stack's name; begin with a letter or digit"
+                    .to_owned()
+            }
             Self::Cycle { .. } => "remove one of these depends_on entries, links or shared namespaces".to_owned(),
             Self::NamedReplicas { .. } => "remove container_name, or scale to 1".to_owned(),
             Self::AddressedReplicas { .. } => "remove the address, or scale to 1".to_owned(),
