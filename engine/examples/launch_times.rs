@@ -127,6 +127,7 @@ fn config(number: usize) -> ContainerConfig {
             uts: Share::Private,
             cgroup: Share::Private,
         },
+        user_namespace: Default::default(),
         mounts: Vec::new(),
         files: Vec::new(),
         etc_hosts: None,

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::runtime::IdRange;
+
 /// A container's identity: 64 lower-case hex digits, as users of Docker expect. Random, never reused.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -47,6 +49,9 @@ pub struct ContainerConfig {
     pub domainname: String,
     /// Which namespaces are its own.
     pub namespaces: Namespaces,
+    /// Whose ids its users are.
+    #[serde(default)]
+    pub user_namespace: UserNamespace,
     /// Mounts beyond the runtime's defaults, in any order; the runtime sorts them by depth.
     #[serde(default)]
     pub mounts: Vec<Mount>,
@@ -217,6 +222,27 @@ pub enum Share {
     Container(ContainerId),
     /// IPC only: no /dev/shm, no queues.
     None,
+}
+
+/// Whose ids the users of a container are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UserNamespace {
+    /// The host's: root inside is root outside, held by capabilities, filter, masks and device rules.
+    #[default]
+    Host,
+    /// Its own, with ids that the engine allots when it makes the container, and no other container has.
+    Auto,
+    /// Its own, with these ids: what the engine makes of `Auto`.
+    Own(IdRange),
+}
+
+impl UserNamespace {
+    /// The ids allotted.
+    #[must_use]
+    pub fn ids(self) -> Option<IdRange> {
+        if let Self::Own(ids) = self { Some(ids) } else { None }
+    }
 }
 
 /// A mount beyond the defaults.

@@ -8,6 +8,7 @@
 //! Absent on purpose: restart policies, health checks, networks, services. Those are the agent's.
 
 mod adopt;
+mod allot;
 mod attach;
 mod data_dir;
 mod event;
@@ -227,6 +228,8 @@ impl<T> std::fmt::Debug for DebugLess<T> {
 struct Containers {
     by_id: BTreeMap<ContainerId, Arc<Container>>,
     names: BTreeMap<String, ContainerId>,
+    /// The first of the ids that a container has for its own.
+    ids: BTreeMap<u32, ContainerId>,
 }
 
 /// A container in memory.

@@ -234,6 +234,9 @@ pub(crate) struct ContainerRun {
     /// UTS namespace: host
     #[arg(long, value_name = "MODE")]
     pub uts: Option<String>,
+    /// User namespace: host, or auto for one with ids of its own
+    #[arg(long, value_name = "MODE")]
+    pub userns: Option<String>,
     /// Signal that stops it
     #[arg(long, value_name = "SIGNAL")]
     pub stop_signal: Option<String>,

@@ -338,6 +338,7 @@ fn service(args: &ContainerRun, env_files: &[String]) -> Result<ServiceSpec> {
         ("restart", &args.restart),
         ("stop_signal", &args.stop_signal),
         ("uts", &args.uts),
+        ("userns_mode", &args.userns),
     ];
     for (key, text) in texts {
         if let Some(text) = text {

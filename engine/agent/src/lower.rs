@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use orch_engine::config::{
     BlkioLimit, ContainerConfig, ContainerId, Device, InjectedFile, Logging, Mount, MountKind, Namespaces, NetworkNs,
-    ProcessConfig, Resources, Seccomp, Share,
+    ProcessConfig, Resources, Seccomp, Share, UserNamespace,
 };
 use orch_engine::container::merge::{ContainerRequest, MergeError, Merged, merge};
 use orch_engine::image::{Healthcheck, ImageConfig};
@@ -145,6 +145,10 @@ pub fn lower(task: &TaskAssignment, context: &LowerContext<'_>) -> Result<Contai
             ipc: share("ipc", &spec.ipc, task.ipc_of.as_ref(), context)?,
             uts: own_or_host(&spec.uts),
             cgroup: own_or_host(&spec.cgroup),
+        },
+        user_namespace: match spec.userns_mode {
+            NamespaceMode::Private => UserNamespace::Auto,
+            _ => UserNamespace::Host,
         },
         mounts: merged.mounts,
         files: files(task),

@@ -45,6 +45,11 @@ pub(super) fn open(config: EngineConfig) -> Result<Arc<Inner>, EngineError> {
         if let Some(other) = containers.names.insert(config.name.clone(), config.id.clone()) {
             tracing::error!(name = config.name, %other, id = %config.id, "two containers have the same name");
         }
+        if let Some(ids) = config.user_namespace.ids()
+            && let Err(e) = containers.take(ids, &config)
+        {
+            tracing::error!(id = %config.id, error = %e, "two containers have the same ids");
+        }
         containers.by_id.insert(config.id.clone(), Arc::new(Container::new(path, config)));
     }
     let mut layout = Layout::detect()?;

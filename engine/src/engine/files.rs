@@ -71,12 +71,13 @@ impl Inner {
             .etc_hosts
             .clone()
             .unwrap_or_else(|| if own_name { format!("{HOSTS}127.0.1.1\t{hostname}\n") } else { HOSTS.to_owned() });
-        generated.hosts = Some(write_plain(&directory, "hosts", &hosts)?);
+        let owner = outside(config, 0);
+        generated.hosts = Some(write_plain(&directory, "hosts", &hosts, owner)?);
         if own_name {
-            generated.hostname = Some(write_plain(&directory, "hostname", &format!("{hostname}\n"))?);
+            generated.hostname = Some(write_plain(&directory, "hostname", &format!("{hostname}\n"), owner)?);
         }
         if let Some(text) = &config.etc_resolv_conf {
-            generated.resolv_conf = Some(write_plain(&directory, "resolv.conf", text)?);
+            generated.resolv_conf = Some(write_plain(&directory, "resolv.conf", text, owner)?);
         }
         if !config.files.is_empty() {
             let files = self.secrets_root().join(&config.id.0);
@@ -91,10 +92,10 @@ impl Inner {
     }
 
     /// Puts the contents of secrets and configs on a tmpfs: file `i` for the `i`th.
-    pub(super) fn write_injected(&self, id: &ContainerId, files: &[InjectedFile]) -> Result<(), FilesError> {
+    pub(super) fn write_injected(&self, config: &ContainerConfig, files: &[InjectedFile]) -> Result<(), FilesError> {
         let root = self.secrets_root();
         ensure_tmpfs(&root)?;
-        let directory = root.join(&id.0);
+        let directory = root.join(&config.id.0);
         remove_tree(&directory).map_err(failed("remove", &directory))?;
         make(&directory, 0o710).map_err(failed("create", &directory))?;
         for (index, file) in files.iter().enumerate() {
@@ -102,7 +103,7 @@ impl Inner {
             let write = || -> io::Result<()> {
                 let mut opened = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&path)?;
                 opened.write_all(&file.content)?;
-                fchown(&opened, Some(file.uid), Some(file.gid))?;
+                fchown(&opened, Some(outside(config, file.uid)), Some(outside(config, file.gid)))?;
                 // After the owner, which would take set-id bits away.
                 opened.set_permissions(std::fs::Permissions::from_mode(file.mode & 0o7777))
             };
@@ -141,7 +142,12 @@ impl Inner {
     }
 }
 
-fn write_plain(directory: &Path, name: &str, text: &str) -> Result<PathBuf, FilesError> {
+/// The host's id of an owner inside. One that the container does not have gives root inside.
+fn outside(config: &ContainerConfig, id: u32) -> u32 {
+    config.user_namespace.ids().map_or(id, |ids| ids.outside(id).unwrap_or(ids.first))
+}
+
+fn write_plain(directory: &Path, name: &str, text: &str, owner: u32) -> Result<PathBuf, FilesError> {
     let path = directory.join(name);
     // Written in place: a running container that shares it has this very file mounted.
     let write = || -> io::Result<()> {
@@ -153,6 +159,9 @@ fn write_plain(directory: &Path, name: &str, text: &str) -> Result<PathBuf, File
             .custom_flags(libc::O_NOFOLLOW)
             .open(&path)?;
         file.write_all(text.as_bytes())?;
+        if owner != 0 {
+            fchown(&file, Some(owner), Some(owner))?;
+        }
         file.set_permissions(std::fs::Permissions::from_mode(0o644))
     };
     write().map_err(failed("write", &path))?;

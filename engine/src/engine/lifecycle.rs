@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use super::link::{LinkError, ShimLink};
 use super::{Container, ContainerInfo, Engine, EngineError, EventKind, Inner, StartTimes, lock, now};
 use crate::chain;
-use crate::config::{ContainerConfig, ContainerId, InjectedFile, MountKind, NetworkNs};
+use crate::config::{ContainerConfig, ContainerId, InjectedFile, MountKind, NetworkNs, UserNamespace};
 use crate::container::{ContainerState, Phase, directory};
+use crate::runtime;
 use crate::shim::protocol::{ExitRecord, LogPlan, Reply, Request, Start, Target};
 use crate::shim::write_exit;
 
@@ -34,7 +35,7 @@ impl Engine {
     /// `NotFound`, or a tmpfs that cannot be written.
     pub fn supply_files(&self, id: &ContainerId, files: &[InjectedFile]) -> Result<(), EngineError> {
         let container = self.inner.container(id)?;
-        self.inner.write_injected(&container.id, files)?;
+        self.inner.write_injected(&container.config(), files)?;
         Ok(())
     }
 
@@ -175,7 +176,7 @@ impl Container {
 }
 
 impl Inner {
-    fn create(self: &Arc<Self>, config: ContainerConfig) -> Result<(), EngineError> {
+    fn create(self: &Arc<Self>, mut config: ContainerConfig) -> Result<(), EngineError> {
         check_config(&config)?;
         // Healed if need be now, so that a start does not wait for it; and an error comes where it can be dealt with.
         self.images.0.resolve(&config.image_id)?;
@@ -188,10 +189,11 @@ impl Inner {
             if containers.names.contains_key(&name) {
                 return Err(EngineError::Conflict(format!("the container name {name:?} is already in use")));
             }
-            // Taken before the disk is touched, so that two of one name cannot both be made.
+            // Taken before the disk is touched, so that two of one name, or with the same ids, cannot both be made.
+            containers.allot(&mut config, &self.config.instance)?;
             containers.names.insert(name.clone(), id.clone());
         }
-        let result = self.create_on_disk(config);
+        let result = self.create_on_disk(config.clone());
         match result {
             Ok(container) => {
                 lock(&self.containers).by_id.insert(id.clone(), container);
@@ -199,7 +201,9 @@ impl Inner {
                 Ok(())
             }
             Err(e) => {
-                lock(&self.containers).names.remove(&name);
+                let mut containers = lock(&self.containers);
+                containers.names.remove(&name);
+                containers.give_back(&config);
                 Err(e)
             }
         }
@@ -212,7 +216,7 @@ impl Inner {
             }
         }
         if !config.files.is_empty() {
-            self.write_injected(&config.id, &config.files)?;
+            self.write_injected(&config, &config.files)?;
         }
         let containers = &self.data.containers;
         let path = directory::create(containers, &config).map_err(|source| {
@@ -480,6 +484,7 @@ impl Inner {
         {
             let mut containers = lock(&self.containers);
             containers.by_id.remove(id);
+            containers.give_back(&config);
             if containers.names.get(&config.name) == Some(id) {
                 containers.names.remove(&config.name);
             }
@@ -576,6 +581,12 @@ fn check_config(config: &ContainerConfig) -> Result<(), EngineError> {
     }
     if config.logging.max_file == 0 {
         return Err(EngineError::Invalid("logging: max_file must be at least 1".to_owned()));
+    }
+    if config.user_namespace != UserNamespace::Host {
+        runtime::check_user_namespace(config)?;
+        if let Some(why) = runtime::user_namespaces_missing() {
+            return Err(EngineError::Invalid(format!("`userns_mode: auto` is not possible here: {why}")));
+        }
     }
     for mount in &config.mounts {
         if !Path::new(&mount.target).is_absolute() {

@@ -8,12 +8,14 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
+use super::ids::IdRange;
 use super::launch::{LaunchError, Launcher};
 use super::plan::{ExecPlan, Identity, LaunchPlan, ProcessPlan, Space};
 use super::stdio::Stdio;
+use super::user_namespace;
 use crate::cgroup::Cgroup;
 use crate::config::NetworkNs;
-use crate::sys::child::Program;
+use crate::sys::child::{Program, UserNamespace};
 use crate::sys::reaper;
 
 /// What one clone needs; everything borrowed by the program by number or pointer is owned here.
@@ -38,11 +40,13 @@ pub(super) struct Compiled {
 pub(super) struct Compiler<'a> {
     launcher: &'a Launcher,
     keep: Vec<OwnedFd>,
+    /// The container's ids and its user namespace, where it has one of its own.
+    own_ids: Option<(IdRange, RawFd)>,
 }
 
 impl<'a> Compiler<'a> {
     pub(super) fn new(launcher: &'a Launcher) -> Self {
-        Self { launcher, keep: Vec::new() }
+        Self { launcher, keep: Vec::new(), own_ids: None }
     }
 
     /// A descriptor that lives until the clone, by its number.
@@ -100,6 +104,11 @@ impl<'a> Compiler<'a> {
         compiled.program.hostname = plan.hostname.as_deref().map(|name| text("the host name", name)).transpose()?;
         compiled.program.domainname =
             plan.domainname.as_deref().map(|name| text("the domain name", name)).transpose()?;
+        if let Some(ids) = plan.ids {
+            let descriptor = self.keep(user_namespace::make(ids)?);
+            self.own_ids = Some((ids, descriptor));
+            compiled.program.user_namespace = Some(UserNamespace { descriptor, first: ids.first });
+        }
         let (root, op_names) = self.root(plan, cgroup)?;
         compiled.program.root = Some(root);
         compiled.op_names = op_names;
@@ -118,7 +127,7 @@ impl<'a> Compiler<'a> {
     pub(super) fn exec(mut self, plan: &ExecPlan, cgroup: &Cgroup, stdio: Stdio) -> Result<Compiled, LaunchError> {
         let mut compiled = self.process(&plan.id, &plan.process, stdio, false)?;
         let init = pidfd(plan.container)?;
-        // All that init has; those that it shares with us are joined too, which changes nothing. User namespaces are not used.
+        // All that init has; those that it shares with us are joined too, which changes nothing. Its user namespace comes last.
         let mut kinds =
             libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
         if Path::new("/proc/self/ns/time").exists() {
@@ -126,6 +135,7 @@ impl<'a> Compiler<'a> {
         }
         let fd = self.keep(init);
         compiled.program.joins.push((fd, kinds));
+        compiled.program.user_namespace = plan.ids.map(|ids| UserNamespace { descriptor: fd, first: ids.first });
         compiled.process_namespace = Some(pidfd(plan.container)?);
         self.finish(compiled, cgroup)
     }
@@ -158,6 +168,7 @@ impl<'a> Compiler<'a> {
             groups_to_enter: Vec::new(),
             joins: Vec::new(),
             new_cgroup_namespace: false,
+            user_namespace: None,
             hostname: None,
             domainname: None,
             loopback: false,

@@ -44,6 +44,32 @@ pub enum LaunchError {
         /// Why.
         source: io::Error,
     },
+    /// Its own user namespace.
+    #[error("cannot {doing}: the container's user namespace")]
+    UserNamespace {
+        /// What was tried.
+        doing: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A mount whose owners cannot be mapped to the container's own ids.
+    #[error("cannot map the owners of {} to the container's own ids (`userns_mode: auto`); its file system must know idmapped mounts, or it must be mounted read-only", path.display())]
+    Unmapped {
+        /// What is mounted.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// An id that the container does not have.
+    #[error("{what} is {id}, which is not among the {length} ids of a container with `userns_mode: auto`")]
+    ForeignId {
+        /// What it is for.
+        what: String,
+        /// The id.
+        id: String,
+        /// How many it has.
+        length: u32,
+    },
     /// A container whose namespaces are to be joined is gone.
     #[error("the container's process {pid} is not running any more")]
     Gone {
@@ -484,6 +510,7 @@ impl Compiled {
             Step::Descriptors => "cannot close the launcher's descriptors".to_owned(),
             Step::Capabilities => "cannot set the capabilities".to_owned(),
             Step::User => "cannot change the user".to_owned(),
+            Step::UserNamespace => "cannot enter the container's user namespace".to_owned(),
             Step::Filter => "cannot install the system-call filter".to_owned(),
             Step::Exec => match failure.errno {
                 Errno::ENOENT if !argv0.contains('/') => format!("cannot execute {argv0:?}: not found in PATH"),

@@ -63,7 +63,9 @@ pub(super) fn plan(
         let Some(directory) = &context.files else {
             return Err(PrepareError::invalid("files", format!("{target} has no content to show")));
         };
-        asked.push(bind(target, directory.join(index.to_string()), QUIET | MOUNT_ATTR_RDONLY));
+        let mut mount = bind(target, directory.join(index.to_string()), QUIET | MOUNT_ATTR_RDONLY);
+        made_for_it(&mut mount);
+        asked.push(mount);
     }
     let taken = |target: &str| asked.iter().any(|mount| mount.target == target);
     let below_dev = |mount: &PlannedMount| taken("/dev") && mount.target.starts_with("/dev/");
@@ -78,6 +80,7 @@ pub(super) fn plan(
         if let Some(source) = source.as_ref().filter(|_| !taken(target)) {
             let mut mount =
                 bind(target.to_owned(), source.clone(), if config.read_only { MOUNT_ATTR_RDONLY } else { 0 });
+            made_for_it(&mut mount);
             if let MountSource::Bind { replace, .. } = &mut mount.source {
                 *replace = true;
             }
@@ -106,6 +109,7 @@ fn defaults(config: &ContainerConfig, namespaces: &NamespacePlan) -> Vec<Planned
         create: false,
         recursive: false,
         replace: false,
+        mapped: true,
         propagation: Propagation::Private,
     };
     let size = if config.shm_size == 0 { SHM_SIZE } else { config.shm_size };
@@ -145,9 +149,17 @@ fn bind(target: String, source: std::path::PathBuf, attrs: u64) -> PlannedMount 
         create: false,
         recursive: true,
         replace: false,
+        mapped: true,
         propagation: Propagation::Private,
     };
     PlannedMount { target, source, attrs }
+}
+
+/// A file that the engine made for this container belongs to its ids already; the tmpfs it may be on maps none before Linux 6.3.
+fn made_for_it(mount: &mut PlannedMount) {
+    if let MountSource::Bind { mapped, .. } = &mut mount.source {
+        *mapped = false;
+    }
 }
 
 fn user_mount(mount: &Mount, context: &PrepareContext) -> Result<PlannedMount, PrepareError> {

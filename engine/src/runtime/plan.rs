@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::ids::IdRange;
 use crate::cgroup::CgroupPlan;
 use crate::config::NetworkNs;
 
@@ -26,6 +27,8 @@ pub struct LaunchPlan {
     pub root: RootPlan,
     /// Its namespaces.
     pub namespaces: NamespacePlan,
+    /// Its own user namespace's ids; `None`: the host's user namespace. Owners inside the plan are ids inside.
+    pub ids: Option<IdRange>,
     /// Host name; `None` with the host's or another container's UTS namespace.
     pub hostname: Option<String>,
     /// NIS domain name.
@@ -138,6 +141,8 @@ pub enum MountSource {
         recursive: bool,
         /// A file in place of a dangling link: the generated files of /etc.
         replace: bool,
+        /// Owners are mapped to the container's own ids, where it has such.
+        mapped: bool,
         /// How mounts made later travel.
         propagation: Propagation,
     },
@@ -212,6 +217,8 @@ pub struct ExecPlan {
     pub id: String,
     /// The container's first process, whose namespaces are joined.
     pub container: Identity,
+    /// The ids of its own user namespace, if it has one.
+    pub ids: Option<IdRange>,
     /// The container's control group.
     pub cgroup: CgroupPlan,
     /// What.

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 
+use super::ids::IdRange;
 use super::plan::{ExecPlan, Identity, LaunchPlan, NamespacePlan, ProcessPlan, RootPlan, Space};
 use super::{capabilities, devices, environment, limits, mounts, sysctls, user};
 use crate::cgroup::{self, CgroupError, CgroupPlan, Layout};
-use crate::config::{ContainerConfig, ContainerId, NetworkNs, ProcessConfig, Seccomp, Share};
+use crate::config::{ContainerConfig, ContainerId, NetworkNs, ProcessConfig, Seccomp, Share, UserNamespace};
 use crate::seccomp;
 
 /// Linux's limit for host names, without the NUL.
@@ -133,6 +134,7 @@ fn cgroup_part(name: &str) -> String {
 /// [`PrepareError`]: nothing was changed anywhere.
 pub fn prepare(config: &ContainerConfig, context: &PrepareContext) -> Result<LaunchPlan, PrepareError> {
     let namespaces = namespaces(config, context)?;
+    let ids = own_ids(config)?;
     let private_uts = namespaces.uts == Space::New;
     let hostname = if config.hostname.is_empty() { config.id.short() } else { &config.hostname };
     if hostname.len() > HOST_NAME_MAX {
@@ -166,7 +168,8 @@ pub fn prepare(config: &ContainerConfig, context: &PrepareContext) -> Result<Lau
             settings: cgroup::settings(&config.resources, &context.layout)?,
             devices: planned_devices.rules,
         },
-        process: process(&config.process, config.privileged, user, env)?,
+        process: process(&config.process, config.privileged, within(ids, user)?, env)?,
+        ids,
         init: config.init && namespaces.pid == Space::New,
         namespaces,
     })
@@ -226,13 +229,19 @@ pub fn prepare_exec(exec: &ExecConfig, container: &RunningContainer) -> Result<E
     Ok(ExecPlan {
         id: config.id.to_string(),
         container: container.init,
+        ids: config.user_namespace.ids(),
         cgroup: CgroupPlan {
             layout: container.layout.clone(),
             path: cgroup_path(&container.instance, config),
             settings: Vec::new(),
             devices: None,
         },
-        process: process(&asked, exec.privileged || config.privileged, user, env)?,
+        process: process(
+            &asked,
+            exec.privileged || config.privileged,
+            within(config.user_namespace.ids(), user)?,
+            env,
+        )?,
     })
 }
 
@@ -279,6 +288,50 @@ fn process(
         limits: limits::plan(&config.ulimits)?,
         oom_score_adj: config.oom_score_adj,
     })
+}
+
+/// The ids of the container's own user namespace, with what does not go together with one refused.
+fn own_ids(config: &ContainerConfig) -> Result<Option<IdRange>, PrepareError> {
+    if config.user_namespace == UserNamespace::Auto {
+        return Err(PrepareError::invalid("userns_mode", "no ids have been allotted"));
+    }
+    check_user_namespace(config)?;
+    Ok(config.user_namespace.ids())
+}
+
+/// Whether what else is asked for goes together with a user namespace of the container's own.
+pub(crate) fn check_user_namespace(config: &ContainerConfig) -> Result<(), PrepareError> {
+    if config.user_namespace == UserNamespace::Host {
+        return Ok(());
+    }
+    let refuse = |what: &str, why: &str| {
+        let problem = format!("`auto` does not go together with {what}: {why}; leave one of them out");
+        Err(PrepareError::invalid("userns_mode", problem))
+    };
+    if config.privileged {
+        return refuse("`privileged`", "it gives powers over the host, which a user namespace takes away");
+    }
+    let spaces = &config.namespaces;
+    if matches!(spaces.pid, Share::Host | Share::Container(_)) {
+        return refuse("processes that are shared (`pid`)", "it could neither signal nor look into those of other ids");
+    }
+    if matches!(spaces.ipc, Share::Host | Share::Container(_)) {
+        return refuse("memory that is shared (`ipc`)", "that belongs to other ids");
+    }
+    Ok(())
+}
+
+/// A user that the container's ids have room for.
+fn within(ids: Option<IdRange>, user: user::User) -> Result<user::User, PrepareError> {
+    let Some(ids) = ids else { return Ok(user) };
+    let all = [user.uid, user.gid].into_iter().chain(user.groups.iter().copied());
+    match all.into_iter().find(|id| ids.outside(*id).is_none()) {
+        None => Ok(user),
+        Some(id) => Err(PrepareError::invalid(
+            "user",
+            format!("{id} is not among the {} ids of a container with `userns_mode: auto`", IdRange::LENGTH),
+        )),
+    }
 }
 
 fn namespaces(config: &ContainerConfig, context: &PrepareContext) -> Result<NamespacePlan, PrepareError> {

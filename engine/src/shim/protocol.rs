@@ -12,8 +12,9 @@ pub const VERSION: u16 = 1;
 
 /// A fingerprint of the types that a plan is made of: of their very source.
 pub const PLAN_FORMAT: u32 = {
-    let sources: [&[u8]; 4] = [
+    let sources: [&[u8]; 5] = [
         include_bytes!("../runtime/plan.rs"),
+        include_bytes!("../runtime/ids.rs"),
         include_bytes!("../cgroup.rs"),
         include_bytes!("../cgroup/layout.rs"),
         include_bytes!("../config.rs"),

@@ -11,6 +11,8 @@
 //! through a magic link; proc files are written through a procfs of our own that is not attached anywhere; devices and terminals are
 //! checked by descriptor.
 
+mod user_namespace;
+
 use std::convert::Infallible;
 use std::ffi::{CStr, CString, c_int};
 use std::os::fd::{OwnedFd, RawFd};
@@ -19,8 +21,9 @@ use nix::errno::Errno;
 
 use super::raw::{self, BENEATH, IN_ROOT, MountAttr, NO_MAGICLINKS, NO_SYMLINKS, NO_XDEV, Sys};
 
-pub(crate) use super::program::{Entry, Op, OverlayOptions, Place, Program, Root};
+pub(crate) use super::program::{Base, Entry, IdmappedLayers, Op, OverlayOptions, Place, Program, Root, UserNamespace};
 pub(crate) use super::report::{Failure, RECORD, Record, Step};
+pub(crate) use user_namespace::hold_user_namespace;
 
 /// The socket's number from [`Child::descriptors`] on: the first after the standard streams.
 pub(crate) const STATUS: RawFd = 3;
@@ -72,6 +75,7 @@ impl Child<'_> {
         self.open_proc()?;
         // While that procfs is bare: later it is attached and partly covered.
         self.kernel_settings()?;
+        self.make_as_owner()?;
         if let Some(root) = &self.program.root {
             self.build_root(root)?;
         } else {
@@ -82,9 +86,10 @@ impl Child<'_> {
             self.enter_root()?;
         }
         self.working_directory()?;
-        self.descriptors()?;
+        let user_namespace = self.descriptors()?;
         self.limits()?;
         self.verify_directory()?;
+        self.enter_user_namespace(user_namespace)?;
         self.become_user()?;
         Err(self.execute())
     }
@@ -148,14 +153,15 @@ impl Child<'_> {
 
     fn attach_root(&self, root: &Root) -> Sys<RawFd> {
         let flags = libc::O_PATH | libc::O_DIRECTORY;
-        match &root.tree {
-            Ok(tree) => {
+        match &root.base {
+            Base::Tree(tree) => {
                 let place = raw::openat(libc::AT_FDCWD, &root.mountpoint, flags | libc::O_NOFOLLOW)?;
                 raw::move_mount(*tree, place)?;
                 raw::close(place);
                 Ok(*tree)
             }
-            Err(overlay) => {
+            Base::Idmapped(layers) => user_namespace::mount_idmapped(layers, &root.scratch, &root.mountpoint),
+            Base::Options(overlay) => {
                 let directory = raw::openat(libc::AT_FDCWD, &overlay.directory, flags)?;
                 raw::fchdir(directory)?;
                 raw::close(directory);
@@ -187,6 +193,9 @@ impl Child<'_> {
                 };
                 let target = self.target(target, *place)?;
                 let tree = fresh(kind, options, mode, *attrs)?;
+                if *terminals || *kind == c"mqueue" {
+                    self.give_to_owner(tree)?;
+                }
                 raw::move_mount(tree, target)?;
                 raw::close(target);
                 if *terminals {
@@ -375,11 +384,11 @@ impl Child<'_> {
             let kind = raw::fstat(*source).at_index(Step::Streams, index)?.st_mode & libc::S_IFMT;
             // So that a process of this user can open /dev/stdout again. Files and devices of others are left alone.
             if kind == libc::S_IFIFO || kind == libc::S_IFSOCK {
-                raw::fchownat(*source, c"", self.program.uid, u32::MAX).at_index(Step::Streams, index)?;
+                raw::fchownat(*source, c"", self.outside(self.program.uid), u32::MAX).at_index(Step::Streams, index)?;
             }
         }
         if self.program.terminal.is_some() {
-            raw::fchownat(0, c"", self.program.uid, u32::MAX).at(Step::Terminal)?;
+            raw::fchownat(0, c"", self.outside(self.program.uid), u32::MAX).at(Step::Terminal)?;
             raw::ioctl(0, libc::TIOCSCTTY, 0).at(Step::Terminal)?;
         }
         Ok(())
@@ -460,11 +469,15 @@ impl Child<'_> {
         }
     }
 
-    /// Leaves 0, 1, 2, the socket and, with a reaper, its executable: whatever the shim or its caller left open is gone
-    /// (CVE-2024-21626).
-    fn descriptors(&mut self) -> Result<(), Failure> {
+    /// Leaves 0, 1, 2, the socket, a reaper's executable and a user namespace to enter, whose number it gives (−1: none): whatever the
+    /// shim or its caller left open is gone (CVE-2024-21626).
+    fn descriptors(&mut self) -> Result<RawFd, Failure> {
         let reaper = match self.program.reaper {
             Some(fd) => Some(raw::dup_above(fd, 64).at(Step::Descriptors)?),
+            None => None,
+        };
+        let user_namespace = match &self.program.user_namespace {
+            Some(namespace) => Some(raw::dup_above(namespace.descriptor, 64).at(Step::Descriptors)?),
             None => None,
         };
         if self.status != STATUS {
@@ -474,10 +487,16 @@ impl Child<'_> {
         if let Some(reaper) = reaper {
             raw::dup3(reaper, REAPER, libc::O_CLOEXEC).at(Step::Descriptors)?;
         }
-        let first = if reaper.is_some() { REAPER + 1 } else { STATUS + 1 };
+        let mut first = if reaper.is_some() { REAPER + 1 } else { STATUS + 1 };
+        let mut kept = -1;
+        if let Some(namespace) = user_namespace {
+            raw::dup3(namespace, first, libc::O_CLOEXEC).at(Step::Descriptors)?;
+            kept = first;
+            first += 1;
+        }
         raw::close_range(first as u32).at(Step::Descriptors)?;
         (self.root, self.proc, self.terminals, self.masks) = (-1, -1, -1, -1);
-        Ok(())
+        Ok(kept)
     }
 
     /// The kernel prefixes what the process's root does not reach.

@@ -56,14 +56,42 @@ pub(crate) enum Op {
 /// The root file system.
 #[derive(Debug)]
 pub(crate) struct Root {
-    /// A detached overlay, or the options for mount(2) where the kernel's fsconfig cannot take them.
-    pub(crate) tree: Result<RawFd, OverlayOptions>,
+    /// The layers.
+    pub(crate) base: Base,
     /// Where it is attached, in this mount namespace only.
     pub(crate) mountpoint: CString,
     /// A directory of the host to hang the masks' file system on while building; hidden in this namespace only.
     pub(crate) scratch: CString,
     pub(crate) read_only: bool,
     pub(crate) ops: Vec<Op>,
+}
+
+/// How the layers become a tree.
+#[derive(Debug)]
+pub(crate) enum Base {
+    /// They are one: a detached overlay.
+    Tree(RawFd),
+    /// By mount(2), where the kernel's fsconfig cannot take them.
+    Options(OverlayOptions),
+    /// By mount(2), from mounts that map their owners to the container's ids.
+    Idmapped(IdmappedLayers),
+}
+
+/// Idmapped layers.
+#[derive(Debug)]
+pub(crate) struct IdmappedLayers {
+    /// Detached mounts and the names that the options call them by.
+    pub(crate) trees: Vec<(RawFd, CString)>,
+    pub(crate) options: CString,
+}
+
+/// A user namespace of the container's own.
+#[derive(Debug)]
+pub(crate) struct UserNamespace {
+    /// It, or a pidfd of a process in it.
+    pub(crate) descriptor: RawFd,
+    /// The host's id of root inside.
+    pub(crate) first: u32,
 }
 
 /// What mount(2) gets where fsconfig(2) does not do.
@@ -86,6 +114,8 @@ pub(crate) struct Program {
     /// Namespaces to join: descriptor and kinds (a pidfd may stand for several).
     pub(crate) joins: Vec<(RawFd, c_int)>,
     pub(crate) new_cgroup_namespace: bool,
+    /// `None`: the launcher's.
+    pub(crate) user_namespace: Option<UserNamespace>,
     pub(crate) hostname: Option<CString>,
     pub(crate) domainname: Option<CString>,
     pub(crate) loopback: bool,

@@ -22,6 +22,7 @@ pub(crate) const MOUNT_ATTR_NODEV: u64 = 0x04;
 pub(crate) const MOUNT_ATTR_NOEXEC: u64 = 0x08;
 pub(crate) const MOUNT_ATTR_NOATIME: u64 = 0x10;
 pub(crate) const MOUNT_ATTR_STRICTATIME: u64 = 0x20;
+pub(crate) const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
 /// `openat2`: every link is resolved as if the directory were the root.
 pub(crate) const IN_ROOT: u64 = 0x10;
 /// `openat2`: the result must lie below the directory.
@@ -285,6 +286,20 @@ pub(crate) fn setresgid(gid: u32) -> Sys<()> {
 pub(crate) fn setresuid(uid: u32) -> Sys<()> {
     // SAFETY: integers only.
     done(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) })
+}
+
+/// The ids that the calling thread makes and reaches files with. The kernel gives the former ones and no error, so they are asked for
+/// again.
+pub(crate) fn setfsids(id: u32) -> Sys<()> {
+    for call in [libc::SYS_setfsgid, libc::SYS_setfsuid] {
+        // SAFETY: integers only. The bare call changes this thread only.
+        unsafe { libc::syscall(call, id) };
+        // SAFETY: as above; the last value is no id, so nothing changes.
+        if unsafe { libc::syscall(call, u32::MAX) } as u32 != id {
+            return Err(Errno::EPERM);
+        }
+    }
+    Ok(())
 }
 
 /// Sets the three capability sets of the calling thread.

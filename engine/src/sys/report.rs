@@ -23,6 +23,7 @@ pub(crate) enum Step {
     Directory,
     DirectoryOutside,
     Descriptors,
+    UserNamespace,
     Capabilities,
     User,
     Filter,
@@ -30,7 +31,7 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    const ALL: [Self; 21] = [
+    const ALL: [Self; 22] = [
         Self::Prepare,
         Self::Cgroup,
         Self::Join,
@@ -48,6 +49,7 @@ impl Step {
         Self::Directory,
         Self::DirectoryOutside,
         Self::Descriptors,
+        Self::UserNamespace,
         Self::Capabilities,
         Self::User,
         Self::Filter,

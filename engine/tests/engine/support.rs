@@ -123,6 +123,7 @@ impl Host {
                 uts: Share::Private,
                 cgroup: Share::Private,
             },
+            user_namespace: Default::default(),
             mounts: Vec::new(),
             files: Vec::new(),
             etc_hosts: None,

@@ -351,6 +351,7 @@ pub fn config(id: &str, args: &[&str]) -> ContainerConfig {
             uts: Share::Private,
             cgroup: Share::Private,
         },
+        user_namespace: Default::default(),
         mounts: Vec::new(),
         files: Vec::new(),
         etc_hosts: None,

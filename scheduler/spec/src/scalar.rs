@@ -193,12 +193,7 @@ fn namespace(text: &str, kind: &str, words: &[&str], joinable: bool) -> Canonica
     if joinable {
         words.extend(["`service:NAME`".to_owned(), "`container:NAME`".to_owned()]);
     }
-    let there = if let [only] = &words[..] {
-        format!("there is only {only}")
-    } else {
-        format!("there are {}", words.join(", "))
-    };
-    Err(format!("`{text}` is no {kind} namespace; {there}"))
+    Err(format!("`{text}` is no {kind} namespace; there are {}", words.join(", ")))
 }
 
 pub(crate) fn pid_mode(text: &str) -> Canonical {
@@ -213,9 +208,9 @@ pub(crate) fn uts_mode(text: &str) -> Canonical {
     namespace(text, "host name", &["host", "private"], true)
 }
 
-/// Containers have the host's user namespace, so asking for it has its effect; there is no other.
+/// `auto` is Podman's word for one of its own, with ids that nobody else has.
 pub(crate) fn userns_mode(text: &str) -> Canonical {
-    namespace(text, "user", &["host"], false)
+    namespace(text, "user", &["host", "auto"], false)
 }
 
 /// Linux's capabilities as of 5.9, the last to add one (include/uapi/linux/capability.h), and `ALL`.

@@ -1,5 +1,7 @@
 //! The root file system's part of a plan: layers mounted detached, bind sources cloned, everything else as operations.
 
+mod idmapped;
+
 use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io;
@@ -13,7 +15,7 @@ use nix::errno::Errno;
 use super::super::plan::{LaunchPlan, MountSource, PlannedMount, Propagation, RootPlan};
 use super::{Compiler, LaunchError, open_error, text};
 use crate::cgroup::Cgroup;
-use crate::sys::child::{Entry, Op, OverlayOptions, Place, Root};
+use crate::sys::child::{Base, Entry, Op, OverlayOptions, Place, Root};
 use crate::sys::raw::{self, MountAttr};
 use crate::sys::{overlay_of_single_layers, own};
 
@@ -26,7 +28,13 @@ const PAGE: usize = 4096;
 impl Compiler<'_> {
     /// The root and, for each of its operations, what an error calls it.
     pub(super) fn root(&mut self, plan: &LaunchPlan, cgroup: &Cgroup) -> Result<(Root, Vec<String>), LaunchError> {
-        let tree = self.overlay(&plan.root)?;
+        if plan.root.volatile {
+            forget_volatile(&plan.root.work)?;
+        }
+        let base = match self.own_ids {
+            Some(_) => Base::Idmapped(self.idmapped_layers(&plan.root)?),
+            None => self.overlay(&plan.root)?,
+        };
         let mut ops = Vec::new();
         let mut names = Vec::new();
         for mount in &plan.mounts {
@@ -39,7 +47,8 @@ impl Compiler<'_> {
             let (directory, name) = device.target.rsplit_once('/').unwrap_or(("", &device.target));
             let directory = if directory.is_empty() { "/" } else { directory };
             let name = text("a device", name)?;
-            let node = Entry::Node { name, mode: device.mode, device: device.device, uid: device.uid, gid: device.gid };
+            let (uid, gid) = (self.owner(device.uid), self.owner(device.gid));
+            let node = Entry::Node { name, mode: device.mode, device: device.device, uid, gid };
             ops.push(Op::Populate { directory: text("a device", directory)?, entries: vec![node] });
             names.push(device.target.clone());
         }
@@ -52,7 +61,7 @@ impl Compiler<'_> {
             }
         }
         let root = Root {
-            tree,
+            base,
             mountpoint: path_text(&plan.root.mountpoint)?,
             scratch: path_text(&plan.root.upper)?,
             read_only: plan.root.read_only,
@@ -63,19 +72,16 @@ impl Compiler<'_> {
 
     /// The layers as a detached tree; as options for mount(2) before Linux 6.8, whose fsconfig takes no `lowerdir+` and only 256
     /// bytes of `lowerdir`.
-    fn overlay(&mut self, root: &RootPlan) -> Result<Result<RawFd, OverlayOptions>, LaunchError> {
-        if root.volatile {
-            forget_volatile(&root.work)?;
-        }
+    fn overlay(&mut self, root: &RootPlan) -> Result<Base, LaunchError> {
         if self.launcher.old_kernel {
-            return overlay_options(root).map(Err);
+            return overlay_options(root).map(Base::Options);
         }
         let refused = |what: &str| {
             let what = what.to_owned();
             move |errno: Errno| LaunchError::Overlay { what, source: errno.into() }
         };
         let Some(context) = overlay_of_single_layers().map_err(refused("fsopen"))? else {
-            return overlay_options(root).map(Err);
+            return overlay_options(root).map(Base::Options);
         };
         let set = |key: &CStr, value: &CStr| raw::fsconfig_string(context.as_raw_fd(), key, value);
         set(c"source", c"overlay").map_err(refused("source"))?;
@@ -84,7 +90,7 @@ impl Compiler<'_> {
         for lower in root.lower.iter().rev() {
             let value = self.short_path(lower)?;
             match set(c"lowerdir+", &value) {
-                Err(Errno::EINVAL) => return overlay_options(root).map(Err),
+                Err(Errno::EINVAL) => return overlay_options(root).map(Base::Options),
                 other => other.map_err(refused(&format!("lowerdir+={}", lower.display())))?,
             }
         }
@@ -97,7 +103,7 @@ impl Compiler<'_> {
         }
         raw::fsconfig_create(context.as_raw_fd()).map_err(refused("create"))?;
         let tree = raw::fsmount(context.as_raw_fd(), 0).map_err(refused("fsmount"))?;
-        Ok(Ok(self.keep(own(tree))))
+        Ok(Base::Tree(self.keep(own(tree))))
     }
 
     fn directory(&mut self, path: &Path) -> Result<RawFd, LaunchError> {
@@ -135,20 +141,22 @@ impl Compiler<'_> {
             MountSource::Mqueue => vec![fresh(c"mqueue", &[], Place::Directory)?],
             // gid 5 is `tty` in every distribution; the terminal's group decides who may write to it.
             MountSource::DevPts => {
+                let terminal_group = self.owner(5).to_string();
                 vec![fresh(
                     c"devpts",
-                    &[("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")],
+                    &[("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", &terminal_group)],
                     Place::Directory,
                 )?]
             }
             MountSource::Dev => {
                 vec![
                     fresh(c"tmpfs", &[("mode", "755"), ("size", "65536k")], Place::Ordinary)?,
-                    default_devices(&target),
+                    default_devices(&target, self.owner(0)),
                 ]
             }
             MountSource::Cgroup => self.cgroup(mount, plan, cgroup)?,
             MountSource::Tmpfs { options, inherit_mode } => {
+                let options = self.with_own_ids(options)?;
                 let options: Vec<_> = options.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
                 let mut op = fresh(c"tmpfs", &options, Place::Directory)?;
                 if let Op::Fresh { inherit_mode: inherit, .. } = &mut op {
@@ -156,7 +164,7 @@ impl Compiler<'_> {
                 }
                 vec![op]
             }
-            MountSource::Bind { source, subpath, create, recursive, replace, propagation } => {
+            MountSource::Bind { source, subpath, create, recursive, replace, mapped, propagation } => {
                 if *create {
                     fs::DirBuilder::new()
                         .recursive(true)
@@ -165,7 +173,7 @@ impl Compiler<'_> {
                         .or_else(|error| if source.exists() { Ok(()) } else { Err(error) })
                         .map_err(|source_error| open_error("make the directory", source, source_error))?;
                 }
-                let tree = bind_tree(source, subpath, *recursive, *propagation, attrs)?;
+                let tree = self.bind(source, subpath, (*recursive, *propagation), attrs, *mapped)?;
                 let stat = raw::fstat(tree.as_raw_fd()).map_err(|errno| open_error("look at", source, errno))?;
                 let place = match (stat.st_mode & libc::S_IFMT == libc::S_IFDIR, *replace) {
                     (true, _) => Place::Directory,
@@ -217,7 +225,8 @@ impl Compiler<'_> {
             // `cpu,cpuacct` as one directory, and a link for each word of it.
             let joined =
                 names.iter().map(|name| name.strip_prefix("name=").unwrap_or(name)).collect::<Vec<_>>().join(",");
-            let tree = bind_tree(&directory, "", false, Propagation::Private, mount.attrs)?;
+            let tree = open_bind(&directory, "", false)?;
+            set_attributes(&tree, &directory, (false, Propagation::Private), mount.attrs)?;
             let inside = text("a control group", &format!("{}/{joined}", mount.target))?;
             ops.push(Op::Tree { tree: self.keep(tree), target: inside, place: Place::Directory });
             if names.len() > 1 {
@@ -278,14 +287,8 @@ fn overlay_options(root: &RootPlan) -> Result<OverlayOptions, LaunchError> {
     Ok(OverlayOptions { directory: path_text(common)?, options: text("the layers", &options)? })
 }
 
-/// Clones a path of the host as a detached tree with the attributes and propagation asked for.
-fn bind_tree(
-    source: &Path,
-    subpath: &str,
-    recursive: bool,
-    propagation: Propagation,
-    attrs: u64,
-) -> Result<OwnedFd, LaunchError> {
+/// Clones a path of the host as a detached tree.
+fn open_bind(source: &Path, subpath: &str, recursive: bool) -> Result<OwnedFd, LaunchError> {
     let mut opened = own(raw::openat(libc::AT_FDCWD, &path_text(source)?, libc::O_PATH)
         .map_err(|errno| open_error("open the mount's source", source, errno))?);
     if !subpath.is_empty() {
@@ -296,26 +299,38 @@ fn bind_tree(
     let flags = raw::OPEN_TREE_CLONE | raw::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as u32;
     let flags = flags | if recursive { libc::AT_RECURSIVE as u32 } else { 0 };
     let tree = raw::open_tree(opened.as_raw_fd(), c"", flags).map_err(|errno| open_error("bind", source, errno))?;
-    let tree = own(tree);
-    let propagation = match propagation {
+    Ok(own(tree))
+}
+
+/// Gives a detached tree, whole or its top mount only, attributes and propagation.
+fn set_attributes(
+    tree: &OwnedFd,
+    source: &Path,
+    (recursive, propagation): (bool, Propagation),
+    attrs: u64,
+) -> Result<(), LaunchError> {
+    // One call: read-only for the whole tree, no window in which a part of it is writable.
+    let attr = MountAttr { set: attrs, propagation: propagation_flag(propagation), ..MountAttr::default() };
+    raw::mount_setattr(tree.as_raw_fd(), recursive, &attr)
+        .map_err(|errno| open_error("set the mount attributes of", source, errno))
+}
+
+fn propagation_flag(propagation: Propagation) -> u64 {
+    match propagation {
         Propagation::Private => libc::MS_PRIVATE,
         Propagation::Slave => libc::MS_SLAVE,
         Propagation::Shared => libc::MS_SHARED,
-    };
-    // One call: read-only for the whole tree, no window in which a part of it is writable.
-    raw::mount_setattr(tree.as_raw_fd(), recursive, &MountAttr { set: attrs, propagation, ..MountAttr::default() })
-        .map_err(|errno| open_error("set the mount attributes of", source, errno))?;
-    Ok(tree)
+    }
 }
 
 /// The six devices every container has, the links beside them, and the directories that other mounts need.
-fn default_devices(dev: &CStr) -> Op {
+fn default_devices(dev: &CStr, owner: u32) -> Op {
     let node = |name: &CStr, major, minor| Entry::Node {
         name: name.to_owned(),
         mode: libc::S_IFCHR | 0o666,
         device: libc::makedev(major, minor),
-        uid: 0,
-        gid: 0,
+        uid: owner,
+        gid: owner,
     };
     let link = |name: &CStr, target: &CStr| Entry::Link { name: name.to_owned(), target: target.to_owned() };
     let directory = |name: &CStr| Entry::Directory { name: name.to_owned(), mode: 0o755 };

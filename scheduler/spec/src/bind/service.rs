@@ -494,7 +494,7 @@ fn namespace(node: &Node, key: &str) -> NamespaceMode {
     let Some(mode) = text(node, key) else { return NamespaceMode::Default };
     match (mode.as_str(), mode.split_once(':')) {
         ("host", _) => NamespaceMode::Host,
-        ("private", _) => NamespaceMode::Private,
+        ("private" | "auto", _) => NamespaceMode::Private,
         ("shareable", _) => NamespaceMode::Shareable,
         ("none", _) => NamespaceMode::None,
         (_, Some(("service", name))) => NamespaceMode::Service(name.to_owned()),

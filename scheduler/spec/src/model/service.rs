@@ -181,7 +181,7 @@ pub struct ServiceSpec {
     pub uts: NamespaceMode,
     /// Cgroup namespace.
     pub cgroup: NamespaceMode,
-    /// User namespace (`host` or nothing).
+    /// User namespace: the host's unless it is `Private` (`auto`).
     pub userns_mode: NamespaceMode,
 
     /// Where output goes.
