@@ -141,6 +141,19 @@ pub(crate) fn name(settings: &Settings) -> Result<String> {
     Ok(loaded.name)
 }
 
+/// The name of the stack that is meant here, if there is one: a folder without a stack file means none, and nothing is said.
+///
+/// # Errors
+/// As [`name`], for a file that was named.
+pub(crate) fn name_if_any(settings: &Settings) -> Result<Option<String>> {
+    if settings.project_name.is_some() || !settings.files.is_empty() {
+        return name(settings).map(Some);
+    }
+    let Ok(request) = request(settings) else { return Ok(None) };
+    let loaded = load_spec(&LoadRequest { read_contents: false, ..request }, &Disk);
+    Ok((!loaded.name.is_empty()).then_some(loaded.name))
+}
+
 /// A service from its keys as a file would have them.
 ///
 /// # Errors

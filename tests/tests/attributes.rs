@@ -347,3 +347,89 @@ services:
     host.down();
     host.leaves_no_trace();
 }
+
+#[test]
+fn a_services_command_variables_streams_and_ports_are_those_of_the_file() {
+    let host = Host::with_busybox();
+    let names = orch_tests::nameserver::NameServer::start(&host);
+    let server = orch_tests::machine::NEIGHBOUR;
+    host.write("first.env", "FROM_FILE=first\nBOTH=first\n# a comment\nQUOTED='two words'\n");
+    host.write("second.env", "BOTH=second\n");
+    host.stack(&format!(
+        "x-a: &a {{image: busybox, command: sleep infinity, init: true}}
+services:
+  text: {{image: busybox, command: echo 'two words' $$HOME, environment: {{HOME: /unused}}}}
+  list: {{image: busybox, command: [echo, 'a  b', '$$HOME']}}
+  entry: {{image: busybox, entrypoint: [echo, entered], command: [with, this]}}
+  line: {{image: busybox, entrypoint: sh -c 'echo entered as $$0'}}
+  told:
+    <<: *a
+    environment: [FIXED=yes, PASSED, UNSET, BOTH_AGAIN=file]
+    env_file: [first.env, {{path: second.env}}, {{path: absent.env, required: false}}]
+    dns: [{server}]
+  mapped: {{<<: *a, environment: {{NUMBER: 5, EMPTY: '', NULLED: }}}}
+  opened: {{image: busybox, command: cat, stdin_open: true}}
+  closed: {{image: busybox, command: cat}}
+  bridged: {{<<: *a, network_mode: bridge}}
+  many: {{<<: *a, deploy: {{replicas: 2}}}}
+  more: {{<<: *a, scale: 2}}
+  served:
+    image: busybox
+    init: true
+    command: sh -c 'mkdir /www; echo served >/www/index.html; for p in 80 81 82; do httpd -p $$p -h /www; done; exec sleep infinity'
+    expose: ['80', '81-82']
+    ports:
+      - '8180-8182:80-82'
+      - {{target: 80, published: '8190', host_ip: 127.0.0.1, protocol: tcp}}
+      - '80'",
+    ));
+    host.invoke(&["up", "-d", "--wait"]).env("PASSED", "on").run().ok();
+    let said = |service: &str| host.orch(&["logs", "--no-log-prefix", service]).ok().text().to_owned();
+    assert_eq!(said("text"), "two words $HOME");
+    assert_eq!(said("list"), "a  b $HOME");
+    assert_eq!(said("entry"), "entered with this");
+    assert_eq!(said("line"), "entered as sh");
+
+    let variable = |service: &str, name: &str| host.exec(service, &format!("echo \"${{{name}-unset}}\""));
+    for (name, value) in [
+        ("FIXED", "yes"),
+        ("PASSED", "on"),
+        ("UNSET", "unset"),
+        ("FROM_FILE", "first"),
+        ("BOTH", "second"),
+        ("QUOTED", "two words"),
+        ("BOTH_AGAIN", "file"),
+    ] {
+        assert_eq!(variable("told", name), value, "{name}");
+    }
+    assert_eq!([variable("mapped", "NUMBER"), variable("mapped", "EMPTY")], ["5", ""]);
+    let outside = host.exec("told", &format!("nslookup -type=a {}. 127.0.0.11", orch_tests::nameserver::OUTSIDE));
+    assert!(outside.contains(&orch_tests::nameserver::OUTSIDE_ADDRESS.to_string()), "{outside}");
+
+    // Who reads an open input waits; who has none has read its end.
+    assert_eq!(host.container("opened")["state"], "running");
+    assert_eq!(
+        (&host.container("closed")["state"], &host.container("closed")["exit_code"]),
+        (&"exited".into(), &0.into())
+    );
+    assert!(host.container("bridged")["networks"].get("default").is_none());
+    assert!(host.exec("bridged", "ip -4 address show eth0").contains("inet "));
+    let count = |service: &str| host.ps().iter().filter(|c| c["service"] == service).count();
+    assert_eq!([count("many"), count("more")], [2, 2]);
+
+    let page = |address: std::net::Ipv4Addr, port: u16| {
+        host.page(orch_tests::machine::Place::Host, address, port, "/").map(|page| page.trim().to_owned())
+    };
+    for port in [8180, 8181, 8182, 8190] {
+        assert_eq!(page(std::net::Ipv4Addr::LOCALHOST, port).as_deref(), Ok("served"), "{port}");
+    }
+    page(orch_tests::machine::ADDRESS, 8190).unwrap_err();
+    let chosen = host.container("served")["ports"].clone();
+    let chosen = chosen.as_array().unwrap().iter().filter_map(|p| u16::try_from(p["published"].as_u64()?).ok());
+    let chosen: Vec<u16> = chosen.filter(|port| !(8180..=8190).contains(port)).collect();
+    assert!(!chosen.is_empty(), "{:?}", host.container("served")["ports"]);
+    assert_eq!(page(orch_tests::machine::ADDRESS, chosen[0]).as_deref(), Ok("served"), "{chosen:?}");
+    drop(names);
+    host.down();
+    host.leaves_no_trace();
+}

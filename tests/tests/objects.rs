@@ -101,6 +101,10 @@ fn events_tell_a_containers_life_and_can_be_resumed() {
     host.up();
     host.down();
     let events = host.orch(&["events", "--format", "json", "--no-follow", "--since-index", "0"]).ok().json_lines();
+    // Where there is no stack file it is all stacks, and no error.
+    let all = host.invoke(&["events", "--no-follow"]).folder(std::path::Path::new("/")).run().ok();
+    assert_eq!((all.stderr.as_str(), all.stdout.is_empty()), ("", false));
+    host.orch(&["-f", "none.yaml", "events", "--no-follow"]).code(2).says(&["none.yaml"]);
     let actions: Vec<String> =
         events.iter().filter(|e| e["type"] == "container").map(|e| e["action"].as_str().unwrap().to_owned()).collect();
     for action in ["create", "start", "die", "destroy"] {

@@ -268,7 +268,7 @@ pub(super) async fn port(settings: &Settings, args: Port) -> Result<Exit> {
 pub(super) async fn events(settings: &Settings, args: Events) -> Result<Exit> {
     let client = client(settings)?;
     let as_json = args.json || args.format == "json";
-    let stack = stack_file::name(settings).ok();
+    let stack = stack_file::name_if_any(settings)?;
     let mut path = format!("/v1/events?follow={}", !args.no_follow);
     if let Some(index) = args.since_index {
         path.push_str(&format!("&since_index={index}"));

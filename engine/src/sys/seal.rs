@@ -12,6 +12,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -19,6 +20,9 @@ use super::{own, raw};
 
 /// Super block magic of overlayfs (include/uapi/linux/magic.h).
 const OVERLAY_MAGIC: i64 = 0x794c_7630;
+
+/// How often to seal a copy whose pages the kernel still works on.
+const SEAL_ATTEMPTS: u32 = 20;
 
 const ALL_SEALS: SealFlag =
     SealFlag::F_SEAL_SEAL.union(SealFlag::F_SEAL_SHRINK).union(SealFlag::F_SEAL_GROW).union(SealFlag::F_SEAL_WRITE);
@@ -80,15 +84,21 @@ fn memory_copy() -> io::Result<OwnedFd> {
     let copy = memfd_create(c"orch", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
     let mut file = File::from(copy);
     io::copy(&mut File::open("/proc/self/exe")?, &mut file)?;
-    fcntl(&file, FcntlArg::F_ADD_SEALS(ALL_SEALS))?;
+    // On a busy host the kernel's own work on a large file's pages counts as use of them for longer than it waits by itself
+    // (memfd_wait_for_pins in mm/memfd.c: 150 ms).
+    let mut attempts = SEAL_ATTEMPTS;
+    while let Err(errno) = fcntl(&file, FcntlArg::F_ADD_SEALS(ALL_SEALS)) {
+        attempts -= 1;
+        if errno != Errno::EBUSY || attempts == 0 {
+            return Err(errno.into());
+        }
+    }
     // Opened again for reading: a descriptor open for writing keeps the file from being executed.
     File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map(OwnedFd::from)
 }
 
 #[cfg(test)]
 mod tests {
-    use nix::errno::Errno;
-
     use super::*;
 
     fn refuses_writing(executable: &OwnedFd) -> bool {
