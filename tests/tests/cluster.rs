@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use orch_tests::cluster::Hosts;
 use orch_tests::machine::Place;
 use orch_tests::segment::address;
-use orch_tests::wait::{PATIENCE, eventually};
+use orch_tests::wait::{PATIENCE, eventually, saw};
 use serde_json::Value;
 
 /// Six tasks that only wait.
@@ -432,6 +432,56 @@ services:
     )
 }
 
+/// Does something while pages are asked for through every host without a pause. None may fail.
+fn while_everybody_asks(hosts: &Hosts, act: impl FnOnce()) {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let ask = |number: u8| {
+            let done = &done;
+            move || {
+                let mut answers: BTreeMap<Result<String, String>, usize> = BTreeMap::new();
+                while !done.load(Ordering::Relaxed) {
+                    *answers.entry(hosts.host(1).page(Place::Host, address(number), 8080, "/")).or_default() += 1;
+                }
+                answers
+            }
+        };
+        let askers: Vec<_> = (1..=3).map(|number| (number, scope.spawn(ask(number)))).collect();
+        act();
+        done.store(true, Ordering::Relaxed);
+        for (number, asker) in askers {
+            let answers = asker.join().expect("a caller ends");
+            let failed: Vec<_> = answers.iter().filter(|(answer, _)| answer.is_err()).collect();
+            assert!(failed.is_empty() && !answers.is_empty(), "through host {number}: {answers:?}");
+            saw(&format!("through host {number}: {} pages, none failed", answers.values().sum::<usize>()));
+        }
+    });
+}
+
+#[test]
+fn no_request_fails_while_a_service_or_a_task_of_it_is_restarted() {
+    let hosts = Hosts::cluster(&["worker", "worker"]);
+    for host in &hosts.hosts {
+        host.load("busybox");
+    }
+    let host = hosts.host(1);
+    host.stack(&rolling("one"));
+    host.up();
+    let started = || -> BTreeMap<String, String> {
+        let task = |task: Value| (task["name"].to_string(), task["started_at"].to_string());
+        host.ps().into_iter().map(task).collect()
+    };
+    let before = started();
+    while_everybody_asks(&hosts, || drop(host.orch(&["restart", "web"]).ok()));
+    let after = started();
+    assert!(before.len() == 6 && before.iter().all(|(task, at)| after.get(task).is_some_and(|later| later != at)));
+    while_everybody_asks(&hosts, || drop(host.orch(&["container", "restart", "roll-web-3"]).ok()));
+    let again = started();
+    let restarted: Vec<_> = again.iter().filter(|(task, at)| after.get(*task) != Some(*at)).collect();
+    assert!(restarted.len() == 1, "{restarted:?}");
+    host.down();
+}
+
 #[test]
 fn no_request_fails_while_a_service_is_updated_and_a_host_that_was_cut_off_is_served_again() {
     let hosts = Hosts::cluster(&["worker", "worker"]);
@@ -442,27 +492,9 @@ fn no_request_fails_while_a_service_is_updated_and_a_host_that_was_cut_off_is_se
     hosts.host(1).up();
     let page =
         |number: u8| hosts.host(1).page(Place::Host, address(number), 8080, "/").map(|page| page.trim().to_owned());
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let ask = |number: u8| {
-            let (page, done) = (&page, &done);
-            move || {
-                let mut answers: BTreeMap<Result<String, String>, usize> = BTreeMap::new();
-                while !done.load(Ordering::Relaxed) {
-                    *answers.entry(page(number)).or_default() += 1;
-                }
-                answers
-            }
-        };
-        let askers: Vec<_> = (1..=3).map(|number| (number, scope.spawn(ask(number)))).collect();
+    while_everybody_asks(&hosts, || {
         hosts.host(1).stack(&rolling("two"));
         hosts.host(1).up();
-        done.store(true, Ordering::Relaxed);
-        for (number, asker) in askers {
-            let answers = asker.join().expect("a caller ends");
-            let failed: Vec<_> = answers.iter().filter(|(answer, _)| answer.is_err()).collect();
-            assert!(failed.is_empty() && !answers.is_empty(), "through host {number}: {answers:?}");
-        }
     });
     assert_eq!(page(1), Ok("two".to_owned()), "the update came to its end");
     hosts.segment.cut(2).expect("a cable can be cut");

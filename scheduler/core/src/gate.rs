@@ -40,6 +40,7 @@ pub(crate) enum Readiness {
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     readiness: BTreeMap<(String, String, DependencyCondition), Readiness>,
+    restarting: BTreeMap<(String, String), usize>,
     leaving: BTreeMap<(String, String), Vec<String>>,
 }
 
@@ -51,6 +52,7 @@ impl Memory {
         for condition in conditions {
             self.readiness.remove(&(stack.to_owned(), service.to_owned(), condition));
         }
+        self.restarting.remove(&(stack.to_owned(), service.to_owned()));
         // Whose dependents are leaving is asked by what they depend on: too fine to follow, cheap to ask again.
         self.leaving.clear();
     }
@@ -103,6 +105,9 @@ impl State {
     }
 }
 
+/// What a task waits for that is taken out of load balancing.
+const LETTING_GO: &str = "load balancers to let go of it";
+
 fn unchanged(task: &Task) -> Gate {
     Gate { told: task.told, told_generation: task.told_generation, released: task.released, ..Gate::default() }
 }
@@ -134,7 +139,7 @@ fn downward(state: &State, task: &Task, memory: &mut Memory) -> Gate {
     if leaving.is_empty() {
         if endpoint::must_withdraw(state, task) && !endpoint::is_withdrawn(state, task) {
             gate.withdraw = true;
-            let text = "load balancers to let go of it".to_owned();
+            let text = LETTING_GO.to_owned();
             gate.waiting.push(Wait { kind: "endpoint".to_owned(), on: task.container_name.clone(), text });
         } else {
             gate.told = Some(task.goal);
@@ -273,6 +278,9 @@ fn upward(state: &State, task: &Task, memory: &mut Memory) -> Gate {
         }
     }
     dependencies(state, task, memory, &mut gate);
+    if gate.waiting.is_empty() && task.released {
+        before_restart(state, task, memory, &mut gate);
+    }
     if gate.waiting.is_empty() {
         gate.released = true;
         gate.told = Some(task.goal);
@@ -281,6 +289,48 @@ fn upward(state: &State, task: &Task, memory: &mut Memory) -> Gate {
         gate.told = Some(task.told.unwrap_or(DesiredTask::Created));
     }
     gate
+}
+
+/// What must be true on a cluster before a container that runs is stopped to be started again: no more of its service do so than an update
+/// may replace at a time, and nobody is sent there any more.
+fn before_restart(state: &State, task: &Task, memory: &mut Memory, gate: &mut Gate) {
+    if !endpoint::must_withdraw(state, task) || endpoint::is_withdrawn(state, task) {
+        return;
+    }
+    let update = state.revision(task.revision).spec.deploy.update_config.unwrap_or_default();
+    let width = update.parallelism.unwrap_or(1) as usize;
+    let (kind, text) = if task.withdrawn.is_none() && width > 0 && restarting(state, task, memory) >= width {
+        ("sibling", "others of its service to be well again")
+    } else {
+        gate.withdraw = true;
+        ("endpoint", LETTING_GO)
+    };
+    gate.waiting.push(Wait { kind: kind.to_owned(), on: task.container_name.clone(), text: text.to_owned() });
+}
+
+/// How many tasks of a task's service are on their way down and up again, or not yet well. Who has failed, or is on a node that is lost, holds
+/// nobody up.
+fn restarting(state: &State, task: &Task, memory: &mut Memory) -> usize {
+    let key = (task.stack.clone(), task.service.clone());
+    if let Some(known) = memory.restarting.get(&key) {
+        return *known;
+    }
+    let is_here = |other: &&Task| {
+        let goes = matches!(other.goal, DesiredTask::Stopped | DesiredTask::Removed);
+        !goes && other.node.as_ref().is_some_and(|node| state.node_state(node) != NodeState::Down)
+    };
+    let is_under_way = |other: &&Task| {
+        let is_behind = other.told.is_some() && other.told_generation > other.status.restart_generation;
+        let comes_up = match other.status.state {
+            TaskState::Starting => true,
+            TaskState::Running => other.status.health == Health::Starting,
+            _ => false,
+        };
+        other.withdrawn.is_some() || is_behind || comes_up && other.goal_generation == other.told_generation
+    };
+    let count = state.service_tasks(&task.stack, &task.service).filter(is_here).filter(is_under_way).count();
+    memory.restarting.insert(key, count);
+    count
 }
 
 /// What must be gone, or there, before the container can be made.

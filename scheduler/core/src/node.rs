@@ -102,11 +102,13 @@ impl State {
     /// Looks at everything that depends on what a node is.
     fn settle_node(&mut self, moment: Moment, id: &NodeId, changes: &mut Changes) {
         let mut stacks: BTreeSet<String> = BTreeSet::new();
+        let mut services: BTreeSet<(String, String)> = BTreeSet::new();
         let tasks: Vec<TaskId> = self.nodes.get(id).into_iter().flat_map(|node| &node.tasks).cloned().collect();
         for task in tasks.iter().filter_map(|id| self.tasks.get(id)) {
             if !stacks.contains(&task.stack) {
                 stacks.insert(task.stack.clone());
             }
+            services.insert((task.stack.clone(), task.service.clone()));
         }
         // Services with a task on every node.
         for (name, stack) in &self.stacks {
@@ -121,6 +123,10 @@ impl State {
         }
         for task in &tasks {
             settling.mark_one(task);
+        }
+        // Nobody waits for one that is lost to be well again.
+        for (stack, service) in &services {
+            settling.mark_service(stack, service);
         }
         settling.mark_leaving();
         settling.mark_withdrawing();

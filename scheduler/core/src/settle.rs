@@ -236,7 +236,12 @@ impl<'s> Settling<'s> {
             withdraw: gate.withdraw,
         };
         let is_new = present.told.is_none() && gate.told.is_some();
-        let matters = present.blocked != gate.blocked || present.told != gate.told || present.released != gate.released;
+        let withdraws = gate.withdraw && task.withdrawn.is_none();
+        let matters = withdraws
+            || present.blocked != gate.blocked
+            || present.told != gate.told
+            || present.told_generation != gate.told_generation
+            || present.released != gate.released;
         if present != gate {
             task.changed = index;
         }
@@ -273,7 +278,9 @@ impl<'s> Settling<'s> {
             // Also one that was out before it had to wait for something else.
             self.state.withdrawing.insert(id.clone());
         } else if !wanted && task.withdrawn.is_some() {
-            if matches!(task.goal, DesiredTask::Running | DesiredTask::Paused | DesiredTask::Created) {
+            // One that is to be started again stays out until its node has done so.
+            let restarts = task.told_generation > task.status.restart_generation;
+            if matches!(task.goal, DesiredTask::Running | DesiredTask::Paused | DesiredTask::Created) && !restarts {
                 task.withdrawn = None;
             }
             self.state.withdrawing.remove(id);

@@ -49,6 +49,8 @@ async fn connection(stream: TcpStream, peers: &Peers, router: Router) {
     let accepting = tokio_rustls::TlsAcceptor::from(config).accept(stream);
     let stream = match tokio::time::timeout(PATIENCE, accepting).await {
         Ok(Ok(stream)) => stream,
+        // Whoever only asks whether this host is there, or connects twice to be sure, goes again without a word.
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => return,
         Ok(Err(error)) => {
             tracing::info!(?from, %error, "a connection of another host was refused");
             return;

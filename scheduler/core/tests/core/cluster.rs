@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use orch_core::{
-    Availability, Command, Down, Explanation, Hint, NodeState, Refusal, RolloutState, Scale, Serving, Turn, UpdateNode,
-    UpdateService,
+    Act, Action, Availability, Command, Down, Explanation, Hint, NodeState, Refusal, RolloutState, Scale, Serving,
+    Turn, UpdateNode, UpdateService,
 };
 use orch_spec::assignment::{DesiredTask, NodeId, NodeReport, TaskState, TaskStatus};
 use orch_spec::model::StackSpec;
@@ -552,6 +552,60 @@ fn a_task_is_stopped_when_every_node_has_let_go_of_it_or_the_time_is_over() {
     fleet.pass(3_100);
     assert_eq!(fleet.running("app").len(), 0);
     assert!(fleet.state.stacks.is_empty() && fleet.state.networks.is_empty());
+}
+
+/// Restarts all tasks of a service.
+fn restart(fleet: &mut Fleet, service: &str) {
+    let services = vec![service.to_owned()];
+    let request = Act {
+        stack: "web".to_owned(),
+        services,
+        tasks: Vec::new(),
+        action: Action::Restart,
+        timeout: None,
+        signal: None,
+        no_deps: false,
+        remove_volumes: false,
+        stop: false,
+    };
+    assert!(fleet.apply(Command::Act(request)).result.is_ok());
+}
+
+#[test]
+fn a_restart_takes_one_task_after_the_other_out_of_load_balancing_and_back_in() {
+    let mut fleet = Fleet::new(3);
+    up(
+        &mut fleet,
+        "services: {app: {image: app, ports: ['8080:80'], deploy: {replicas: 5}, healthcheck: {test: 'true'}}}",
+    );
+    fleet.pass(1_000);
+    restart(&mut fleet, "app");
+    let mut out_at_once = 0;
+    while fleet.step() {
+        let tasks = fleet.tasks("app");
+        out_at_once = out_at_once.max(tasks.iter().filter(|task| task.serving != Serving::Ready).count());
+    }
+    assert_eq!(out_at_once, 1, "the others serve meanwhile");
+    let started = |fleet: &Fleet| -> Vec<bool> {
+        let tasks = fleet.tasks("app");
+        tasks.iter().map(|task| task.status.restart_generation == 1 && task.serving == Serving::Ready).collect()
+    };
+    assert_eq!(started(&fleet), [true; 5]);
+    // Who never gets well holds nobody up, nor does one whose node is lost, nor nodes that say nothing.
+    fleet.sick.insert("app".to_owned());
+    restart(&mut fleet, "app");
+    fleet.settle();
+    assert!(fleet.tasks("app").iter().all(|task| task.status.restart_generation == 2));
+    fleet.sick.clear();
+    restart(&mut fleet, "app");
+    fleet.hosts.get_mut(&"n2".into()).expect("it is there").linked = false;
+    fleet.settle();
+    fleet.pass(3_100);
+    fleet.observe("n2", NodeState::Down);
+    fleet.settle();
+    fleet.pass(60_000);
+    assert!(fleet.tasks("app").iter().all(|task| task.goal_generation == task.status.restart_generation));
+    assert_eq!(fleet.running("app").iter().filter(|(_, node)| node.as_str() != "n2").count(), 5);
 }
 
 #[test]

@@ -305,7 +305,8 @@ fn stops_come_after_withdrawal(before: &State, fleet: &Fleet) {
     for task in state.tasks.values() {
         let Some(former) = before.tasks.get(&task.id) else { continue };
         let runs = matches!(former.told, Some(DesiredTask::Running | DesiredTask::Paused));
-        let stops = matches!(task.told, Some(DesiredTask::Stopped | DesiredTask::Removed));
+        let stops = matches!(task.told, Some(DesiredTask::Stopped | DesiredTask::Removed))
+            || task.told_generation > former.told_generation;
         let ended = !former.has_process() || !task.has_process();
         if !runs || !stops || task.unordered || ended || task.endpoints().is_empty() {
             continue;

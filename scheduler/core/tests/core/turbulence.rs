@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use orch_core::{
-    Assignments, Availability, Command, Down, NodeState, RolloutState, Scale, State, Task, UpdateNode, UpdateService,
+    Act, Action, Assignments, Availability, Command, Down, NodeState, RolloutState, Scale, State, Task, UpdateNode,
+    UpdateService,
 };
 use orch_spec::assignment::{NodeId, TaskState};
 use orch_spec::model::StackSpec;
@@ -59,6 +60,7 @@ enum Step {
     Scale { service: usize, replicas: u32 },
     Update { service: usize, force: bool },
     RollBack(usize),
+    Restart(usize),
     Cut(u8),
     See { node: u8, state: u8 },
     Welcome(u8),
@@ -116,6 +118,7 @@ impl Dice {
             26..32 => Step::Look(node),
             32..36 => Step::Settle,
             36..40 => Step::Pass(u16::try_from(self.roll(20_000)).expect("below")),
+            40 => Step::Restart(service),
             _ => Step::Snapshot,
         }
     }
@@ -125,6 +128,21 @@ fn steps(seed: u64) -> Vec<Step> {
     let mut dice = Dice(seed);
     let count = 1 + dice.roll(60);
     (0..count).map(|_| dice.step()).collect()
+}
+
+fn restart(fleet: &mut Fleet, service: &str) {
+    let services = vec![service.to_owned()];
+    let _ = fleet.apply(Command::Act(Act {
+        stack: "web".to_owned(),
+        services,
+        tasks: Vec::new(),
+        action: Action::Restart,
+        timeout: None,
+        signal: None,
+        no_deps: false,
+        remove_volumes: false,
+        stop: false,
+    }));
 }
 
 /// A node of those that there are.
@@ -157,6 +175,7 @@ fn take(fleet: &mut Fleet, files: &[Arc<StackSpec>], step: &Step) {
         Step::RollBack(service) => {
             let _ = fleet.apply(Command::RollbackService { stack: web(), service: SERVICES[*service].to_owned() });
         }
+        Step::Restart(service) => restart(fleet, SERVICES[*service]),
         Step::Cut(number) => {
             if let Some(host) = node(fleet, *number).and_then(|id| fleet.hosts.get_mut(&id)) {
                 host.linked = false;
