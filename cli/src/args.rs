@@ -128,7 +128,7 @@ pub(crate) enum Command {
     Start(Start),
     /// Stop containers without removing them
     Stop(Stop),
-    /// Stop and start containers
+    /// Stop and start containers; on a cluster as many of a service at a time as an update replaces
     Restart(Restart),
     /// Send a signal to the containers of services
     Kill(Kill),

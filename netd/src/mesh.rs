@@ -191,7 +191,7 @@ pub(crate) fn elements(
         backends.sort();
         let weights: Vec<(IpAddr, u16)> =
             backends.iter().map(|backend| (backend.address.into(), backend.weight)).collect();
-        let dealt = slots::deal(&weights);
+        let dealt = slots::deal(&weights, &slots::COUNTS);
         let set = Set::mesh(dealt.len(), host.is_some());
         for (slot, place) in (0u32..).zip(dealt) {
             let target = (backends[place].address, backends[place].target);

@@ -5,11 +5,10 @@
 //! ```text
 //! table inet orch-services {
 //!   set vips    { type ipv4_addr }                                # and the same for IPv6: vips6, slots6_1 and so on
-//!   map slots1, slots12, slots60, slots840 { type ipv4_addr . slot : ipv4_addr }
+//!   map slots1, slots2, slots3 …, slots840 { type ipv4_addr . slot : ipv4_addr }
 //!   chain balance { type nat hook output priority -100
 //!     dnat ip to ip daddr . numgen random mod 1   map @slots1
-//!     dnat ip to ip daddr . numgen random mod 12  map @slots12
-//!     dnat ip to ip daddr . numgen random mod 60  map @slots60
+//!     …
 //!     dnat ip to ip daddr . numgen random mod 840 map @slots840 }
 //!   chain refuse { type filter hook output priority 0
 //!     ip daddr @vips meta l4proto tcp reject with tcp reset       # nobody is behind it: it was not rewritten
@@ -19,7 +18,7 @@
 //! }
 //! ```
 //!
-//! A service is in one of the four maps. Only the first packet of a connection meets a rule, and the cost of a look-up does
+//! A service is in one of these maps. Only the first packet of a connection meets a rule, and the cost of a look-up does
 //! not depend on how many services there are. A change is a change of elements. What a sandbox has is not remembered element
 //! by element: it is what all of them have, less the services of networks that it is not on.
 
@@ -52,10 +51,18 @@ fn vips(ipv4: bool) -> SetLayout {
 fn slot_map(ipv4: bool, count: u32) -> SetLayout {
     let name = match (ipv4, count) {
         (true, 1) => "slots1",
+        (true, 2) => "slots2",
+        (true, 3) => "slots3",
+        (true, 4) => "slots4",
+        (true, 6) => "slots6",
         (true, 12) => "slots12",
         (true, 60) => "slots60",
         (true, _) => "slots840",
         (false, 1) => "slots6_1",
+        (false, 2) => "slots6_2",
+        (false, 3) => "slots6_3",
+        (false, 4) => "slots6_4",
+        (false, 6) => "slots6_6",
         (false, 12) => "slots6_12",
         (false, 60) => "slots6_60",
         (false, _) => "slots6_840",
@@ -187,7 +194,7 @@ impl Content {
         let mut backends: Vec<&Backend> = service.backends.iter().filter(|b| b.address.is_ipv4() == ipv4).collect();
         backends.sort();
         let weights: Vec<(IpAddr, u16)> = backends.iter().map(|backend| (backend.address, backend.weight)).collect();
-        let dealt = slots::deal(&weights);
+        let dealt = slots::deal(&weights, &slots::FINE_COUNTS);
         let count = u32::try_from(dealt.len()).unwrap_or(0);
         for (slot, place) in (0u32..).zip(dealt) {
             let key = [&vip[..], &slot.to_ne_bytes()].concat();
@@ -217,7 +224,7 @@ fn write_rules(transaction: &mut Transaction) {
     const OUTPUT: u32 = 3;
     const POSTROUTING: u32 = 4;
     let families = [true, false];
-    let slot_maps = families.iter().flat_map(|ipv4| slots::COUNTS.map(|count| slot_map(*ipv4, count)));
+    let slot_maps = families.iter().flat_map(|ipv4| slots::FINE_COUNTS.map(|count| slot_map(*ipv4, count)));
     for (id, layout) in (1..).zip([VIPS4, VIPS6].into_iter().chain(slot_maps)) {
         transaction.set(Family::Inet, TABLE, &layout, id);
     }
@@ -240,7 +247,7 @@ fn write_family(transaction: &mut Transaction, ipv4: bool) {
         true => (of_family().destination4(0), 1),
         false => (of_family().destination6(0), 4),
     };
-    for count in slots::COUNTS {
+    for count in slots::FINE_COUNTS {
         let rule = to.clone().random(count, after).map(slot_map(ipv4, count).name, 0, 0).dnat_address(family, 0);
         transaction.rule(Family::Inet, TABLE, "balance", &rule);
     }

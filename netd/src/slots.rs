@@ -12,23 +12,25 @@ use std::net::IpAddr;
 
 /// Counts of slots. Twelve divides evenly among 1, 2, 3, 4, 6 and 12, sixty also among 5, 10, 15, 20 and 30, and so on.
 pub(crate) const COUNTS: [u32; 4] = [1, 12, 60, 840];
+/// Counts where there may be ten thousand services, most of which have few participants: what is loaded is as many elements as slots.
+pub(crate) const FINE_COUNTS: [u32; 8] = [1, 2, 3, 4, 6, 12, 60, 840];
 /// How much more than his share somebody may get before the next count is taken, in percent. The largest count is taken
 /// whatever it gives.
 const EXCESS: u64 = 7;
 
-/// Who has each slot, as places in the list of addresses with weights; as long as one of [`COUNTS`]. Empty when nobody has any weight.
+/// Who has each slot, as places in the list of addresses with weights; as long as one of `counts`. Empty when nobody has any weight.
 ///
 /// It follows from the list alone, so that an agent knows after a restart what the one before has dealt. Beyond 840 participants the
 /// last ones get nothing.
-pub(crate) fn deal(participants: &[(IpAddr, u16)]) -> Vec<usize> {
+pub(crate) fn deal(participants: &[(IpAddr, u16)], counts: &[u32]) -> Vec<usize> {
     let total: u64 = participants.iter().map(|(_, weight)| u64::from(*weight)).sum();
     if total == 0 {
         return Vec::new();
     }
     let weights: Vec<u16> = participants.iter().map(|(_, weight)| *weight).collect();
     let (mut shares, mut count) = (Vec::new(), 0);
-    for next in COUNTS {
-        count = next;
+    for next in counts {
+        count = *next;
         shares = share(&weights, total, u64::from(count));
         let fair = |(slots, weight): (&u64, &u16)| {
             let (slots, weight) = (*slots, u64::from(*weight));
@@ -133,7 +135,7 @@ mod tests {
 
     /// `count: slots of each`.
     fn dealt(weights: &[u16]) -> String {
-        let slots = deal(&addressed(weights));
+        let slots = deal(&addressed(weights), &COUNTS);
         let each: Vec<String> =
             (0..weights.len()).map(|place| slots.iter().filter(|p| **p == place).count().to_string()).collect();
         format!("{}: {}", slots.len(), each.join(" "))
@@ -143,7 +145,7 @@ mod tests {
     fn who_comes_or_goes_moves_few_slots_but_his_own() {
         let everybody = addressed(&[1; 50]);
         let named = |participants: &[(IpAddr, u16)]| -> Vec<IpAddr> {
-            deal(participants).into_iter().map(|place| participants[place].0).collect()
+            deal(participants, &COUNTS).into_iter().map(|place| participants[place].0).collect()
         };
         let before = named(&everybody);
         for leaving in 0..everybody.len() {
@@ -152,6 +154,15 @@ mod tests {
             let moved = before.iter().zip(named(&others)).filter(|(one, other)| **one != *other).count();
             assert!(moved < 840 / 5, "{moved} of 840 slots, where a fiftieth would do");
         }
+    }
+
+    #[test]
+    fn where_counts_are_fine_few_take_no_more_slots_than_they_are() {
+        for count in [1usize, 2, 3, 4, 6] {
+            assert_eq!(deal(&addressed(&vec![1; count]), &FINE_COUNTS).len(), count);
+        }
+        assert_eq!(deal(&addressed(&[1; 5]), &FINE_COUNTS).len(), 60);
+        assert_eq!(deal(&addressed(&[2, 1]), &FINE_COUNTS).len(), 3);
     }
 
     #[test]
@@ -171,10 +182,10 @@ mod tests {
     #[test]
     fn nobody_with_weight_goes_without_while_there_are_slots() {
         for count in [1usize, 2, 11, 64, 500, 840] {
-            let slots = deal(&addressed(&vec![1; count]));
+            let slots = deal(&addressed(&vec![1; count]), &COUNTS);
             assert!((0..count).all(|place| slots.contains(&place)), "{count}");
         }
-        assert_eq!(deal(&addressed(&vec![1; 900])).len(), 840);
+        assert_eq!(deal(&addressed(&vec![1; 900]), &COUNTS).len(), 840);
         assert!(dealt(&[1, u16::MAX]).starts_with("840: 1 "));
     }
 }

@@ -18,6 +18,8 @@ const AGAIN: Duration = Duration::from_millis(250);
 
 /// Runs until nobody has anything to write any more, and closes the log.
 pub(crate) fn run(mut log: Log, jobs: &Receiver<Write>, events: &Sender<Message>) {
+    // As the thread of raft, which would give its leadership up while this one waits for a processor.
+    crate::urgency::urgent();
     let done = catch_unwind(AssertUnwindSafe(|| keep(&mut log, jobs, events)));
     let failed = match done {
         Ok(Ok(())) => {

@@ -463,8 +463,13 @@ impl Replica {
         if self.unwritten.front().is_some_and(|write| write.number == number && write.wish) {
             self.unwritten.pop_front();
             self.reserving = false;
+            let successor = self.hand_over_for_space();
             for proposal in std::mem::take(&mut self.proposals.parked) {
-                self.fail(proposal.number, Failure::Busy(why.clone()));
+                let failure = match &successor {
+                    Some(successor) => Failure::NotLeader(Some(successor.clone())),
+                    None => Failure::Busy(why.clone()),
+                };
+                self.fail(proposal.number, failure);
             }
             return;
         }

@@ -1,4 +1,4 @@
-//! Threads that must not wait for others: those that say that this node lives, and that keep a leader in office.
+//! Threads that must not wait for others: those that say that this node lives, and that keep a leader in office: raft and its log.
 
 /// The highest there is without real time (setpriority(2)): these threads run for microseconds, and whoever burns the processors for
 /// hours, even at the same priority, is interrupted for them.

@@ -142,6 +142,19 @@ impl Replica {
         }
     }
 
+    /// A leader that has no room for what it is asked lets another one lead, who may have: changes are for that one then.
+    pub(super) fn hand_over_for_space(&mut self) -> Option<NodeId> {
+        if !self.is_leader() {
+            return None;
+        }
+        match self.raw.raft.lead_transferee {
+            Some(under_way) => self.node_of(under_way),
+            // Where it went round among all and came back, nobody has room.
+            None if self.handover + HANDOVER > self.ticks => None,
+            None => self.hand_over(),
+        }
+    }
+
     /// The first of all says who it is.
     pub(super) fn found(&mut self) {
         if self.is_leader() && self.members.managers.is_empty() && !self.founding {
