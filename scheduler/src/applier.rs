@@ -92,7 +92,7 @@ impl Applier {
             ApplyTask::Restore(index) => {
                 let (found, term, state) = self.checked.take().expect("a snapshot is looked at before it is installed");
                 assert_eq!(found, index, "the snapshot that is installed is the one that was looked at");
-                let applied = Applied { index, term, changes: Vec::new(), members: Some(state.members.clone()) };
+                let applied = Applied { index, term, members: Some(state.members.clone()), ..Applied::default() };
                 self.assignments = Assignments::new(&state);
                 self.shared.time.see(state.time);
                 self.term = term;

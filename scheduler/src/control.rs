@@ -18,6 +18,7 @@ use crate::disk::{Directory, Disk};
 use crate::driver::{self, INBOX, Message, Start};
 use crate::link;
 use crate::log::LogError;
+use crate::replica::Contradiction;
 use crate::request;
 use crate::start::random;
 use crate::stopwatch::Stopwatch;
@@ -68,6 +69,8 @@ impl std::fmt::Debug for ControlConfig {
 pub enum Bootstrap {
     /// As the first manager of a new cluster.
     Alone,
+    /// Not at all: this is the first manager of the cluster with this id, and without its log it has lost what it had promised.
+    Never(String),
     /// As a further manager of a cluster that has one, with the number that [`Control::add_manager`] gave. Everything else comes from the
     /// leader. A log of another number is set aside: it is that of a former membership, or damaged.
     Join(Invitation),
@@ -122,6 +125,9 @@ pub enum StartError {
     /// The library.
     #[error("start raft: {0}")]
     Raft(String),
+    /// The replica's state is not that of the others.
+    #[error(transparent)]
+    Contradiction(#[from] Contradiction),
     /// The thread.
     #[error("start the control plane's thread")]
     Thread(#[source] std::io::Error),

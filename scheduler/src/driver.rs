@@ -244,17 +244,13 @@ impl Driver {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
             }
-            let mut ticks = 0;
-            while due <= Instant::now() {
-                due += tick;
-                ticks += 1;
-                if ticks <= CATCH_UP {
-                    self.replica.tick();
-                } else {
-                    due = Instant::now() + tick;
-                }
-            }
+            let (ticks, next) = owed(due, Instant::now(), tick);
+            due = next;
+            (0..ticks).for_each(|_| self.replica.tick());
             self.work();
+            if let Some(contradiction) = self.replica.contradiction() {
+                return Err(contradiction.clone().into());
+            }
             if let Some((until, _)) = &self.ending
                 && (self.replica.is_idle() && self.waiting.is_empty() || *until <= Instant::now())
             {
@@ -400,6 +396,13 @@ impl Driver {
     }
 }
 
+/// How many ticks there are to make now, and when the next is due.
+fn owed(due: Instant, now: Instant, tick: Duration) -> (u32, Instant) {
+    let Some(late) = now.checked_duration_since(due) else { return (0, due) };
+    let count = u32::try_from(late.as_nanos() / tick.as_nanos() + 1).unwrap_or(u32::MAX);
+    if count <= CATCH_UP { (count, due + tick * count) } else { (CATCH_UP, now + tick) }
+}
+
 pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
     std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(StartError::Thread)
 }
@@ -426,5 +429,20 @@ impl From<Failure> for ProposeError {
 impl From<LogError> for Message {
     fn from(error: LogError) -> Self {
         Self::Failed(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_stall_two_ticks_are_made_up_for_and_no_more() {
+        let (due, tick) = (Instant::now(), Duration::from_millis(50));
+        let at = |milliseconds| due + Duration::from_millis(milliseconds);
+        assert_eq!(owed(at(1), due, tick), (0, at(1)), "it is not due yet");
+        assert_eq!(owed(due, at(3), tick), (1, at(50)), "a little late, and the next in its time");
+        assert_eq!(owed(due, at(60), tick), (2, at(100)));
+        assert_eq!(owed(due, at(60_000), tick), (2, at(60_050)), "an election is called by silence, not by a stall");
     }
 }

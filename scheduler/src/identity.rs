@@ -75,6 +75,13 @@ pub struct Membership {
     pub managers: Vec<ManagerAddress>,
 }
 
+impl Membership {
+    /// Whether other managers are known.
+    pub fn has_others(&self) -> bool {
+        self.managers.iter().any(|manager| manager.address != self.advertise)
+    }
+}
+
 /// Where a manager is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ManagerAddress {

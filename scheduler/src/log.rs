@@ -36,6 +36,8 @@ const FORMER_MAGIC: &[u8; 8] = b"orchlog2";
 const LOG: &str = "log";
 /// The snapshot.
 const SNAPSHOT: &str = "snapshot";
+/// Why the log must not be gone on with, when there is a reason.
+const CONDEMNED: &str = "condemned";
 /// First bytes of the snapshot, before its checksum.
 const SNAPSHOT_MAGIC: &[u8; 8] = b"orchsnp1";
 /// The same of one that is encrypted.
@@ -130,6 +132,14 @@ pub enum LogError {
         /// Where.
         at: u64,
     },
+    /// This replica's state was not that of the others.
+    #[error("{path} must not be gone on with: {why}")]
+    Condemned {
+        /// The log.
+        path: PathBuf,
+        /// What was found.
+        why: String,
+    },
     /// There was a log and it is gone.
     #[error("{path} is lost: this manager must be removed from the cluster and join again")]
     Lost {
@@ -142,6 +152,13 @@ pub enum LogError {
         /// The log.
         path: PathBuf,
     },
+}
+
+impl LogError {
+    /// Whether what was promised here is lost for good: a manager with others then takes part as another, with their state.
+    pub fn is_loss(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::Condemned { .. } | Self::Lost { .. })
+    }
 }
 
 /// An open log.
@@ -236,6 +253,9 @@ impl Log {
     /// See [`LogError`].
     pub fn open(disk: Box<dyn Disk>) -> Result<(Self, Recovered), LogError> {
         let path = disk.path(LOG);
+        if let Some(why) = named("read", disk.path(CONDEMNED), disk.read(CONDEMNED))? {
+            return Err(LogError::Condemned { path, why: String::from_utf8_lossy(&why).into_owned() });
+        }
         for part in ["log.part", "snapshot.part"] {
             named("remove", disk.path(part), disk.remove(part))?;
         }
@@ -352,6 +372,21 @@ impl Log {
         self.file.write_at(&mark, self.end)?;
         self.end += mark.len() as u64;
         Ok(())
+    }
+
+    /// Notes why this log must not be gone on with: no open takes it any more.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn condemn(&self, why: &str) -> Result<(), LogError> {
+        let write = || -> io::Result<()> {
+            let mut file = self.disk.create("condemned.part")?;
+            file.write_at(why.as_bytes(), 0)?;
+            file.sync()?;
+            self.disk.rename("condemned.part", CONDEMNED)?;
+            self.disk.sync_names()
+        };
+        named("write", self.disk.path(CONDEMNED), write())
     }
 
     /// Whether an append or a compaction has failed, so that the log takes nothing more.

@@ -10,6 +10,7 @@
 //! carried out twice), joint configurations (members change one at a time), leases (they would trust clocks).
 
 mod admission;
+mod audit;
 mod entries;
 mod job;
 pub mod machine;
@@ -31,12 +32,14 @@ use raft::{Config, RawNode, Ready, SnapshotStatus, StateRole};
 
 pub use crate::control::{Leadership, Standing};
 use crate::log::Recovered;
+pub use audit::Contradiction;
 pub use job::{Job, Records, Space, Write};
 pub use record::{
     FIRST, Identity, Unreadable, decode_snapshot, encode_command, encode_snapshot, identity_of, identity_record,
 };
 pub use transfer::PIECE;
 
+use audit::Audit;
 use entries::{Entries, Offer};
 use machine::{Applied, Committed, Content};
 use proposals::{Proposal, Proposals};
@@ -176,6 +179,9 @@ pub struct Replica {
     /// Nodes of numbers that the members do not name: those of whom a replica that has just joined heard.
     heard: BTreeMap<u64, NodeId>,
     removed: bool,
+    audit: Audit,
+    /// Why this replica takes part in nothing any more, when it was not removed.
+    contradiction: Option<Contradiction>,
     ticks: u64,
     /// Index and term that the state has reached.
     applied: (u64, u64),
@@ -279,6 +285,8 @@ impl Replica {
             space,
             heard: BTreeMap::new(),
             removed: false,
+            audit: Audit::default(),
+            contradiction: None,
             ticks: 0,
             next_write: 0,
             unwritten: VecDeque::new(),
@@ -499,6 +507,7 @@ impl Replica {
         {
             self.take_members(members);
         }
+        self.summed(&applied.sums);
         if self.removed {
             return;
         }
@@ -611,7 +620,8 @@ impl Replica {
 
     fn leadership(&self) -> Leadership {
         if self.removed {
-            return Leadership { term: self.raw.raft.term, standing: Standing::Removed, ..Leadership::default() };
+            let standing = if self.contradiction.is_some() { Standing::Quarantined } else { Standing::Removed };
+            return Leadership { term: self.raw.raft.term, standing, ..Leadership::default() };
         }
         let raft = &self.raw.raft;
         let votes = raft.prs().conf().voters().contains(self.identity.id);
@@ -689,6 +699,7 @@ impl Replica {
                 self.raw.mut_store().restart(meta.index, meta.term);
                 self.raw.mut_store().append(entries);
                 self.configured = meta.index;
+                self.audit = Audit::default();
                 self.proposals.covered(meta.index, &mut self.out.failed);
                 unwritten.installs = Some(meta.index);
                 let mut keep = vec![identity_record(&self.identity), record::hard_state_record(&self.hard_state)];

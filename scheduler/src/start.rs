@@ -27,6 +27,13 @@ pub struct Opened {
     pub dropped: u64,
 }
 
+impl StartError {
+    /// Whether what was promised here is lost for good: a manager with others then takes part as another, with their state.
+    pub fn is_loss(&self) -> bool {
+        matches!(self, Self::Log(error) if error.is_loss())
+    }
+}
+
 impl From<OpenError> for StartError {
     fn from(error: OpenError) -> Self {
         match error {
@@ -53,6 +60,7 @@ pub fn open(disk: Box<dyn Disk>, bootstrap: &Bootstrap, settings: Settings) -> R
             };
             (log, recovered, identity)
         }
+        Bootstrap::Never(cluster) => go_on(disk, &Identity { id: FIRST, cluster: cluster.clone() })?,
         Bootstrap::Join(invitation) => join(disk, Identity { id: invitation.id, cluster: invitation.cluster.clone() })?,
     };
     let space = Space { room: log.room(), size: log.size() };
@@ -72,20 +80,25 @@ fn read(disk: &dyn Disk, name: &str) -> Result<Option<Vec<u8>>, LogError> {
     disk.read(name).map_err(|source| LogError::Io { doing: "read", path: disk.path(name), source })
 }
 
+/// The log that a member must have.
+fn go_on(disk: Box<dyn Disk>, expected: &Identity) -> Result<(Log, Recovered, Identity), StartError> {
+    let path = disk.path("log");
+    if read(disk.as_ref(), "log")?.is_none() {
+        return Err(LogError::Lost { path }.into());
+    }
+    let (log, recovered) = Log::open(disk)?;
+    match identity_of(&recovered).map_err(OpenError::from)? {
+        Some(identity) if identity == *expected => Ok((log, recovered, identity)),
+        _ => Err(LogError::Foreign { path }.into()),
+    }
+}
+
 /// The log of a member that has joined. The marker is written when the log is there, and before anything is promised: with the marker and
 /// without the log, promises were lost.
 fn join(disk: Box<dyn Disk>, invited: Identity) -> Result<(Log, Recovered, Identity), StartError> {
-    let path = disk.path("log");
     let number = invited.id.to_string();
     if read(disk.as_ref(), JOINED)?.as_deref() == Some(number.as_bytes()) {
-        if read(disk.as_ref(), "log")?.is_none() {
-            return Err(LogError::Lost { path }.into());
-        }
-        let (log, recovered) = Log::open(disk)?;
-        return match identity_of(&recovered).map_err(OpenError::from)? {
-            Some(identity) if identity == invited => Ok((log, recovered, identity)),
-            _ => Err(LogError::Foreign { path }.into()),
-        };
+        return go_on(disk, &invited);
     }
     set_aside(disk.as_ref())?;
     let (mut log, _) = Log::open(disk)?;
@@ -103,9 +116,10 @@ fn join(disk: Box<dyn Disk>, invited: Identity) -> Result<(Log, Recovered, Ident
     Ok((log, Recovered::default(), identity))
 }
 
-/// Gives the files of a former membership other names. The log goes first: a snapshot without a log is never taken for anything.
+/// Gives the files of a former membership other names. The log goes first: a snapshot without a log is never taken for anything, and what
+/// condemned them is believed as long as one of them is there.
 fn set_aside(disk: &dyn Disk) -> Result<(), LogError> {
-    for name in ["log", "snapshot"] {
+    for name in ["log", "snapshot", "condemned"] {
         if read(disk, name)?.is_some() {
             tracing::warn!(file = %disk.path(name).display(), "a former control log is set aside");
             let moved = disk.rename(name, &format!("{name}.aside")).and_then(|()| disk.sync_names());

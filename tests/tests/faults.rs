@@ -272,6 +272,40 @@ fn agents_of_all_hosts_are_killed_and_started_and_nothing_restarts() {
     assert_eq!(all_running(&hosts), before, "containers run on as they were");
 }
 
+/// Turns a bit over in the middle of what a file has.
+fn damage(path: &Path) {
+    let mut bytes = std::fs::read(path).expect("it is there");
+    let end = bytes.iter().rposition(|byte| *byte != 0).expect("it is not empty");
+    bytes[end / 2] ^= 16;
+    std::fs::write(path, bytes).expect("the disk takes it");
+}
+
+#[test]
+fn a_manager_whose_control_log_is_damaged_or_gone_takes_part_anew_by_itself() {
+    let hosts = with_busybox(Hosts::managers(3));
+    hosts.host(1).stack(EVERYWHERE);
+    hosts.host(1).up();
+    make(hosts.host(2), "before");
+    let before = all_running(&hosts);
+    // The first manager of all was never invited, the second was.
+    for number in [1, 2] {
+        let control = hosts.host(number).data().join("control");
+        hosts.host(number).stop_agent();
+        make(hosts.host(3), &format!("without{number}"));
+        if number == 1 {
+            damage(&control.join("log"))
+        } else {
+            std::fs::remove_file(control.join("log")).expect("it is there")
+        }
+        hosts.host(number).start_agent();
+        hosts.all_vote();
+        assert!(number == 2 || control.join("log.aside").exists(), "what is left is kept");
+        make(hosts.host(number), &format!("with{number}"));
+    }
+    assert_eq!(made(hosts.host(1)), ["before", "with1", "with2", "without1", "without2"]);
+    assert_eq!(all_running(&hosts), before, "containers were touched");
+}
+
 #[test]
 fn a_host_that_gets_another_address_is_found_again_by_all() {
     let hosts = with_busybox(Hosts::managers(3));

@@ -89,15 +89,29 @@ async fn manager(
 ) -> Result<Composition> {
     let peers = host.peers.clone();
     let transport = TlsTransport::new(peers.clone(), tokio::runtime::Handle::current());
-    let control = Control::start(ControlConfig {
+    let config = || ControlConfig {
         data_dir: args.data_dir.join("control"),
         node: peers.node().clone(),
         address: membership.as_ref().map(|membership| membership.advertise.clone()).unwrap_or_default(),
         transport: transport.clone(),
-        bootstrap: entry::invitation(&args.data_dir).map_or(Bootstrap::Alone, Bootstrap::Join),
-    })
-    .await
-    .context("open the control plane's state")?;
+        bootstrap: match (entry::invitation(&args.data_dir), &membership) {
+            (Some(invitation), _) => Bootstrap::Join(invitation),
+            (None, Some(membership)) => Bootstrap::Never(membership.cluster.clone()),
+            (None, None) => Bootstrap::Alone,
+        },
+    };
+    let control = match Control::start(config()).await {
+        Err(error) if error.is_loss() && membership.as_ref().is_some_and(Membership::has_others) => {
+            tracing::error!(error = orch_api::error::chain(&error), "the other managers are asked for what is lost");
+            entry::readmit(&host).await.map_err(|refused| {
+                let why = format!("{}; the other managers do not help: {refused}", orch_api::error::chain(&error));
+                anyhow::anyhow!(why).context("open the control plane's state")
+            })?;
+            Control::start(config()).await
+        }
+        started => started,
+    };
+    let control = control.context("open the control plane's state")?;
     transport.attach(control.clone());
     let leader = Leader { control: control.clone(), peers: peers.clone() };
     let (link, evict) = evictable(link::local(leader.clone()));

@@ -96,6 +96,7 @@ pub const RULES: &[Rule] = &[
     rule("GET", "/v1/peer/images/{id}/offer", Node),
     rule("GET", "/v1/peer/images/{id}/blobs/{digest}", Node),
     rule("DELETE", "/v1/peer/managers/{name}", Manager),
+    rule("POST", "/v1/peer/readmission", Manager),
     rule("POST", "/v1/peer/raft", Manager),
     rule("POST", "/v1/peer/proposal", Manager),
     // Stacks and what they are made of.

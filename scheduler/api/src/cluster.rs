@@ -1,7 +1,8 @@
 //! Requests and answers about the cluster itself, and between its nodes.
 //!
 //! The routes are in [`crate::openapi`], but those between nodes: `POST /v1/peer/admission` ([`AdmissionRequest`], [`Admission`]),
-//! `/v1/peer/certificate` ([`CertificateRequest`], [`CertificateAnswer`]), `/v1/peer/departure`, and the upgrades of [`crate::session`].
+//! `/v1/peer/certificate` ([`CertificateRequest`], [`CertificateAnswer`]), `/v1/peer/readmission`
+//! ([`ReadmissionRequest`], [`Readmission`]), `/v1/peer/departure`, and the upgrades of [`crate::session`].
 
 use orch_spec::role::Role;
 use schemars::JsonSchema;
@@ -256,4 +257,20 @@ pub struct CertificateAnswer {
     pub role: String,
     /// Its number among the managers, when it has become one.
     pub manager_number: Option<u64>,
+}
+
+/// A manager that has lost what it had promised asks to take part as another.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadmissionRequest {
+    /// Its number among the managers so far, which is never used again.
+    pub former: u64,
+}
+
+/// It may.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readmission {
+    /// Its number from now on.
+    pub manager_number: u64,
+    /// The cluster's id.
+    pub cluster: String,
 }

@@ -9,7 +9,10 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use orch_core::{ApplyStack, ClusterSettings, Command, Entry, State, UpOptions, UpdateNode, UpdateService};
+use orch_core::{
+    ApplyStack, ClusterSettings, Command, Entry, Member, MemberRole, Members, SUMMED, State, UpOptions, UpdateNode,
+    UpdateService,
+};
 use orch_spec::assignment::{NodeFacts, NodeId, NodeReport, TaskId, TaskState, TaskStatus};
 use orch_spec::model::{
     Constraint, DeployResources, DeploySpec, NanoCpus, NetworkMode, PlacementSpec, ResourceReservations, ServiceSpec,
@@ -103,6 +106,33 @@ fn update(log: &mut Log) -> (Duration, Duration) {
     (command, log.spent)
 }
 
+/// What comparing the state with that of other managers takes, and what it would take to do so as a whole.
+fn compare(state: &mut State, out: &mut impl Write) -> std::io::Result<()> {
+    for id in 1..=2 {
+        let member = Member { node: format!("m{id}").as_str().into(), address: String::new(), role: MemberRole::Voter };
+        state.members.managers.insert(id, member);
+    }
+    let (mut most, mut all, mut count) = (Duration::ZERO, Duration::ZERO, 0);
+    let index = state.index;
+    for turn in 1..=512 {
+        state.index = turn * SUMMED;
+        let begun = Instant::now();
+        let sum = state.sum();
+        let spent = begun.elapsed();
+        (most, all, count) = (most.max(spent), all + spent, count + u32::from(sum.is_some()));
+    }
+    state.index = index;
+    let begun = Instant::now();
+    let copy = state.clone();
+    let copied = begun.elapsed();
+    let begun = Instant::now();
+    let bytes = serde_json::to_vec(&copy).map_err(std::io::Error::other)?;
+    let written = begun.elapsed();
+    state.members = Members::default();
+    writeln!(out, "summed {count} times: {:?} a time, {most:?} at most", all / count.max(1))?;
+    writeln!(out, "the whole copied in {copied:?}, written in {written:?}: {} MB", bytes.len() / 1_000_000)
+}
+
 fn main() -> std::io::Result<()> {
     let numbers: Vec<usize> = std::env::args().skip(1).filter_map(|text| text.parse().ok()).collect();
     let (tasks, nodes) = (numbers.first().copied().unwrap_or(100_000), numbers.get(1).copied().unwrap_or(1_000));
@@ -154,6 +184,7 @@ fn main() -> std::io::Result<()> {
     log.spent = Duration::ZERO;
     let reports = run_all(&mut log);
     writeln!(out, "{reports} reports of one task each, {:?} a report", log.spent / reports.max(1))?;
+    compare(&mut log.state, &mut out)?;
     let (command, step) = update(&mut log);
     writeln!(out, "a service of {} updated in {command:?}, its next step in {step:?}", tasks.min(STACK))
 }

@@ -20,6 +20,11 @@ pub(crate) fn task_id(cluster: &str, nonce: u64, sequence: u64) -> TaskId {
     TaskId(text)
 }
 
+/// The beginning of task ids by its place among all beginnings of three digits, of which there are 2^15: ids are spread over them evenly.
+pub(crate) fn id_prefix(place: usize) -> String {
+    [place >> 10, place >> 5, place].into_iter().map(|digits| char::from(DIGITS[digits & 31])).collect()
+}
+
 /// `sha256` in lower-case hexadecimal.
 pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))

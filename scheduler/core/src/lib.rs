@@ -35,6 +35,7 @@ mod rollout;
 pub mod security;
 mod settle;
 mod state;
+mod sum;
 
 pub use address::Pool;
 pub use assignment::Assignments;
@@ -55,3 +56,4 @@ pub use state::{
     RevisionId, Rollout, RolloutRules, RolloutState, Seats, Service, Serving, Stack, State, Task, Timer, Turn, Usage,
     Vip, Volume, Wait, Withdrawal,
 };
+pub use sum::SUMMED;

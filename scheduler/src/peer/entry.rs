@@ -12,9 +12,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use orch_api::client::connect_tls;
 use orch_api::clock::{self, now_ms};
-use orch_api::cluster::{Admission, AdmissionRequest, InitRequest, JoinRequest, Joined, PORT};
+use orch_api::cluster::{
+    Admission, AdmissionRequest, InitRequest, JoinRequest, Joined, PORT, Readmission, ReadmissionRequest,
+};
 use orch_api::error::{ErrorDetail, chain};
-use orch_api::tls::{CLOCK_SKEW, MANAGER_NAME, Trust, client_config};
+use orch_api::tls::{CLOCK_SKEW, MANAGER_NAME, Trust, client_config, node_name};
 use orch_core::security::Candidate;
 use orch_core::{Command, MemberChange, SecurityCommand, State};
 use orch_spec::role::Role;
@@ -27,6 +29,7 @@ use crate::control::{Control, Invitation};
 use crate::identity::authority::Authority;
 use crate::identity::token::JoinToken;
 use crate::identity::{ManagerAddress, Membership, write_private};
+use crate::replica::FIRST;
 use crate::server::Refused;
 
 /// Clocks that are further apart are told of, milliseconds.
@@ -320,6 +323,47 @@ pub fn keep_invitation(host: &Host, number: Option<u64>, cluster: &str) -> Resul
 pub fn invitation(data_dir: &Path) -> Option<Invitation> {
     let bytes = std::fs::read(data_dir.join("identity").join(INVITATION)).ok()?;
     serde_json::from_slice(&bytes).ok()
+}
+
+/// How long a manager that has lost its log asks the others: they may be starting, too.
+const READMISSION_TIME: Duration = Duration::from_secs(60);
+/// Pause between two rounds of asking them.
+const READMISSION_PAUSE: Duration = Duration::from_millis(500);
+
+/// This manager's control log is lost or must not be believed: it asks the others for another number, with which it learns everything from
+/// them. What it has promised under the former one nobody counts on any more.
+///
+/// # Errors
+/// When nobody could be asked, or they cannot do without it.
+pub async fn readmit(host: &Host) -> Result<(), ErrorDetail> {
+    let former = invitation(&host.data_dir).map_or(FIRST, |invitation| invitation.id);
+    let body = serde_json::to_vec(&ReadmissionRequest { former }).map_err(|e| failed("write the request", &e))?;
+    let until = tokio::time::Instant::now() + READMISSION_TIME;
+    loop {
+        let managers = host.peers.membership().borrow().as_ref().map(|m| m.managers.clone()).unwrap_or_default();
+        let mut refused = ErrorDetail::new("unavailable", "no other manager is known");
+        for manager in managers.into_iter().filter(|manager| manager.node != *host.peers.node()) {
+            let name = if manager.node.0.is_empty() { MANAGER_NAME.to_owned() } else { node_name(&manager.node.0) };
+            let asking = host.peers.post(&manager.address, &name, "/v1/peer/readmission", body.clone());
+            match tokio::time::timeout(JOIN_TIME, asking).await {
+                Ok(Ok(answer)) => {
+                    let Readmission { manager_number, cluster } =
+                        serde_json::from_slice(&answer).map_err(|e| failed("read the manager's answer", &e))?;
+                    tracing::warn!(number = manager_number, "this manager takes part anew");
+                    return keep_invitation(host, Some(manager_number), &cluster);
+                }
+                Ok(Err(CallError::Refused(detail))) => refused = detail,
+                Ok(Err(error)) => {
+                    refused = ErrorDetail::new("unavailable", format!("{}: {}", manager.address, chain(&error)));
+                }
+                Err(_) => refused = ErrorDetail::new("unavailable", format!("{} does not answer", manager.address)),
+            }
+        }
+        if tokio::time::Instant::now() > until {
+            return Err(refused);
+        }
+        tokio::time::sleep(READMISSION_PAUSE).await;
+    }
 }
 
 /// Says how far a clock is off, when that is far.

@@ -28,6 +28,8 @@ pub enum Job {
     },
     /// Make sure that so many bytes can be appended.
     Reserve(usize),
+    /// Note for ever why this log must not be gone on with.
+    Condemn(String),
     /// Replace everything by a snapshot and the records that follow it. `own` says that it only saves space: when it fails, the log goes on as it was.
     Replace {
         /// The snapshot.
@@ -80,6 +82,7 @@ impl Job {
         match self {
             Self::Append { records, sync } => log.append(borrowed(records), *sync)?,
             Self::Reserve(bytes) => log.reserve(*bytes)?,
+            Self::Condemn(why) => log.condemn(why)?,
             Self::Replace { snapshot, keep, own } => match log.compact(snapshot, borrowed(keep)) {
                 Err(error) if *own && !log.is_poisoned() => {
                     tracing::warn!(%error, "no snapshot could be stored: the control log goes on as it was");
@@ -94,7 +97,7 @@ impl Job {
     pub(crate) fn cost(&self) -> u64 {
         match self {
             Self::Append { records, .. } => records.iter().map(|(_, payload)| Log::cost(payload) as u64).sum(),
-            Self::Reserve(_) | Self::Replace { .. } => 0,
+            Self::Reserve(_) | Self::Condemn(_) | Self::Replace { .. } => 0,
         }
     }
 }

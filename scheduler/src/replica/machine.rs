@@ -40,6 +40,8 @@ pub struct Applied {
     pub changes: Vec<(u64, MemberChange)>,
     /// The members, when they are not what they were.
     pub members: Option<Members>,
+    /// Sums of the state on the way, each with its index: see [`State::sum`].
+    pub sums: Vec<(u64, u32)>,
 }
 
 /// What became of a proposal, by its number: index and answer, or why nothing was done.
@@ -62,28 +64,50 @@ pub struct Batch {
 /// [`Unreadable`]: an entry is of a later version. The state must not go on then.
 pub fn apply(state: &mut State, entries: Vec<Committed>) -> Result<Batch, Unreadable> {
     let mut batch = Batch::default();
-    for Committed { index, term, content, number } in entries {
-        (batch.applied.index, batch.applied.term) = (index, term);
-        let (data, configures) = match content {
-            Content::Nothing => {
-                state.skip(index);
-                continue;
-            }
-            Content::Command(data) => (data, false),
-            Content::Members(data) => (data, true),
-        };
-        let entry = record::decode_command(index, &data)?;
-        let outcome = state.apply(index, &entry);
-        batch.changes.merge(outcome.changes);
-        if let (Command::Member(change), true) = (entry.command, outcome.result.is_ok()) {
-            batch.applied.members = Some(state.members.clone());
-            if configures {
-                batch.applied.changes.push((index, change));
-            }
-        }
-        if let Some(number) = number {
-            batch.answers.push((number, outcome.result.map(|answer| (index, answer))));
-        }
+    for entry in entries {
+        apply_one(state, entry, &mut batch)?;
+        batch.applied.sums.extend(state.sum().map(|sum| (state.index, sum)));
     }
     Ok(batch)
+}
+
+fn apply_one(state: &mut State, entry: Committed, batch: &mut Batch) -> Result<(), Unreadable> {
+    let Committed { index, term, content, number } = entry;
+    (batch.applied.index, batch.applied.term) = (index, term);
+    let (data, configures) = match content {
+        Content::Nothing => {
+            state.skip(index);
+            return Ok(());
+        }
+        Content::Command(data) => (data, false),
+        Content::Members(data) => (data, true),
+    };
+    let entry = record::decode_command(index, &data)?;
+    let outcome = state.apply(index, &entry);
+    batch.changes.merge(outcome.changes);
+    if let (Command::Member(change), true) = (entry.command, outcome.result.is_ok()) {
+        batch.applied.members = Some(state.members.clone());
+        if configures {
+            batch.applied.changes.push((index, change));
+        }
+    }
+    if let Some(number) = number {
+        batch.answers.push((number, outcome.result.map(|answer| (index, answer))));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_of_rafts_own_changes_nothing_but_the_index() {
+        let before = State::new("c");
+        let mut state = before.clone();
+        let empty = Committed { index: 7, term: 3, content: Content::Nothing, number: Some(1) };
+        let batch = apply(&mut state, vec![empty]).expect("there is nothing to read in it");
+        assert_eq!(state, State { index: 7, ..before });
+        assert_eq!((batch.applied.index, batch.applied.term, batch.answers.len()), (7, 3, 0));
+    }
 }

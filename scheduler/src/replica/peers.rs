@@ -67,6 +67,8 @@ impl Replica {
                 }
             }
             Frame::Address(address) => self.take_address(id, address),
+            Frame::Sum(sum) => self.take_sum(id, sum),
+            Frame::Differs(sum) => self.take_verdict(id, sum),
         }
     }
 

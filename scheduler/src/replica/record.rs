@@ -325,7 +325,7 @@ mod tests {
                         disk.snapshot = Some(snapshot.to_vec());
                         disk.records = keep.into_iter().map(record).collect();
                     }
-                    Job::Reserve(_) => {}
+                    Job::Reserve(_) | Job::Condemn(_) => {}
                 }
             }
             // The leader's next entry.

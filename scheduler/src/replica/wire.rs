@@ -76,6 +76,21 @@ pub enum Frame {
     Removed,
     /// Where the sender can be reached from now on.
     Address(String),
+    /// What the sender's state sums up to.
+    Sum(Sum),
+    /// What the state sums up to by the word of most who vote, to one who has said another sum.
+    Differs(Sum),
+}
+
+/// A sum of the state; see [`orch_core::State::sum`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sum {
+    /// The version of orch that has summed: another may keep more or less in its state.
+    pub version: u32,
+    /// At which index.
+    pub index: u64,
+    /// It.
+    pub sum: u32,
 }
 
 /// Bytes that are no message of ours.
@@ -128,6 +143,8 @@ pub fn encode(envelope: Envelope, frame: &Frame) -> Vec<u8> {
             out.push(7);
             put_bytes(address.as_bytes(), &mut out);
         }
+        Frame::Sum(sum) => put_sum(8, *sum, &mut out),
+        Frame::Differs(sum) => put_sum(9, *sum, &mut out),
     }
     out
 }
@@ -166,9 +183,16 @@ pub fn decode(bytes: Bytes) -> Result<(Envelope, Frame), Malformed> {
             let text = std::str::from_utf8(&bytes).ok().filter(|text| text.len() <= ADDRESS);
             Frame::Address(text.ok_or(Malformed)?.to_owned())
         }
+        8 => Frame::Sum(input.sum()?),
+        9 => Frame::Differs(input.sum()?),
         _ => return Err(Malformed),
     };
     if input.0.is_empty() { Ok((envelope, frame)) } else { Err(Malformed) }
+}
+
+fn put_sum(kind: u8, Sum { version, index, sum }: Sum, out: &mut Vec<u8>) {
+    out.push(kind);
+    [u64::from(version), index, u64::from(sum)].into_iter().for_each(|value| number(value, out));
 }
 
 /// A number in as few bytes as it needs: seven bits each, the lowest first.
@@ -228,6 +252,10 @@ impl Reader {
 
     fn small(&mut self) -> Result<u32, Malformed> {
         u32::try_from(self.number()?).map_err(|_| Malformed)
+    }
+
+    fn sum(&mut self) -> Result<Sum, Malformed> {
+        Ok(Sum { version: self.small()?, index: self.number()?, sum: self.small()? })
     }
 
     pub(crate) fn bytes(&mut self) -> Result<Bytes, Malformed> {
@@ -413,6 +441,8 @@ mod tests {
             Frame::Received { index: 9, good: true },
             Frame::Removed,
             Frame::Address("host:7000".to_owned()),
+            Frame::Sum(Sum { version: 7, index: u64::MAX, sum: u32::MAX }),
+            Frame::Differs(Sum { version: u32::MAX, index: 128, sum: 0 }),
         ]
     }
 

@@ -12,7 +12,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use orch_api::clock;
 use orch_api::cluster::{
     Admission, AdmissionRequest, CertificateAnswer, CertificateRequest, ClientCertificate, ClientRequest, ClientView,
-    ClusterView, InitRequest, JoinRequest, Joined, LeaveRequest, PeerView, TokenRequest, TokenText, TokenView,
+    ClusterView, InitRequest, JoinRequest, Joined, LeaveRequest, PeerView, Readmission, ReadmissionRequest,
+    TokenRequest, TokenText, TokenView,
 };
 use orch_api::control::{AddressRequest, AddressResponse, IndexResponse};
 use orch_api::error::{ErrorDetail, chain};
@@ -88,6 +89,7 @@ pub fn leader_routes(manager: Manager) -> Router {
         .route("/v1/cluster/clients", get(clients).post(make_client))
         .route("/v1/cluster/clients/{name}", delete(revoke_client))
         .route("/v1/peer/admission", post(admission))
+        .route("/v1/peer/readmission", post(readmission))
         .route("/v1/peer/managers/{name}", delete(remove_manager))
         .route("/v1/peer/addresses/{name}", post(reserve).delete(release))
         .layer(DefaultBodyLimit::max(super::BODY))
@@ -378,6 +380,31 @@ async fn number(manager: &Manager, node: &NodeId, address: String) -> Result<u64
         return Ok(known);
     }
     Ok(control.add_manager(node.clone(), address).await?.id)
+}
+
+/// `POST /v1/peer/readmission`: the manager that asks has lost what it had promised. Its number goes, which takes a majority of those who
+/// vote without it, and it gets another. Asked again, because the answer was lost, it gets the same: nobody has begun with that one yet.
+async fn readmission(
+    Inject(manager): Injected,
+    Extension(admitted): Extension<Admitted>,
+    body: Body<ReadmissionRequest>,
+) -> Reply<Readmission> {
+    let Json(ReadmissionRequest { former }) = body?;
+    let node = NodeId(admitted.name);
+    let control = &manager.leader.control;
+    let (cluster, address, present) = control.read(|state| {
+        let member = state.security.members.get(&node).filter(|member| member.role == Role::Manager);
+        (state.cluster.clone(), member.map(|member| member.address.clone()), state.members.id_of(&node))
+    });
+    let Some(address) = address else {
+        return Err(ErrorDetail::new("conflict", format!("node {node} is no manager of this cluster")).into());
+    };
+    if present == Some(former) {
+        control.remove_manager(&node).await?;
+        tracing::warn!(%node, former, "a manager has lost its control log and takes part as another");
+    }
+    let manager_number = number(&manager, &node, address).await?;
+    Ok(Json(Readmission { manager_number, cluster }))
 }
 
 /// `POST /v1/peer/certificate`: for the node that asks, and for the key that the cluster knows it by.

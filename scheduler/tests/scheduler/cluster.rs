@@ -283,7 +283,7 @@ async fn a_leader_is_removed_only_after_another_leads() {
     // Two voters are left, and one more makes them three.
     cluster.propose(1).await;
     let former = match &cluster.bootstraps[&leader] {
-        Bootstrap::Alone => 1,
+        Bootstrap::Alone | Bootstrap::Never(_) => 1,
         Bootstrap::Join(invitation) => invitation.id,
     };
     let invitation = cluster.add(&leader).await;

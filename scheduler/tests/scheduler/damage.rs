@@ -2,7 +2,7 @@
 
 use orch_core::{Command, NewNetwork};
 use orch_scheduler::log::{Kind, Log, LogError};
-use orch_scheduler::{Control, StartError};
+use orch_scheduler::{Bootstrap, Control, StartError};
 
 use crate::simulated_disk::{Loss, SimulatedDisk};
 
@@ -86,6 +86,21 @@ fn foreign_files_are_refused_and_left_alone() {
     let Err(error) = runtime.block_on(Control::start(config)) else { panic!("it took a foreign file for its log") };
     assert!(matches!(error, StartError::Log(LogError::Foreign { .. })), "{error}");
     assert_eq!(std::fs::read_to_string(&path).expect("it is there still"), "minutes of the meeting");
+}
+
+#[test]
+fn the_first_manager_of_a_cluster_does_not_found_another_when_its_log_is_gone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let alone = || orch_scheduler::ControlConfig::alone(dir.path().to_owned(), "node".into());
+    let control = runtime.block_on(Control::start(alone())).expect("it starts");
+    let cluster = control.read(|state| state.cluster.clone());
+    runtime.block_on(control.shutdown());
+    let again = || orch_scheduler::ControlConfig { bootstrap: Bootstrap::Never(cluster.clone()), ..alone() };
+    runtime.block_on(runtime.block_on(Control::start(again())).expect("its log is there").shutdown());
+    std::fs::remove_file(dir.path().join("log")).expect("it is there");
+    let Err(error) = runtime.block_on(Control::start(again())) else { panic!("it began anew") };
+    assert!(error.is_loss(), "{error}");
 }
 
 #[test]

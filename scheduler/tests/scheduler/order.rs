@@ -10,7 +10,9 @@ use orch_core::{Command, NewVolume, State};
 use orch_scheduler::log::Log;
 use orch_scheduler::replica::machine;
 use orch_scheduler::replica::wire::{self, Frame};
-use orch_scheduler::replica::{ELECTION, Failure, Job, Replica, Settings, Task, Write, encode_command};
+use orch_scheduler::replica::{
+    ELECTION, Failure, Job, Replica, Settings, Task, Write, encode_command, encode_snapshot,
+};
 use orch_scheduler::{Bootstrap, Invitation, start};
 use orch_spec::assignment::NodeId;
 use raft::StateRole;
@@ -71,9 +73,17 @@ impl Stage {
     /// The state machine does what it was given so far.
     fn apply(&mut self) {
         for task in std::mem::take(&mut self.tasks) {
-            if let Task::Apply(entries) = task {
-                let batch = machine::apply(&mut self.state, entries).expect("our own entries");
-                self.replica.applied(batch.applied);
+            match task {
+                Task::Apply(entries) => {
+                    let batch = machine::apply(&mut self.state, entries).expect("our own entries");
+                    self.replica.applied(batch.applied);
+                }
+                Task::Build => {
+                    let (index, term) = (self.state.index, self.replica.applied_term());
+                    let bytes = encode_snapshot(index, term, &self.state);
+                    self.replica.built(index, term, &self.state.members, bytes.into());
+                }
+                Task::Check(_) | Task::Restore(_) => {}
             }
         }
         self.look();
@@ -262,4 +272,52 @@ fn what_was_meant_for_another_cluster_or_a_former_life_is_dropped() {
         stage.look();
     }
     assert_eq!(stage.replica.raft().term, 0);
+}
+
+/// A leader with a learner, 2, that answers its heartbeats.
+fn with_learner() -> Stage {
+    let mut stage = alone(&SimulatedDisk::default());
+    stage.replica.add_member(1, "node-2".into(), "node-2:1".to_owned());
+    stage.look();
+    stage.settle();
+    assert_eq!(stage.replica.configuration(), (vec![1], vec![2]));
+    stage.said();
+    stage
+}
+
+#[test]
+fn a_state_machine_that_stands_still_silences_no_heartbeat() {
+    let mut stage = with_learner();
+    stage.propose(2);
+    stage.look();
+    stage.write();
+    assert!(!stage.tasks.is_empty(), "there is something to apply");
+    for _ in 0..4 {
+        stage.replica.tick();
+        stage.look();
+    }
+    assert!(stage.said().contains(&MessageType::MsgHeartbeat), "the others would call an election");
+}
+
+#[test]
+fn a_snapshot_that_nobody_fetches_keeps_its_receiver_waiting_for_a_time_only() {
+    let mut stage = with_learner();
+    // It has nothing.
+    let term = stage.replica.raft().term;
+    let index = stage.replica.raft().prs().get(2).expect("it learns").next_idx - 1;
+    let lacks = message(MessageType::MsgAppendResponse, 2, 1, term);
+    stage.hear(2, raft::eraftpb::Message { index, reject: true, ..lacks });
+    let mut offers_in = |ticks: usize| {
+        let mut offers = 0;
+        for _ in 0..ticks {
+            stage.replica.tick();
+            let term = stage.replica.raft().term;
+            stage.hear(2, message(MessageType::MsgHeartbeatResponse, 2, 1, term));
+            stage.settle();
+            offers += stage.said().into_iter().filter(|kind| *kind == MessageType::MsgSnapshot).count();
+        }
+        offers
+    };
+    assert_eq!(offers_in(40), 1, "what a new member needs is in a snapshot, which is offered once");
+    assert!(offers_in(200) > 0, "nobody says what became of it, and it is offered again");
 }

@@ -130,6 +130,11 @@ impl SimulatedDisk {
         });
     }
 
+    #[allow(dead_code, reason = "of the simulation only")]
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.with(|inner| inner.names.contains_key(name))
+    }
+
     pub(crate) fn content(&self, name: &str) -> Vec<u8> {
         self.with(|inner| inner.inodes[inner.names[name]].now.clone())
     }

@@ -29,6 +29,8 @@ pub(crate) struct Summary {
     pub(crate) rested: u64,
     pub(crate) returned: u64,
     pub(crate) led_on: u64,
+    pub(crate) sums: u64,
+    pub(crate) damaged_snapshots: u64,
 }
 
 impl AddAssign for Summary {
@@ -51,7 +53,7 @@ impl AddAssign for Summary {
         self.full += full;
         self.failed_syncs += failed_syncs;
         self.live += live;
-        let Self { sessions, reports, used, accidents, marked, rested, returned, led_on, .. } = other;
+        let Self { sessions, reports, used, accidents, marked, rested, returned, led_on, sums, .. } = other;
         self.sessions += sessions;
         self.reports += reports;
         self.used += used;
@@ -60,5 +62,7 @@ impl AddAssign for Summary {
         self.rested += rested;
         self.returned += returned;
         self.led_on += led_on;
+        self.sums += sums;
+        self.damaged_snapshots += other.damaged_snapshots;
     }
 }

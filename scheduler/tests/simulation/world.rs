@@ -21,6 +21,8 @@ use crate::summary::Summary;
 mod fleet;
 pub(crate) use fleet::Desk;
 use fleet::Fleet;
+#[path = "twist.rs"]
+mod twist;
 
 const MS: u64 = 1_000;
 const SECOND: u64 = 1_000 * MS;
@@ -284,10 +286,14 @@ impl World {
         if role == StateRole::Leader && up.replica.identity().id != 0 {
             self.oracle.leads(&up.replica);
         }
-        if leadership.is_some_and(|leadership| leadership.standing == Standing::Removed) {
+        match leadership.map(|leadership| leadership.standing) {
             // It has nothing to do any more: its process ends.
-            node.up = None;
-            return;
+            Some(Standing::Removed) => {
+                node.up = None;
+                return;
+            }
+            Some(Standing::Quarantined) => return self.quarantine(place, writes),
+            _ => {}
         }
         for (to, bytes) in &messages {
             self.oracle.sent(&up.replica, bytes);
@@ -381,6 +387,7 @@ impl World {
                         _ => {}
                     }
                 }
+                self.summary.sums += batch.applied.sums.len() as u64;
                 for (number, result) in batch.answers {
                     // What the state refuses is done with as well.
                     up.desk.came_of(number, true);
@@ -654,9 +661,11 @@ impl World {
         }
         self.stop(place, false);
         let disk = &self.nodes[place].disk;
-        let length = disk.content("log").iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let file = if self.harsh && disk.has("snapshot") { "snapshot" } else { "log" };
+        let length = disk.content(file).iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         if length > 0 {
-            disk.flip("log", self.random.below(length), u8::try_from(self.random.below(8)).expect("below 8"));
+            disk.flip(file, self.random.below(length), u8::try_from(self.random.below(8)).expect("below 8"));
+            self.summary.damaged_snapshots += u64::from(file == "snapshot");
             self.nodes[place].damaged = true;
             self.summary.damaged += 1;
         }
