@@ -88,6 +88,7 @@ impl State {
             security,
             removed_nodes,
             cluster_settings,
+            platforms,
             unplaced,
             withdrawing,
             vni_cursor,
@@ -115,6 +116,7 @@ impl State {
         sum.many(secrets);
         sum.many(configs);
         sum.many(nodes);
+        sum.many(platforms);
         sum.whole(security);
         sum.whole(removed_nodes);
         sum.whole(unplaced);
