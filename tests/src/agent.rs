@@ -107,7 +107,7 @@ impl Host {
     pub fn kill(&self, process: Identity, signal: Signal) {
         self.signal(process, signal);
         until(Duration::from_secs(20), &format!("process {} ends by {signal}", process.pid), || {
-            !self.processes().alive(process)
+            self.processes().has_ended(process)
         });
     }
 

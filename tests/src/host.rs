@@ -35,6 +35,7 @@ pub struct Host {
     instance: String,
     temporary: tempfile::TempDir,
     before: Traces,
+    program: Mutex<Option<PathBuf>>,
     /// By how many seconds the clock is off that its orch goes by, from the next start of the agent on.
     pub clock_off: AtomicI64,
     /// How long traces may take to vanish after the command that removes them: the kernel takes networks down behind its back.
@@ -89,7 +90,8 @@ impl Host {
         let before =
             Traces::of(&machine, &instance).unwrap_or_else(|e| panic!("the machine cannot be looked at: {e:#}"));
         let settles = Duration::from_secs(5);
-        Self { machine, instance, temporary, before, clock_off: AtomicI64::new(0), settles }
+        let program = Mutex::default();
+        Self { machine, instance, temporary, before, program, clock_off: AtomicI64::new(0), settles }
     }
 
     /// A machine whose orch has the image `busybox`; the first command starts the agent.
@@ -133,7 +135,15 @@ impl Host {
     }
 
     pub(crate) fn program(&self) -> PathBuf {
-        binary()
+        self.program.lock().expect("nobody panics with the path").clone().unwrap_or_else(binary)
+    }
+
+    /// Starts agents from this program from now on, or from the binary under test again.
+    ///
+    /// # Panics
+    /// Never: nobody panics with the path.
+    pub fn set_program(&self, program: Option<&Path>) {
+        *self.program.lock().expect("nobody panics with the path") = program.map(Path::to_path_buf);
     }
 
     /// Writes a file in the folder.

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod caller;
 pub mod cluster;
 pub mod fault;
 pub mod history;
@@ -18,6 +19,7 @@ pub mod image;
 pub mod machine;
 pub mod nameserver;
 pub mod output;
+pub mod plaintext;
 pub mod process;
 pub mod segment;
 pub mod terminal;

@@ -67,6 +67,13 @@ impl Processes {
         self.identity(identity.pid) == Some(identity)
     }
 
+    /// Whether this very process has let go of all that it held: it is gone, or a zombie without further threads.
+    #[must_use]
+    pub fn has_ended(&self, identity: Identity) -> bool {
+        let has_threads = || self.status(identity.pid, "Threads").is_some_and(|threads| threads != "1");
+        !(self.alive(identity) || self.remains(identity) && has_threads())
+    }
+
     /// argv, joined with blanks.
     #[must_use]
     pub fn command(&self, pid: i32) -> String {

@@ -1,5 +1,7 @@
 //! What people get wrong with several hosts: each time a clear error, or a task that waits and says why, and nothing is lost.
 
+use std::path::PathBuf;
+
 use orch_tests::cluster::Hosts;
 use orch_tests::host::Host;
 use orch_tests::image;
@@ -128,4 +130,69 @@ services:
     hosts.host(1).down();
     assert_eq!(hosts.host(3).page(Place::Host, address(4), 8080, "/").as_deref().map(str::trim), Ok("two"));
     hosts.host(3).down();
+}
+
+/// The binary under test as another version of itself would be.
+fn another_version(host: &Host, version: &[u8; 5]) -> PathBuf {
+    let mut bytes = std::fs::read(orch_tests::host::binary()).expect("there is a binary");
+    let own = host.orch(&["--version"]).ok().text().trim_start_matches("orch ").to_owned();
+    assert_eq!(own.len(), version.len(), "another version fits in its place");
+    let places: Vec<usize> = memmem(&bytes, own.as_bytes());
+    for place in places {
+        bytes[place..place + version.len()].copy_from_slice(version);
+    }
+    let program = host.folder().join("orch");
+    std::fs::write(&program, bytes).expect("a file can be written");
+    host.sh(Place::Host, &format!("chmod +x {0}; {0} --version", program.display()));
+    program
+}
+
+/// Where these bytes are.
+fn memmem(bytes: &[u8], wanted: &[u8]) -> Vec<usize> {
+    let starts = bytes.iter().enumerate().filter(|(_, byte)| **byte == wanted[0]).map(|(place, _)| place);
+    starts.filter(|place| bytes[*place..].starts_with(wanted)).collect()
+}
+
+#[test]
+fn a_node_of_another_version_is_refused_with_both_named_and_its_token_counts_on() {
+    let hosts = Hosts::new(2);
+    hosts.init();
+    let token = hosts.token(&["worker", "--once"]);
+    let host = hosts.host(2);
+    let program = another_version(host, b"0.9.0");
+    host.stop_agent();
+    host.set_program(Some(&program));
+    host.start_agent();
+    let refused = hosts.join(2, &token).fails();
+    refused.says(&["the node runs orch 0.9.0, the cluster runs 0.1.0", "install the cluster's version on the node"]);
+    assert_eq!((&hosts.info(2)["open"], hosts.nodes(1).len()), (&false.into(), 1));
+    host.stop_agent();
+    host.set_program(None);
+    host.start_agent();
+    hosts.join(2, &token).ok();
+}
+
+#[test]
+fn nothing_takes_a_cluster_its_last_manager_and_nobody_joins_twice() {
+    let hosts = Hosts::cluster(&["worker"]);
+    let host = hosts.host(1);
+    host.load("busybox");
+    host.stack(&idle("kept", "deploy: {replicas: 2}"));
+    host.up();
+    hosts.all_ready(1);
+    let before = [hosts.running(1), hosts.running(2)];
+    host.orch(&["cluster", "leave"]).fails().says(&["this is the last manager"]);
+    host.orch(&["node", "demote", "host1"]).fails().says(&["is the last manager"]);
+    host.orch(&["node", "rm", "host1"]).fails();
+    host.orch(&["node", "rm", "--force", "host1"]).fails().says(&["last manager"]);
+    // What a worker asks a manager for is none of its business.
+    hosts.host(2).orch(&["node", "rm", "--force", "host1"]).fails().says(&["is a worker"]);
+    for number in 1..=2 {
+        let token = hosts.token(&["manager"]);
+        hosts.join(number, &token).fails().says(&["of cluster", "already"]);
+    }
+    assert_eq!([hosts.running(1), hosts.running(2)], before, "what ran runs on");
+    host.orch(&["volume", "create", "still-taken"]).ok();
+    assert_eq!(hosts.nodes(1).len(), 2);
+    host.down();
 }

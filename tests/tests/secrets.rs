@@ -1,8 +1,8 @@
 //! Secrets and configs that people make: what uses them gets them, changes with them, and nobody else sees them.
 
 use orch_tests::cluster::Hosts;
-use orch_tests::host::Host;
-use orch_tests::traces::tree;
+use orch_tests::host::{Host, RUN};
+use orch_tests::plaintext;
 use orch_tests::wait::{PATIENCE, eventually};
 
 const FIRST: &str = "first-plaintext-0815";
@@ -38,16 +38,18 @@ fn make(host: &Host, verb: [&str; 2], name: &str, content: &str) -> orch_tests::
     host.invoke(&[verb[0], verb[1], name, "-"]).stdin(content).run()
 }
 
-/// Nowhere below a host's data folder; images are the same with and without it, and large.
+/// In no file of a host's state, and in no process's words or environment.
 fn is_nowhere(host: &Host, plaintext: &str) {
-    let root = host.data();
-    let files = tree(&root).into_iter().filter(|path| !path.ends_with('/') && !path.starts_with("engine/images/"));
-    let holds = |path: &String| {
-        let bytes = std::fs::read(root.join(path)).unwrap_or_default();
-        bytes.windows(plaintext.len()).any(|part| part == plaintext.as_bytes())
-    };
-    let found: Vec<String> = files.filter(holds).collect();
+    let found = [plaintext::files(&host.data(), plaintext), plaintext::processes(host, plaintext)].concat();
     assert!(found.is_empty(), "the secret lies in {found:?}");
+}
+
+/// Nor in memory that nobody needs any more: everything that the run directory has.
+fn is_forgotten(host: &Host, plaintext: &str) {
+    is_nowhere(host, plaintext);
+    let found = plaintext::files(&host.path(RUN), plaintext);
+    assert!(found.is_empty(), "the secret still lies in {found:?}");
+    assert!(!host.agent_log().contains(plaintext));
 }
 
 #[test]
@@ -135,5 +137,45 @@ fn on_a_cluster_a_changed_secret_reaches_every_host_and_lies_in_no_file() {
     for host in &hosts.hosts {
         is_nowhere(host, FIRST);
         is_nowhere(host, SECOND);
+    } // Not after it has gone either, from the cluster or with a node.
+    host.down();
+    host.orch(&["secret", "rm", "app-password"]).ok();
+    hosts.host(2).orch(&["cluster", "leave"]).ok();
+    for host in &hosts.hosts {
+        is_forgotten(host, FIRST);
+        is_forgotten(host, SECOND);
+        host.stop_agent();
+        is_forgotten(host, FIRST);
+        host.start_agent();
+        is_forgotten(host, SECOND);
     }
+}
+
+#[test]
+fn a_secret_of_the_environment_is_known_to_its_containers_alone_though_an_agent_says_all_it_does() {
+    // The first command starts the agent, from an environment that has the secret.
+    let host = Host::new();
+    let archive = orch_tests::image::archive("busybox");
+    let run = |arguments: &[&str]| host.invoke(arguments).env("TOP_SECRET", FIRST).env("ORCH_LOG", "trace").run().ok();
+    run(&["image", "load", "-i", &archive.to_string_lossy()]);
+    host.stack(
+        "
+services:
+  a: {image: busybox, command: [sleep, infinity], init: true, secrets: [s]}
+  b: {image: busybox, command: [sleep, infinity], init: true}
+secrets:
+  s: {environment: TOP_SECRET}
+",
+    );
+    run(&["up", "-d", "--wait"]);
+    assert_eq!(host.exec("a", "cat /run/secrets/s"), FIRST);
+    assert!(host.agent_log().contains("DEBUG"), "the agent says all that it does");
+    is_nowhere(&host, FIRST);
+    assert!(!host.agent_log().contains(FIRST));
+    // Inside, too, it is a file and nothing else.
+    assert_eq!(host.exec("a", "tr '\\0' '\\n' </proc/1/environ | grep -c plaintext || true"), "0");
+    assert_eq!(host.exec("b", "ls /run/secrets 2>/dev/null | wc -l"), "0");
+    host.down();
+    is_forgotten(&host, FIRST);
+    host.leaves_no_trace();
 }
