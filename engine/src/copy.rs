@@ -5,6 +5,7 @@
 //! volumes included; a stopped one through its layers.
 
 mod extract;
+mod owner;
 mod pack;
 pub(crate) mod root;
 pub(crate) mod tree;
@@ -106,7 +107,11 @@ impl Engine {
                     }
                 };
                 // Nobody waits for it if the caller has gone.
-                if tell_found.send(Ok(stat.clone())).is_ok() { pack::pack(top, &stat, writer) } else { Ok(()) }
+                if tell_found.send(Ok(stat.clone())).is_ok() {
+                    pack::pack(top, &stat, root.ids(), writer)
+                } else {
+                    Ok(())
+                }
             });
             let _ = tell_outcome.send(packed);
         };
@@ -133,7 +138,11 @@ impl Engine {
         options: &CopyIn,
     ) -> Result<(), EngineError> {
         let container = self.inner.container(id)?;
-        let copied = self.inner.with_root(&container, |root| extract::extract(root, directory, archive, options));
+        let copied = self.inner.with_root(&container, |root| {
+            let host = |source| CopyError::Host(source);
+            let _as_root = root.ids().map(owner::MakesAsRoot::of).transpose().map_err(host)?;
+            extract::extract(root, directory, archive, options)
+        });
         Ok(copied?)
     }
 
@@ -160,7 +169,9 @@ impl Inner {
         let state = container.state();
         if state.phase.is_alive() {
             drop(operation);
-            let root = Root::of_process(Identity { pid: state.pid, start_time: state.start_time }).map_err(failed)?;
+            let process = Identity { pid: state.pid, start_time: state.start_time };
+            let ids = container.config().user_namespace.ids();
+            let root = Root::of_process(process, ids).map_err(failed)?;
             return work(&root);
         }
         let image = self.images.0.resolve(&container.config().image_id).map_err(|e| failed(io::Error::other(e)))?;

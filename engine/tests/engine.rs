@@ -16,5 +16,7 @@ mod lifecycle;
 mod logging;
 #[path = "engine/support.rs"]
 mod support;
+#[path = "engine/user_namespaces.rs"]
+mod user_namespaces;
 #[path = "engine/volumes.rs"]
 mod volumes;

@@ -192,11 +192,13 @@ impl Place<'_> {
 
     fn owner(&self, entry: &Entry<'_, impl Read>) -> io::Result<(Uid, Gid)> {
         if !self.options.keep_owner {
-            return Ok((Uid::from_raw(0), Gid::from_raw(0)));
+            let root = self.root.ids().map_or(0, |ids| ids.first);
+            return Ok((Uid::from_raw(root), Gid::from_raw(root)));
         }
         // The highest numbers mean "leave it" to the kernel.
         let number = |number: u64| {
-            u32::try_from(number).ok().filter(|n| *n <= i32::MAX as u32).ok_or(io::ErrorKind::InvalidData)
+            let number = u32::try_from(number).ok().filter(|n| *n <= i32::MAX as u32);
+            number.and_then(|n| self.root.ids().map_or(Some(n), |ids| ids.outside(n))).ok_or(io::ErrorKind::InvalidData)
         };
         Ok((Uid::from_raw(number(entry.header().uid()?)?), Gid::from_raw(number(entry.header().gid()?)?)))
     }

@@ -16,10 +16,14 @@ use tar::{Builder, EntryType, Header};
 use super::root::Root;
 use super::tree::{kind, look, names, reopen};
 use super::{CopyError, LOOK, inside};
+use crate::runtime::IdRange;
 use crate::sys::xattr;
 
 /// Deeper trees are refused: each level holds a descriptor.
 const MAX_DEPTH: usize = 256;
+
+/// What the kernel calls an owner that a container has no id for.
+const NOBODY: u32 = 65534;
 
 /// What is at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,9 +58,9 @@ pub(super) fn find(root: &Root, path: &str, follow: bool) -> Result<(OwnedFd, Pa
 }
 
 /// Writes it and what is below.
-pub(super) fn pack(top: OwnedFd, stat: &PathStat, to: impl Write) -> Result<(), CopyError> {
+pub(super) fn pack(top: OwnedFd, stat: &PathStat, ids: Option<IdRange>, to: impl Write) -> Result<(), CopyError> {
     let name = if stat.name == "/" { PathBuf::from(".") } else { PathBuf::from(&stat.name) };
-    let mut packer = Packer { builder: Builder::new(to), links: BTreeMap::new() };
+    let mut packer = Packer { builder: Builder::new(to), links: BTreeMap::new(), ids };
     let metadata = fstat(&top).map_err(io::Error::from).map_err(inside("look at", &name))?;
     let packed = packer.entry(&top, &metadata, &name, 0);
     match packed.and_then(|()| packer.builder.finish().map_err(inside("pack", &name))) {
@@ -70,6 +74,8 @@ struct Packer<W: Write> {
     builder: Builder<W>,
     /// Files with several names: (device, inode) → the first name in the archive.
     links: BTreeMap<(u64, u64), PathBuf>,
+    /// What the container's own ids are outside.
+    ids: Option<IdRange>,
 }
 
 impl<W: Write> Packer<W> {
@@ -78,7 +84,7 @@ impl<W: Write> Packer<W> {
         if depth > MAX_DEPTH {
             return Err(failed(nix::errno::Errno::ENAMETOOLONG.into()));
         }
-        let mut header = header(stat);
+        let mut header = header(stat, self.ids);
         let kind = kind(stat);
         if kind != SFlag::S_IFDIR && stat.st_nlink > 1 {
             if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
@@ -161,11 +167,13 @@ fn lossless(name: &CStr) -> String {
     OsString::from_vec(name.to_bytes().to_vec()).to_string_lossy().into_owned()
 }
 
-fn header(stat: &FileStat) -> Header {
+fn header(stat: &FileStat, ids: Option<IdRange>) -> Header {
+    // As the container sees it.
+    let inside = |id: u32| ids.map_or(id, |ids| ids.inside(id).unwrap_or(NOBODY));
     let mut header = Header::new_gnu();
     header.set_mode(stat.st_mode & 0o7777);
-    header.set_uid(stat.st_uid.into());
-    header.set_gid(stat.st_gid.into());
+    header.set_uid(inside(stat.st_uid).into());
+    header.set_gid(inside(stat.st_gid).into());
     header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
     header.set_size(0);
     header

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 
-use crate::runtime::Identity;
+use crate::runtime::{IdRange, Identity};
 use crate::sys::{overlay_of_single_layers, own, raw};
 
 /// A page, less the NUL: mount(2) takes no longer options.
@@ -19,46 +19,62 @@ const MOUNT_OPTIONS: usize = 4095;
 
 /// A root directory.
 #[derive(Debug)]
-pub(crate) struct Root(OwnedFd);
+pub(crate) struct Root {
+    directory: OwnedFd,
+    /// The ids that owners are seen as from outside, where they are not those inside.
+    ids: Option<IdRange>,
+}
 
 impl Root {
     /// That of a running process, with everything mounted in its namespace.
-    pub(crate) fn of_process(process: Identity) -> io::Result<Self> {
+    pub(crate) fn of_process(process: Identity, ids: Option<IdRange>) -> io::Result<Self> {
         let gone = || io::Error::new(io::ErrorKind::NotFound, "the container's process is gone");
         let root = File::options().read(true).custom_flags_directory().open(format!("/proc/{}/root", process.pid))?;
         // Looked at after opening: it was that process's root, or that of nobody who came later.
-        if process.exists() { Ok(Self(root.into())) } else { Err(gone()) }
+        if process.exists() { Ok(Self { directory: root.into(), ids }) } else { Err(gone()) }
     }
 
     /// The merged layers, lowest first; with `upper` and `work`, writable. Mounted nowhere; gone with the descriptor.
     pub(crate) fn of_layers(lower: &[PathBuf], upper: Option<(&Path, &Path)>, scratch: &Path) -> io::Result<Self> {
         if let ([only], None) = (lower, upper) {
             // Overlayfs wants two layers; one is its own merged view.
-            return Ok(Self(open_directory(only)?));
+            return Ok(Self { directory: open_directory(only)?, ids: None });
         }
         match detached_overlay(lower, upper) {
             // Before Linux 6.8 layers come in one string of 256 bytes, too short for paths.
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => mounted_overlay(lower, upper, scratch),
             other => other,
         }
-        .map(Self)
+        .map(|directory| Self { directory, ids: None })
     }
 
     /// Opens a path inside, links followed without leaving the root.
     pub(crate) fn open(&self, path: impl AsRef<OsStr>, flags: OFlag) -> io::Result<OwnedFd> {
-        open_below(&self.0, path.as_ref(), flags, ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS)
+        open_below(
+            &self.directory,
+            path.as_ref(),
+            flags,
+            ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS,
+        )
+    }
+}
+
+impl Root {
+    /// The ids that the container has for its own.
+    pub(crate) fn ids(&self) -> Option<IdRange> {
+        self.ids
     }
 }
 
 impl From<Root> for OwnedFd {
     fn from(root: Root) -> Self {
-        root.0
+        root.directory
     }
 }
 
 impl AsFd for Root {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.0.as_fd()
+        self.directory.as_fd()
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use orch_engine::config::ContainerId;
+use orch_engine::config::{ContainerId, UserNamespace};
 use orch_engine::copy::CopyIn;
 
 use crate::needs_root;
@@ -66,6 +66,16 @@ fn upper(host: &Host, id: &ContainerId) -> PathBuf {
 #[test]
 fn files_go_in_and_come_out_running_or_not() {
     needs_root!();
+    copy_both_ways(UserNamespace::Host);
+}
+
+#[test]
+fn files_go_in_and_come_out_of_a_container_with_ids_of_its_own() {
+    needs_root!();
+    copy_both_ways(UserNamespace::Auto);
+}
+
+fn copy_both_ways(user_namespace: UserNamespace) {
     let host = Host::new();
     let mut config = host.container(&[
         "/bin/sh",
@@ -77,6 +87,7 @@ fn files_go_in_and_come_out_running_or_not() {
         kind: orch_engine::config::MountKind::Tmpfs { options: String::new() },
         read_only: false,
     });
+    config.user_namespace = user_namespace;
     let id = host.start(config);
     eventually("it is up", || host.output(&id) == "up\n");
     for running in [true, false] {
@@ -104,6 +115,14 @@ fn files_go_in_and_come_out_running_or_not() {
             .copy_in(&id, "/root", archive.as_slice(), &CopyIn { keep_owner: true, ..CopyIn::default() })
             .unwrap();
         assert_eq!(written.metadata().unwrap().uid(), 1000);
+        let out = host.engine().copy_out(&id, "/root/new/file", false).unwrap();
+        let mut archive = tar::Archive::new(out);
+        let header = archive.entries().unwrap().next().unwrap().unwrap().header().clone();
+        assert_eq!((header.uid().unwrap(), header.gid().unwrap()), (1000, 1000));
+        // This thread makes files as before.
+        let own = host.directory.path().join("own");
+        std::fs::write(&own, "").unwrap();
+        assert_eq!(own.metadata().unwrap().uid(), 0);
     }
     let error = host.engine().copy_out(&id, "/no/such", false).unwrap_err();
     assert!(chain(&error).contains("/no/such"), "{}", chain(&error));
