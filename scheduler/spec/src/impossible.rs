@@ -48,6 +48,7 @@ pub(crate) fn refuse(report: &mut Report, stack: &Node) {
         service.limits();
         service.logging();
         service.signals();
+        service.own_ids();
     }
 }
 
@@ -199,6 +200,24 @@ impl Service<'_> {
         {
             let why = format!("`{files}` is not a number of files");
             self.bad("`logging.options.max-file`", &why, span, "write 1 or more");
+        }
+    }
+
+    /// What the engine refuses beside a user namespace of the container's own.
+    fn own_ids(&mut self) {
+        if text(self.node, "userns_mode").is_none_or(|(_, mode)| mode != "auto") {
+            return;
+        }
+        let hint = "`userns_mode: host` goes together with it";
+        if let Some(node) = self.node.get("privileged").filter(|node| node.scalar_text().as_deref() == Some("true")) {
+            self.bad("`privileged`", "it does not go together with `userns_mode: auto`", node.span, hint);
+        }
+        for key in ["pid", "ipc"] {
+            let shared = |mode: &str| mode == "host" || mode.contains(':');
+            if let Some((span, mode)) = text(self.node, key).filter(|(_, mode)| shared(mode)) {
+                let why = format!("`{mode}` does not go together with `userns_mode: auto`, whose ids are others");
+                self.bad(&format!("`{key}`"), &why, span, hint);
+            }
         }
     }
 
