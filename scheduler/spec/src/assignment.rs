@@ -300,11 +300,9 @@ pub struct FileAssignment {
 
 impl std::fmt::Debug for FileAssignment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The content may be a secret: only its digest is ever printed.
-        f.debug_struct("FileAssignment")
-            .field("target", &self.target)
-            .field("digest", &self.digest)
-            .finish_non_exhaustive()
+        // By the digest of a secret somebody could try out what it is.
+        let digest = (!self.secret).then_some(&self.digest);
+        f.debug_struct("FileAssignment").field("target", &self.target).field("digest", &digest).finish_non_exhaustive()
     }
 }
 

@@ -121,22 +121,21 @@ fn show(value: &Value) -> String {
 
 fn compare_files(old: &Revision, new: &Revision, reasons: &mut Vec<String>) {
     for file in &new.files {
-        let kind = if file.secret { "secret" } else { "config" };
         match old.files.iter().find(|former| former.target == file.target) {
+            // By a digest whoever reads a plan could try out passwords.
+            Some(former) if former.digest != file.digest && (file.secret || former.secret) => {
+                reasons.push(format!("secret {} changed", file.target));
+            }
             Some(former) if former.digest != file.digest => {
-                reasons.push(format!(
-                    "{kind} {} changed ({} → {})",
-                    file.target,
-                    short(&former.digest),
-                    short(&file.digest)
-                ));
+                let (former, now) = (short(&former.digest), short(&file.digest));
+                reasons.push(format!("config {} changed ({former} → {now})", file.target));
             }
             _ => {}
         }
     }
 }
 
-/// The content of a secret is never shown; twelve digits of its digest tell two apart.
+/// Twelve digits tell two configs apart.
 fn short(digest: &str) -> String {
     format!("sha256:{}", digest.get(..12).unwrap_or(digest))
 }
