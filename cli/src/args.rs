@@ -388,6 +388,22 @@ pub(crate) struct ListFormat {
     pub no_trunc: bool,
 }
 
+/// The states of a container, as `ps` shows them.
+const STATES: [&str; 12] = [
+    "pending",
+    "assigned",
+    "preparing",
+    "created",
+    "starting",
+    "running",
+    "paused",
+    "restarting",
+    "stopping",
+    "exited",
+    "failed",
+    "removed",
+];
+
 #[derive(Debug, Args)]
 pub(crate) struct Ps {
     /// Those that do not run, too
@@ -397,7 +413,7 @@ pub(crate) struct Ps {
     #[arg(long = "services")]
     pub only_services: bool,
     /// Only containers in this state; repeatable
-    #[arg(long, value_name = "STATE")]
+    #[arg(long, value_name = "STATE", value_parser = STATES)]
     pub status: Vec<String>,
     #[command(flatten)]
     pub list: ListFormat,

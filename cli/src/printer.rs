@@ -115,8 +115,28 @@ pub(crate) fn fill(template: &str, row: &serde_json::Value) -> String {
     text.replace("\\t", "\t").replace("\\n", "\n")
 }
 
+/// Refuses a template that asks for what no row has.
+fn check_fields(template: &str, row: &serde_json::Value) -> Result<(), Failure> {
+    let Some(map) = row.as_object() else { return Ok(()) };
+    let expressions = template.split("{{").skip(1).filter_map(|rest| Some(rest.split_once("}}")?.0.trim()));
+    for expression in expressions.filter(|expression| *expression != "json .") {
+        let path = expression.trim_start_matches("json ").trim_start_matches('.');
+        let first = path.split('.').next().unwrap_or_default();
+        if !map.keys().any(|key| plain(key) == plain(first)) {
+            let known: Vec<&str> = map.keys().map(String::as_str).collect();
+            return Err(Failure::usage(format!("--format: there is no field `{first}`"))
+                .hint(format!("there are {}", known.join(", "))));
+        }
+    }
+    Ok(())
+}
+
+/// A field's name without what people write differently.
+fn plain(name: &str) -> String {
+    name.replace('_', "").to_ascii_lowercase()
+}
+
 fn field(row: &serde_json::Value, path: &str) -> String {
-    let plain = |name: &str| name.replace('_', "").to_ascii_lowercase();
     let mut value = row;
     for part in path.split('.') {
         let found = match value {
@@ -155,7 +175,9 @@ pub(crate) fn listing<T: Serialize>(
     match format {
         Format::Json => rows.iter().try_for_each(json),
         Format::Template(template) => rows.iter().try_for_each(|row| {
-            line(&fill(template, &serde_json::to_value(row)?));
+            let row = serde_json::to_value(row)?;
+            check_fields(template, &row)?;
+            line(&fill(template, &row));
             Ok(())
         }),
         Format::Table => {
@@ -234,6 +256,14 @@ mod tests {
     fn a_template_finds_fields_whatever_their_case() {
         let row = serde_json::json!({"name": "web-1", "exit_code": 3, "ports": [{"published": 80}]});
         assert_eq!(fill("{{.Name}} {{ .ExitCode }} {{.ports.0.published}} {{.None}}|", &row), "web-1 3 80 |");
+    }
+
+    #[test]
+    fn a_template_that_asks_for_what_is_not_there_is_refused() {
+        let row = serde_json::json!({"name": "web-1", "exit_code": 3, "labels": {}});
+        assert!(check_fields("{{.ExitCode}} {{json .}} {{.labels.none}}", &row).is_ok());
+        let refused = check_fields("{{.Name}} {{.Nope}}", &row).unwrap_err();
+        assert_eq!(refused.message, "--format: there is no field `Nope`");
     }
 
     #[test]

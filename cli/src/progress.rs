@@ -169,7 +169,9 @@ pub(crate) fn task_step(task: &TaskView) -> Step {
     let (word, settled, failed) = match status.state {
         _ if !task.blocked.is_empty() => (format!("Error: {}", task.blocked), true, true),
         // How well it was matters no more; it may still wait for those that depend on it.
-        TaskState::Starting | TaskState::Running | TaskState::Paused | TaskState::Restarting if going => {
+        TaskState::Starting | TaskState::Running | TaskState::Paused | TaskState::Restarting | TaskState::Failed
+            if going =>
+        {
             ("Removing".to_owned(), false, false)
         }
         TaskState::Pending => match task.waiting_on.first() {

@@ -136,7 +136,16 @@ impl From<QueryRejection> for Refused {
 }
 
 fn not_found(kind: &str, name: &str) -> Refused {
-    ErrorDetail::new("not_found", format!("no such {kind}: {name}")).into()
+    let detail = ErrorDetail::new("not_found", format!("no such {kind}: {name}"));
+    let lister = match kind {
+        "stack" => "`orch ls` lists the stacks that exist",
+        "network" => "`orch network ls` lists the networks that exist",
+        "volume" => "`orch volume ls` lists the volumes that exist",
+        "task" => "`orch task ls` lists the tasks that exist",
+        "node" => "`orch node ls` lists the nodes",
+        _ => return detail.into(),
+    };
+    detail.with_hint(lister).into()
 }
 
 /// All routes.

@@ -230,3 +230,30 @@ fn who_may_not_talk_to_the_agent_is_told_so() {
     assert_eq!(mode.trim(), "660");
     host.leaves_no_trace();
 }
+
+#[test]
+fn what_is_not_there_is_named_with_what_there_is() {
+    let host = Host::with_busybox();
+    host.stack("name: here\nservices: {a: {image: busybox, command: sleep infinity, init: true}}");
+    host.up();
+    for (arguments, words) in [
+        (&["-p", "none", "logs"][..], &["no such stack: none", "orch ls"][..]),
+        (&["-p", "none", "exec", "a", "true"], &["no such stack: none", "orch ls"]),
+        (&["logs", "b"], &["no such service: b", "services of stack here: a"]),
+        (&["container", "logs", "none"], &["no such container: none", "orch container ls -a"]),
+        (&["network", "inspect", "none"], &["no such network: none", "orch network ls"]),
+    ] {
+        host.orch(arguments).code(1).says(words);
+    }
+    host.orch(&["ps", "--format", "{{.Nope}}"]).code(2).says(&["Nope", "exit_code"]);
+    host.orch(&["ps", "--status", "well"]).code(2).says(&["well", "restarting"]);
+    let run = |rest: &[&str]| host.orch(&[&["container", "run", "--rm"], rest, &["busybox", "true"]].concat());
+    run(&["--cpuset-cpus", "4000"]).code(125).says(&["no processor 4000", "this host has 0"]);
+    run(&["-v", "/etc/passwd:/etc"]).code(125).says(&["cannot mount /etc", "a file and the other a folder"]);
+    // An attached `up` says it once, in the same words.
+    host.stack("name: here\nservices: {a: {image: busybox, command: [no-such-command]}}");
+    let up = host.orch(&["up"]).code(127);
+    assert!(up.stderr.contains("error: container here-a-1: cannot execute"), "{}", up.told());
+    host.down();
+    host.leaves_no_trace();
+}

@@ -296,9 +296,9 @@ async fn attached(
                     let failed = tasks.iter().find(|t| t.status.state == TaskState::Failed || !t.blocked.is_empty());
                     if stopping.is_none() && let Some(task) = failed {
                         collector.drain().await;
-                        let step = crate::progress::task_step(task);
+                        let why = if task.blocked.is_empty() { &task.status.error } else { &task.blocked };
                         let exit = task.status.error_code.map_or(Exit::Failed, Exit::Code);
-                        return Err(Failure::new(exit, format!("container {}: {}", task.container_name, step.word)).into());
+                        return Err(Failure::new(exit, format!("container {}: {why}", task.container_name)).into());
                     }
                     break;
                 }

@@ -51,6 +51,9 @@ impl From<EngineError> for Refusal {
 pub fn detail(error: &EngineError) -> ErrorDetail {
     let text = chain(error);
     match error {
+        EngineError::NotFound { kind: "container", .. } => {
+            ErrorDetail::new("not_found", text).with_hint("`orch container ls -a` lists the containers that exist")
+        }
         EngineError::NotFound { .. } => ErrorDetail::new("not_found", text),
         EngineError::Conflict(_) | EngineError::Phase { .. } => ErrorDetail::new("conflict", text),
         EngineError::Invalid(_) => ErrorDetail::new("invalid", text),

@@ -164,6 +164,13 @@ impl Lowering<'_> {
         if !set.split(',').all(range) {
             return refuse("cpuset", format!("{set:?} is not a list such as `0-3,5`"));
         }
+        // The kernel's answer to a processor that is not there is a number, and under cgroup v2 silence.
+        let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+        if let (Some(last), Some(wanted)) = (last_processor(&online), last_processor(set))
+            && wanted > last
+        {
+            return refuse("cpuset", format!("there is no processor {wanted}: this host has {}", online.trim()));
+        }
         match self.version("a CPU set", "cpuset", "cpuset")? {
             Version::One => self.push("cpuset", "cpuset.cpus", set, false),
             Version::Two => self.push("", "cpuset.cpus", set, false),
@@ -226,6 +233,11 @@ impl Lowering<'_> {
         }
         Ok(())
     }
+}
+
+/// The highest number of a list such as `0-3,5`.
+fn last_processor(list: &str) -> Option<u32> {
+    list.trim().split([',', '-']).filter_map(|number| number.parse().ok()).max()
 }
 
 fn refuse<T>(limit: &'static str, problem: String) -> Result<T, CgroupError> {

@@ -495,6 +495,10 @@ impl Compiled {
                     "cannot mount {}: not allowed there (nothing may be mounted inside /proc)",
                     named(&self.op_names)
                 ),
+                Errno::EINVAL => format!(
+                    "cannot mount {}: the kernel refuses its options, or one of source and target is a file and the other a folder",
+                    named(&self.op_names)
+                ),
                 _ => format!("cannot mount {}", named(&self.op_names)),
             },
             Step::Sysctl => format!("cannot set the kernel parameter {}", named(&self.sysctl_names)),
