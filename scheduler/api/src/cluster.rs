@@ -269,6 +269,8 @@ pub struct ReadmissionRequest {
 /// It may.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Readmission {
+    /// Who asked.
+    pub node: String,
     /// Its number from now on.
     pub manager_number: u64,
     /// The cluster's id.

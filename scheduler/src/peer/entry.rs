@@ -347,8 +347,13 @@ pub async fn readmit(host: &Host) -> Result<(), ErrorDetail> {
             let asking = host.peers.post(&manager.address, &name, "/v1/peer/readmission", body.clone());
             match tokio::time::timeout(JOIN_TIME, asking).await {
                 Ok(Ok(answer)) => {
-                    let Readmission { manager_number, cluster } =
+                    let Readmission { node, manager_number, cluster } =
                         serde_json::from_slice(&answer).map_err(|e| failed("read the manager's answer", &e))?;
+                    // A number that is another's, or was this one's, would let two vote as one.
+                    if node != host.peers.node().0 || manager_number <= former {
+                        let text = format!("{} gives number {manager_number} to {node}", manager.address);
+                        return Err(ErrorDetail::new("failed", text));
+                    }
                     tracing::warn!(number = manager_number, "this manager takes part anew");
                     return keep_invitation(host, Some(manager_number), &cluster);
                 }

@@ -74,6 +74,7 @@ pub fn own_routes(manager: Manager) -> Router {
         .route("/v1/cluster/leave", post(leave))
         .route("/v1/peer/certificate", post(certificate))
         .route("/v1/peer/departure", post(departure))
+        .route("/v1/peer/readmission", post(readmission))
         .route("/v1/peer/session", post(open_session))
         .route("/v1/peer/heartbeat", post(open_heartbeat))
         .route("/v1/peer/raft", post(open_raft))
@@ -89,7 +90,6 @@ pub fn leader_routes(manager: Manager) -> Router {
         .route("/v1/cluster/clients", get(clients).post(make_client))
         .route("/v1/cluster/clients/{name}", delete(revoke_client))
         .route("/v1/peer/admission", post(admission))
-        .route("/v1/peer/readmission", post(readmission))
         .route("/v1/peer/managers/{name}", delete(remove_manager))
         .route("/v1/peer/addresses/{name}", post(reserve).delete(release))
         .layer(DefaultBodyLimit::max(super::BODY))
@@ -384,6 +384,7 @@ async fn number(manager: &Manager, node: &NodeId, address: String) -> Result<u64
 
 /// `POST /v1/peer/readmission`: the manager that asks has lost what it had promised. Its number goes, which takes a majority of those who
 /// vote without it, and it gets another. Asked again, because the answer was lost, it gets the same: nobody has begun with that one yet.
+/// Only the leader answers, and nobody passes it on: what is passed on comes in the name of the one who does.
 async fn readmission(
     Inject(manager): Injected,
     Extension(admitted): Extension<Admitted>,
@@ -392,6 +393,10 @@ async fn readmission(
     let Json(ReadmissionRequest { former }) = body?;
     let node = NodeId(admitted.name);
     let control = &manager.leader.control;
+    if !control.leadership().borrow().is_leader {
+        return Err(ErrorDetail::new("unavailable", "this manager does not lead").into());
+    }
+    control.read_index().await?;
     let (cluster, address, present) = control.read(|state| {
         let member = state.security.members.get(&node).filter(|member| member.role == Role::Manager);
         (state.cluster.clone(), member.map(|member| member.address.clone()), state.members.id_of(&node))
@@ -404,7 +409,7 @@ async fn readmission(
         tracing::warn!(%node, former, "a manager has lost its control log and takes part as another");
     }
     let manager_number = number(&manager, &node, address).await?;
-    Ok(Json(Readmission { manager_number, cluster }))
+    Ok(Json(Readmission { node: node.0, manager_number, cluster }))
 }
 
 /// `POST /v1/peer/certificate`: for the node that asks, and for the key that the cluster knows it by.
