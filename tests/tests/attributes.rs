@@ -433,3 +433,45 @@ services:
     host.down();
     host.leaves_no_trace();
 }
+
+#[test]
+fn ids_of_its_own_leave_a_service_what_it_needs() {
+    let host = Host::with_busybox();
+    host.stack(
+        "x-a: &a {image: busybox, command: sleep infinity, init: true}
+services:
+  web:
+    <<: *a
+    userns_mode: auto
+    command: sh -c 'echo served >/data/index.html; exec httpd -f -p 80 -h /data'
+    volumes: ['data:/data']
+    ports: ['8080:80']
+    healthcheck: {test: wget -q -O /dev/null http://127.0.0.1/, interval: 1s, retries: 30}
+  other:
+    <<: *a
+    userns_mode: auto
+    network_mode: service:web
+    volumes: ['data:/data']
+  plain: {<<: *a, volumes: ['data:/data']}
+volumes: {data: }",
+    );
+    host.up();
+    let page = eventually(PATIENCE, "it serves its port", || {
+        host.page(orch_tests::machine::Place::Host, std::net::Ipv4Addr::LOCALHOST, 8080, "/")
+    });
+    assert_eq!(page.trim(), "served");
+    let map = |service: &str| words(&host.exec(service, "cat /proc/self/uid_map"));
+    assert!(!map("web").starts_with("0 0 ") && map("web").ends_with(" 65536"), "{}", map("web"));
+    assert_ne!(map("web"), map("other"));
+    assert_eq!(map("plain"), "0 0 4294967295");
+    for service in ["web", "other", "plain"] {
+        assert_eq!(host.exec(service, "stat -c %u /data/index.html; cat /data/index.html"), "0\nserved", "{service}");
+    }
+    assert_eq!(host.exec("plain", "wget -q -O - http://web/"), "served");
+    // The network is the host's to rule: raw sockets, which this ping wants, are not for root inside.
+    host.orch(&["exec", "-T", "web", "ping", "-c", "1", "plain"]).fails().says(&["permission denied"]);
+    assert_eq!(host.exec("other", "wget -q -O - http://127.0.0.1/"), "served");
+    host.orch(&["down", "-v", "-t", "2"]).ok();
+    host.orch(&["container", "run", "--rm", "--userns", "auto", "busybox", "id", "-u"]).ok();
+    host.leaves_no_trace();
+}
