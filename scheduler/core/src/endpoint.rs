@@ -32,8 +32,11 @@ pub(crate) fn serving(state: &State, task: &Task) -> Serving {
     if !runs || node == NodeState::Down {
         return Serving::No;
     }
-    let well = task.status.state == TaskState::Running && matches!(task.status.health, Health::None | Health::Healthy);
-    if well && node == NodeState::Ready { Serving::Ready } else { Serving::Unready }
+    if is_well(task) && node == NodeState::Ready { Serving::Ready } else { Serving::Unready }
+}
+
+fn is_well(task: &Task) -> bool {
+    task.status.state == TaskState::Running && matches!(task.status.health, Health::None | Health::Healthy)
 }
 
 /// Whether a task must be taken out of load balancing before it is stopped.
@@ -141,13 +144,15 @@ pub(crate) fn of_stack(state: &State, stack: &str) -> Endpoints {
         let mut tasks: Vec<&Task> = state.service_tasks(stack, name).filter(|task| !task.one_off).collect();
         tasks.retain(|task| task.serving != Serving::No);
         tasks.sort_by_key(|task| (task.slot, task.sequence));
+        // Silence makes a node suspect, a busy one too: where there is nobody else, what was well there is better than nobody.
+        let is_last = tasks.iter().all(|task| task.serving != Serving::Ready);
         let revision = state.revision(service.revision);
         let mode = revision.spec.deploy.endpoint_mode.unwrap_or(EndpointMode::Vip);
         for network in revision.networks.values() {
             let vip = state.networks.get(network).and_then(|network| network.vips.get(&vip_key(stack, name)));
             let vips = vip.into_iter().flat_map(|vip| [vip.ipv4.map(IpAddr::V4), vip.ipv6.map(IpAddr::V6)]).flatten();
             let vips: Vec<IpAddr> = vips.filter(|_| mode == EndpointMode::Vip).collect();
-            let backends = tasks.iter().flat_map(|task| backends(task, Some(network))).collect();
+            let backends = tasks.iter().flat_map(|task| backends(task, Some(network), is_last)).collect();
             made.services.entry(network.clone()).or_default().push(ServiceAssignment {
                 network: network.clone(),
                 stack: stack.to_owned(),
@@ -164,14 +169,14 @@ pub(crate) fn of_stack(state: &State, stack: &str) -> Endpoints {
             published: port.published,
             target: port.target,
             protocol: port.protocol.clone(),
-            backends: tasks.iter().flat_map(|task| backends(task, None)).collect(),
+            backends: tasks.iter().flat_map(|task| backends(task, None, is_last)).collect(),
         }));
     }
     made
 }
 
-/// A task as load balancers see it, on one network or on its first.
-fn backends(task: &Task, network: Option<&NetworkName>) -> Vec<Backend> {
+/// A task as load balancers see it, on one network or on its first. `is_last`: no task of the service is ready.
+fn backends(task: &Task, network: Option<&NetworkName>, is_last: bool) -> Vec<Backend> {
     let Some(node) = &task.node else { return Vec::new() };
     let mut endpoints = task.endpoints().iter();
     let endpoint = match network {
@@ -179,7 +184,7 @@ fn backends(task: &Task, network: Option<&NetworkName>) -> Vec<Backend> {
         None => endpoints.next(),
     };
     let addresses = endpoint.into_iter().flat_map(|one| [one.ipv4.map(IpAddr::V4), one.ipv6.map(IpAddr::V6)]).flatten();
-    let ready = task.serving == Serving::Ready;
+    let ready = task.serving == Serving::Ready || is_last && is_well(task);
     addresses.map(|address| Backend { address, node: node.clone(), ready }).collect()
 }
 

@@ -7,7 +7,7 @@ use orch_core::{
     Act, Action, Availability, Command, Down, Explanation, Hint, NodeState, Refusal, RolloutState, Scale, Serving,
     Turn, UpdateNode, UpdateService,
 };
-use orch_spec::assignment::{DesiredTask, NodeId, NodeReport, TaskState, TaskStatus};
+use orch_spec::assignment::{Backend, DesiredTask, NodeId, NodeReport, TaskState, TaskStatus};
 use orch_spec::model::StackSpec;
 
 use crate::fleet::Fleet;
@@ -206,6 +206,31 @@ fn a_task_goes_where_its_data_is_and_waits_for_it() {
     availability(&mut fleet, home.as_str(), Availability::Active);
     fleet.settle();
     assert_eq!(fleet.running("db"), [(1, home)]);
+}
+
+#[test]
+fn where_nobody_else_is_left_a_suspect_node_is_still_asked() {
+    let mut fleet = Fleet::new(2);
+    up(&mut fleet, "services: {app: {image: app, ports: ['8080:80'], deploy: {mode: global}}}");
+    let asked = |fleet: &Fleet| {
+        let told = &fleet.hosts[&"n1".into()].told;
+        let of =
+            |backends: &[Backend]| backends.iter().filter(|b| b.ready).map(|b| b.node.0.clone()).collect::<Vec<_>>();
+        (of(&told.services[0].backends), of(&told.mesh_ports[0].backends))
+    };
+    let both = |nodes: &[&str]| {
+        let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+        (nodes.clone(), nodes)
+    };
+    fleet.observe("n2", NodeState::Suspect);
+    fleet.settle();
+    assert_eq!(asked(&fleet), both(&["n1"]));
+    fleet.observe("n1", NodeState::Suspect);
+    fleet.settle();
+    assert_eq!(asked(&fleet), both(&["n1", "n2"]), "one that is silent may only be busy");
+    fleet.observe("n1", NodeState::Ready);
+    fleet.settle();
+    assert_eq!(asked(&fleet), both(&["n1"]));
 }
 
 #[test]
