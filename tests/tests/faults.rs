@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use orch_tests::cluster::Hosts;
 use orch_tests::host::Host;
 use orch_tests::machine::Place;
+use orch_tests::output::Output;
 use orch_tests::process::Identity;
 use orch_tests::segment::address;
 use orch_tests::wait::{PATIENCE, eventually, saw, took, until};
@@ -439,4 +440,67 @@ fn what_the_leaders_host_had_runs_elsewhere_when_it_is_gone() {
     hosts.host(other).stack(FIFTY);
     hosts.host(other).up();
     is_made_whole(&hosts, other, leader);
+}
+
+/// Gives a host a disk of its own for its state, as small as it can be, with what it has.
+fn with_small_disk(host: &Host) {
+    host.stop_agent();
+    let data = host.data().display().to_string();
+    let script = "cp -a {} /run/kept && mount -t tmpfs -o size=24m tmpfs {} && cp -a /run/kept/. {} && rm -r /run/kept";
+    host.sh(Place::Host, &script.replace("{}", &data));
+    host.start_agent();
+}
+
+/// Writes something large into the log.
+fn make_large(host: &Host, name: &str) -> Output {
+    host.write("large", &name.repeat(100_000 / name.len()));
+    host.orch(&["config", "create", name, "large"])
+}
+
+/// The names of what was written so, as one host knows it.
+fn made_large(host: &Host) -> Vec<String> {
+    let configs = host.orch(&["config", "ls", "--format", "json"]).ok().json_lines();
+    configs.iter().map(|config| config["name"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn a_manager_whose_disk_was_full_decides_again_when_there_is_space() {
+    let hosts = Hosts::managers(3);
+    for host in &hosts.hosts {
+        with_small_disk(host);
+        hosts.all_vote();
+    }
+    // It leads at first, and follows when its disk is full again.
+    let short = hosts.leader(1);
+    let (other, third) = (short % 3 + 1, (short + 1) % 3 + 1);
+    let mut names = Vec::new();
+    for turn in ["one", "two"] {
+        let data = hosts.host(short).data().display().to_string();
+        let leads = hosts.leader(other) == short;
+        hosts.host(short).sh(Place::Host, &format!("cat /dev/zero >{data}/ballast 2>/dev/null || true"));
+        let begun = Instant::now();
+        for number in 0..16 {
+            let name = format!("{turn}-{number}");
+            make_large(hosts.host(if number % 2 == 0 { other } else { third }), &name).ok();
+            names.push(name);
+        }
+        took(&format!("a disk is full (the leader's: {leads}) → sixteen changes taken"), begun);
+        names.sort();
+        assert_eq!(made_large(hosts.host(other)), names);
+        assert_ne!(hosts.leader(other), short, "who cannot write does not lead");
+        eventually(PATIENCE, "the manager says why", || {
+            let log = hosts.host(short).agent_log();
+            let said = log.lines().filter(|line| line.contains("waits for space")).count();
+            if said > 0 { Ok(()) } else { Err(log) }
+        });
+        hosts.host(short).sh(Place::Host, &format!("rm {data}/ballast"));
+        let freed = Instant::now();
+        // It is needed for every decision now.
+        hosts.host(third).stop_agent();
+        make(hosts.host(short), &format!("by-it-{turn}"));
+        took("there is space → a change that needs this manager is taken", freed);
+        assert_eq!(made_large(hosts.host(short)), names, "nothing that was acknowledged is lost");
+        hosts.host(third).start_agent();
+        hosts.all_vote();
+    }
 }
