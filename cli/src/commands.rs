@@ -11,6 +11,7 @@ mod down;
 mod follow;
 mod graph;
 mod image;
+mod last_lines;
 mod list;
 mod logs;
 mod network;

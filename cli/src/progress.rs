@@ -62,8 +62,13 @@ impl Board {
                 TaskState::Exited => code(task) != 0,
                 _ => task.status.health == Health::Unhealthy,
             };
-            bad && task.up_to_date && self.update(&task.service).is_some()
+            bad && self.is_updated_to(task)
         })
+    }
+
+    /// Whether a task is one of those that an update brings.
+    pub(crate) fn is_updated_to(&self, task: &TaskView) -> bool {
+        task.up_to_date && self.update(&task.service).is_some()
     }
 
     /// Whether anything has been told yet.

@@ -75,7 +75,7 @@ fn slot_map(ipv4: bool, count: u32) -> SetLayout {
 }
 
 /// By address.
-type Services = BTreeMap<IpAddr, Arc<Service>>;
+pub(crate) type Services = BTreeMap<IpAddr, Arc<Service>>;
 
 /// Which sandboxes know which services.
 #[derive(Debug, Default)]
@@ -262,16 +262,12 @@ fn write_family(transaction: &mut Transaction, ipv4: bool) {
     transaction.rule(Family::Inet, TABLE, "source", &led.masquerade());
 }
 
-/// Flows of a sandbox to a service whose backends changed: those that lead to anybody else are forgotten.
-#[derive(Debug, Clone)]
+/// Flows of a sandbox to a service whose backends changed: those that lead to none of them are forgotten.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Strays {
     pub(crate) vip: IpAddr,
-    pub(crate) backends: BTreeSet<IpAddr>,
-}
-
-fn strays(vip: IpAddr, service: Option<&Service>) -> Strays {
-    let backends = service.map(|service| service.backends.iter().map(|backend| backend.address).collect());
-    Strays { vip, backends: backends.unwrap_or_default() }
+    /// The sandbox still has to do with the service.
+    pub(crate) is_known: bool,
 }
 
 impl Shared {
@@ -286,6 +282,8 @@ impl Shared {
             (service.vip, present.map_or_else(|| Arc::new(service.clone()), Arc::clone))
         };
         let new: Arc<Services> = Arc::new(services.iter().map(keep).collect());
+        // Before any sandbox is told: what leads to a new backend must not be taken for astray.
+        self.straying.learn(&new);
         let gone = old.keys().filter(|vip| !new.contains_key(vip));
         let differs = |(vip, service): &(&IpAddr, &Arc<Service>)| {
             old.get(vip).is_none_or(|present| !Arc::ptr_eq(present, service))
@@ -360,8 +358,8 @@ impl Shared {
             .iter()
             .filter(lost)
             .map(|service| {
-                let now = new.get(&service.vip).filter(|service| client.knows(service));
-                strays(service.vip, now.map(|service| &**service))
+                let is_known = new.get(&service.vip).is_some_and(|service| client.knows(service));
+                Strays { vip: service.vip, is_known }
             })
             .collect();
         self.straying.forget(namespace, strays);
@@ -388,8 +386,9 @@ impl Shared {
     /// Takes over sandboxes with what an earlier agent told them, of which only the newest wish is known: their tables are
     /// written anew, and what leads elsewhere is forgotten.
     pub(crate) fn tell_all(&self, services: &[Service]) {
-        lock(&self.balancing).services =
-            Arc::new(services.iter().map(|service| (service.vip, Arc::new(service.clone()))).collect());
+        let known = Arc::new(services.iter().map(|service| (service.vip, Arc::new(service.clone()))).collect());
+        self.straying.learn(&known);
+        lock(&self.balancing).services = known;
         let records: Vec<SandboxRecord> =
             lock(&self.state).sandboxes.values().map(|sandbox| sandbox.record.clone()).collect();
         for record in records {
@@ -397,7 +396,7 @@ impl Shared {
                 tracing::warn!(%error, "a sandbox may know services that have changed");
             }
             let on = |service: &&Service| record.endpoints.iter().any(|e| service.networks.contains(&e.network));
-            let all = services.iter().filter(on).map(|service| strays(service.vip, Some(service))).collect();
+            let all = services.iter().filter(on).map(|service| Strays { vip: service.vip, is_known: true }).collect();
             self.straying.forget(self.run_dir.namespace(&record.config.id.0), all);
         }
     }

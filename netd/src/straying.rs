@@ -7,15 +7,16 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 
 use nix::errno::Errno;
 
 use crate::conntrack::{Conntrack, Flow};
 use crate::namespace::Namespace;
+use crate::netd::lock;
 use crate::netlink::{Batch, NetlinkError, NetlinkSocket};
-use crate::service::Strays;
+use crate::service::{Services, Strays};
 
 /// `SOCK_DESTROY`, on a socket of `NETLINK_SOCK_DIAG`.
 const DESTROY: u16 = 21;
@@ -23,7 +24,7 @@ const TCP: u8 = 6;
 
 /// What the thread is asked for.
 enum Work {
-    /// Forget, in the namespace that a file stands for, what leads to others than these.
+    /// Forget, in the namespace that a file stands for, what leads to nobody of these services any more.
     Forget(PathBuf, Vec<Strays>),
     /// Close sockets, which may wait for the kernel.
     Close(Vec<NetlinkSocket>),
@@ -32,6 +33,8 @@ enum Work {
 /// The thread. Dropped, it finishes what it was asked for.
 #[derive(Debug)]
 pub(crate) struct Straying {
+    /// The services as they shall be now: what is asked for is done a little later, when there may be other backends again.
+    latest: Arc<Mutex<Arc<Services>>>,
     work: Option<mpsc::Sender<Work>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -39,17 +42,20 @@ pub(crate) struct Straying {
 impl Straying {
     pub(crate) fn start() -> io::Result<Straying> {
         let (sender, receiver) = mpsc::channel();
+        let latest: Arc<Mutex<Arc<Services>>> = Arc::default();
+        let known = Arc::clone(&latest);
         let run = move || {
             for work in receiver {
                 match work {
                     Work::Close(sockets) => drop(sockets),
-                    Work::Forget(namespace, strays) => match forget(&namespace, &strays) {
+                    Work::Forget(namespace, strays) => match forget(&namespace, &strays, &known) {
                         Ok(0) => {}
                         Ok(flows) => {
                             tracing::debug!(flows, namespace = %namespace.display(), "ended what led to containers that are gone")
                         }
-                        // With the sandbox its flows are gone.
-                        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                        // With the sandbox its flows are gone; for a moment its file stands for nothing.
+                        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
+                        }
                         Err(error) => {
                             tracing::warn!(%error, namespace = %namespace.display(), "cannot end what leads to containers that are gone: it will time out");
                         }
@@ -58,7 +64,12 @@ impl Straying {
             }
         };
         let thread = std::thread::Builder::new().name("netd-straying".into()).spawn(run)?;
-        Ok(Straying { work: Some(sender), thread: Some(thread) })
+        Ok(Straying { latest, work: Some(sender), thread: Some(thread) })
+    }
+
+    /// Takes in the services as they shall be, before anybody is led by them.
+    pub(crate) fn learn(&self, services: &Arc<Services>) {
+        *lock(&self.latest) = Arc::clone(services);
     }
 
     pub(crate) fn forget(&self, namespace: PathBuf, strays: Vec<Strays>) {
@@ -91,15 +102,20 @@ impl Drop for Straying {
 }
 
 /// Forgets, and says how many flows there were.
-fn forget(namespace: &Path, strays: &[Strays]) -> io::Result<usize> {
+fn forget(namespace: &Path, strays: &[Strays], latest: &Mutex<Arc<Services>>) -> io::Result<usize> {
     let namespace = Namespace::open(namespace)?;
     namespace.run(|| {
         let mut conntrack = Conntrack::open()?;
         let failed = |error: NetlinkError| io::Error::from(error.errno);
         let mut flows = Vec::new();
         for stray in strays {
-            let led_astray = |flow: &Flow| flow.leads().is_some_and(|target| !stray.backends.contains(&target));
-            flows.extend(conntrack.towards(stray.vip).map_err(failed)?.into_iter().filter(led_astray));
+            let led = conntrack.towards(stray.vip).map_err(failed)?;
+            // Looked up after the flows: whoever was led by then is known here.
+            let services = Arc::clone(&lock(latest));
+            let service = services.get(&stray.vip).filter(|_| stray.is_known);
+            let is_behind =
+                |target: IpAddr| service.is_some_and(|s| s.backends.iter().any(|backend| backend.address == target));
+            flows.extend(led.into_iter().filter(|flow| flow.leads().is_some_and(|target| !is_behind(target))));
         }
         // While the kernel still knows where it leads, so that the other side may hear of it too.
         if let Err(error) = abort(&flows) {

@@ -212,7 +212,7 @@ pub struct Replica {
     assemblies: BTreeMap<NodeId, Option<Assembly>>,
     next_frame: u64,
     offered: u64,
-    handover: u64,
+    handover: Option<u64>,
     /// The first of all has proposed to say who it is.
     founding: bool,
     out: Work,
@@ -303,7 +303,7 @@ impl Replica {
             assemblies: BTreeMap::new(),
             next_frame: 0,
             offered: 0,
-            handover: 0,
+            handover: None,
             founding: false,
             out: Work::default(),
             told: Leadership::default(),

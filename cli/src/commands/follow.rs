@@ -1,6 +1,6 @@
 //! Follows a stack until a goal is reached, and says what went wrong when it cannot be.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,17 +10,12 @@ use orch_api::node::LogLine;
 use tokio::time::Instant;
 
 use super::escape;
+use super::last_lines::{self, LINES, LastLines};
 use crate::connect::connect;
 use crate::exit::{Exit, Failure};
 use crate::printer;
 use crate::progress::{Board, Goal, Painter, Step, Trouble, Verdict, verdict};
 use crate::settings::Settings;
-
-/// How many of the last lines of a container that failed are shown.
-const LAST_LINES: u64 = 20;
-
-/// Logs of failed containers that are read at one look: the rest has its turn with the next.
-const LOGS_AT_ONCE: usize = 4;
 
 /// How often to judge though nothing changed.
 const LOOK: Duration = Duration::from_millis(100);
@@ -62,7 +57,7 @@ pub(super) async fn follow(client: &Client, settings: &Settings, what: &Follow<'
     let mut painter = Painter::new(settings.progress, settings.color_stderr);
     let deadline = what.timeout.map(|t| Instant::now() + t);
     let mut board = Board::since(what.since);
-    let mut last_lines: BTreeMap<String, LastLines> = BTreeMap::new();
+    let mut last_lines = LastLines::new(client);
     for resource in &what.made {
         painter.show(&Step { resource: resource.clone(), word: "Created".to_owned(), settled: true, failed: false });
     }
@@ -93,7 +88,7 @@ pub(super) async fn follow(client: &Client, settings: &Settings, what: &Follow<'
             painter.show(&step);
         }
         if what.show_logs {
-            keep_last_lines(client, &board, &mut last_lines).await;
+            last_lines.look(&board);
         }
         match verdict(&board, what.services.as_ref(), what.goal, now_ms()) {
             Verdict::Waiting(list) => missing = list,
@@ -103,7 +98,7 @@ pub(super) async fn follow(client: &Client, settings: &Settings, what: &Follow<'
             }
             Verdict::Failed(troubles) => {
                 painter.finish();
-                last_lines.values().for_each(LastLines::say);
+                last_lines.say();
                 return Err(say_troubles(client, &board, troubles, what.show_logs).await.into());
             }
         }
@@ -170,37 +165,6 @@ fn too_late(what: &Follow<'_>, missing: Vec<String>) -> Failure {
     Failure::new(Exit::Deadline, format!("stack {} is not as wanted after {seconds} s", what.stack)).details(missing)
 }
 
-/// The end of a container's log.
-struct LastLines {
-    container: String,
-    lines: Vec<String>,
-}
-
-impl LastLines {
-    fn say(&self) {
-        if !self.lines.is_empty() {
-            printer::say(&format!("--- last lines of {}", self.container));
-            self.lines.iter().for_each(|line| printer::say(line.trim_end_matches('\n')));
-        }
-    }
-}
-
-/// Reads the end of the log of what has failed in an update, once each: when the update is over, it may be gone.
-async fn keep_last_lines(client: &Client, board: &Board, kept: &mut BTreeMap<String, LastLines>) {
-    let failed = board.failed_in_update().filter(|task| !task.status.container.is_empty());
-    let fresh: Vec<_> = failed.filter(|task| !kept.contains_key(&task.id)).take(LOGS_AT_ONCE).collect();
-    for task in fresh {
-        let path = format!("/v1/containers/{}/logs?tail={LAST_LINES}", task.status.container);
-        let mut lines = Vec::new();
-        if let Ok(mut log) = client.lines::<LogLine>(&path).await {
-            while let Ok(Some(line)) = log.next().await {
-                lines.push(line.log);
-            }
-        }
-        kept.insert(task.id.clone(), LastLines { container: task.container_name.clone(), lines });
-    }
-}
-
 async fn say_troubles(client: &Client, board: &Board, troubles: Vec<Trouble>, show_logs: bool) -> Failure {
     let exit = troubles.iter().find_map(|t| t.exit_code).map_or(Exit::Failed, Exit::Code);
     for trouble in &troubles {
@@ -211,14 +175,14 @@ async fn say_troubles(client: &Client, board: &Board, troubles: Vec<Trouble>, sh
             printer::say(probe);
         }
         if show_logs && !task.status.container.is_empty() {
-            let path = format!("/v1/containers/{}/logs?tail={LAST_LINES}", task.status.container);
-            let mut lines = Vec::new();
+            let path = format!("/v1/containers/{}/logs?tail={LINES}", task.status.container);
+            let mut lines: Vec<String> = Vec::new();
             if let Ok(mut log) = client.lines::<LogLine>(&path).await {
                 while let Ok(Some(line)) = log.next().await {
                     lines.push(line.log);
                 }
             }
-            LastLines { container: trouble.container.clone(), lines }.say();
+            last_lines::say(&trouble.container, lines.iter());
         }
     }
     let mut texts = troubles.into_iter().map(|t| t.text);

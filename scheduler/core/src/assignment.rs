@@ -239,7 +239,7 @@ enum Standing {
 fn standing(state: &State, task: &Task) -> Standing {
     if state.is_cluster() {
         return match task.serving {
-            Serving::No => Standing::Away,
+            Serving::No | Serving::Leaving => Standing::Away,
             Serving::Unready => Standing::Runs,
             Serving::Ready => Standing::Well,
         };

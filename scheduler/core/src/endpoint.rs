@@ -18,6 +18,9 @@ use crate::state::{Network, NodeState, Serving, State, Task, holder_of};
 /// How long a task that is to be stopped waits at most for nodes to let go of it, milliseconds: as long as it takes until a node that
 /// does not answer is suspect, and then it counts no more; and half of that again.
 pub(crate) const WITHDRAWAL_MS: u64 = 3_000;
+/// How long a task that nobody is sent to any more is left alone, milliseconds: who was sent there in the last moment is being answered. What
+/// takes longer is up to the program's own end.
+pub(crate) const LAST_ANSWERS_MS: u64 = 200;
 /// First number of VXLANs: the low ones are what people give by hand.
 const FIRST_VNI: u32 = 4096;
 /// Numbers of one cluster: its range begins at a place that follows from its id, so that two clusters on one link do not meet.
@@ -29,8 +32,10 @@ pub(crate) fn serving(state: &State, task: &Task) -> Serving {
         && matches!(task.told, Some(DesiredTask::Running | DesiredTask::Paused))
         && task.withdrawn.is_none();
     let node = task.node.as_ref().map_or(NodeState::Down, |node| state.node_state(node));
-    if !runs || node == NodeState::Down {
-        return Serving::No;
+    let has_run = matches!(task.status.state, TaskState::Running | TaskState::Paused | TaskState::Stopping);
+    if node == NodeState::Down || !runs {
+        let leaves = task.withdrawn.is_some() && has_run && node != NodeState::Down;
+        return if leaves { Serving::Leaving } else { Serving::No };
     }
     if is_well(task) && node == NodeState::Ready { Serving::Ready } else { Serving::Unready }
 }
@@ -44,18 +49,23 @@ pub(crate) fn must_withdraw(state: &State, task: &Task) -> bool {
     state.is_cluster() && !task.unordered && !task.endpoints().is_empty() && task.has_process()
 }
 
-/// Whether everybody who could send somebody to a task knows that it is out, or the time for that is over.
+/// Whether a task may be stopped: everybody who could send somebody there has known for a moment that it is out, or the time for that is
+/// over.
 pub(crate) fn is_withdrawn(state: &State, task: &Task) -> bool {
+    task.withdrawn.is_some_and(|withdrawal| withdrawal.deadline <= state.time)
+}
+
+/// Whether everybody who could send somebody to a task knows that it is out.
+pub(crate) fn is_let_go(state: &State, task: &Task) -> bool {
     let Some(withdrawal) = task.withdrawn else { return false };
     let meshed = is_meshed(state, task);
     let networks: Vec<&Network> = task.networks().filter_map(|name| state.networks.get(name)).collect();
-    let knows = state.nodes.iter().all(|(id, node)| {
+    state.nodes.iter().all(|(id, node)| {
         // Also one that may still publish a port that the service had until now.
         let sends =
             meshed || node.applied < state.mesh_changed || networks.iter().any(|network| network.nodes.contains(id));
         node.state != NodeState::Ready || node.applied >= withdrawal.index || !sends
-    });
-    knows || withdrawal.deadline <= state.time
+    })
 }
 
 /// Whether a task stands behind ports that every node publishes.
@@ -184,7 +194,7 @@ fn backends(task: &Task, network: Option<&NetworkName>, is_last: bool) -> Vec<Ba
         None => endpoints.next(),
     };
     let addresses = endpoint.into_iter().flat_map(|one| [one.ipv4.map(IpAddr::V4), one.ipv6.map(IpAddr::V6)]).flatten();
-    let ready = task.serving == Serving::Ready || is_last && is_well(task);
+    let ready = task.serving == Serving::Ready || is_last && task.serving == Serving::Unready && is_well(task);
     addresses.map(|address| Backend { address, node: node.clone(), ready }).collect()
 }
 

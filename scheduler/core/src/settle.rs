@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use orch_spec::assignment::{DesiredTask, NetworkName, NodeId, TaskId};
 
 use crate::command::Changes;
-use crate::endpoint::WITHDRAWAL_MS;
+use crate::endpoint::{LAST_ANSWERS_MS, WITHDRAWAL_MS, is_let_go};
 use crate::gate::{self, Gate, Memory};
 use crate::plan::Moment;
 use crate::state::{Network, NetworkPhase, NodeState, Service, State, Timer, Withdrawal, holder_of};
@@ -275,6 +275,7 @@ impl<'s> Settling<'s> {
                 self.state.set_timer(deadline, Timer::Task(id.clone()));
                 self.services.insert(service);
             }
+            self.let_last_answers_go(id);
             // Also one that was out before it had to wait for something else.
             self.state.withdrawing.insert(id.clone());
         } else if !wanted && task.withdrawn.is_some() {
@@ -284,6 +285,19 @@ impl<'s> Settling<'s> {
                 task.withdrawn = None;
             }
             self.state.withdrawing.remove(id);
+        }
+    }
+
+    /// Once nobody is sent to a task any more its stop is near.
+    fn let_last_answers_go(&mut self, id: &TaskId) {
+        let near = self.state.time.saturating_add(LAST_ANSWERS_MS);
+        let Some(task) = self.state.tasks.get(id) else { return };
+        if task.withdrawn.is_none_or(|withdrawal| withdrawal.deadline <= near) || !is_let_go(self.state, task) {
+            return;
+        }
+        if let Some(withdrawal) = self.state.tasks.get_mut(id).and_then(|task| task.withdrawn.as_mut()) {
+            withdrawal.deadline = near;
+            self.state.set_timer(near, Timer::Task(id.clone()));
         }
     }
 

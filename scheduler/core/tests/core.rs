@@ -12,5 +12,7 @@ mod properties;
 mod scripts;
 #[path = "core/turbulence.rs"]
 mod turbulence;
+#[path = "core/updates.rs"]
+mod updates;
 #[path = "core/world.rs"]
 mod world;

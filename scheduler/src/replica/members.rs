@@ -128,16 +128,20 @@ impl Replica {
 
     fn hand_over(&mut self) -> Option<NodeId> {
         let successor = self.successor()?;
-        self.handover = self.ticks;
+        self.handover = Some(self.ticks);
         self.raw.transfer_leader(successor);
         self.node_of(successor)
+    }
+
+    fn has_just_handed_over(&self) -> bool {
+        self.handover.is_some_and(|tried| tried + HANDOVER > self.ticks)
     }
 
     /// A leader that cannot write cannot answer anybody, though its heartbeats keep it in office.
     pub(super) fn hand_over_when_stalled(&mut self) {
         let waits = self.unwritten.front().is_some_and(|write| write.since + STALLED <= self.ticks);
         let stalled = waits || self.full.is_some();
-        if stalled && self.handover + HANDOVER <= self.ticks && self.hand_over().is_some() {
+        if stalled && !self.has_just_handed_over() && self.hand_over().is_some() {
             tracing::warn!("the disk of the control log does not keep up: another manager is asked to lead");
         }
     }
@@ -150,7 +154,7 @@ impl Replica {
         match self.raw.raft.lead_transferee {
             Some(under_way) => self.node_of(under_way),
             // Where it went round among all and came back, nobody has room.
-            None if self.handover + HANDOVER > self.ticks => None,
+            None if self.has_just_handed_over() => None,
             None => self.hand_over(),
         }
     }

@@ -123,9 +123,11 @@ pub enum HandOver {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Serving {
-    /// It does not run, or is being stopped.
+    /// It does not run.
     #[default]
     No,
+    /// It is being stopped: nobody is sent there any more, who is there is answered until it ends.
+    Leaving,
     /// It runs, but is not well, or not known to be, or its node is suspect.
     Unready,
     /// New connections may go there.

@@ -180,12 +180,27 @@ impl Fleet {
 
     /// Until nobody has anything to do.
     pub(crate) fn settle(&mut self) {
-        for _ in 0..2000 {
-            if !self.step() {
+        for _ in 0..4000 {
+            if !self.advance() {
                 return;
             }
         }
         panic!("the agents never come to rest");
+    }
+
+    /// One look of one agent, or when none has anything to do, the next moment that something waits for.
+    pub(crate) fn advance(&mut self) -> bool {
+        self.step() || self.last_answers_went()
+    }
+
+    /// Lets the moment pass for which what nobody is sent to any more is left alone.
+    fn last_answers_went(&mut self) -> bool {
+        let soon = self.clock + 200;
+        let deadlines = self.state.tasks.values().filter_map(|task| Some(task.withdrawn?.deadline));
+        let Some(at) = deadlines.filter(|at| (self.clock + 1..=soon).contains(at)).min() else { return false };
+        self.clock = at;
+        let _ = self.apply(Command::Tick);
+        true
     }
 
     /// One look of one agent.
@@ -313,7 +328,9 @@ fn stops_come_after_withdrawal(before: &State, fleet: &Fleet) {
         }
         let withdrawal =
             task.withdrawn.unwrap_or_else(|| panic!("{} was stopped while it served", task.container_name));
-        if withdrawal.deadline <= state.time {
+        assert!(withdrawal.deadline <= state.time, "{} is stopped at once", task.container_name);
+        let since = usize::try_from(withdrawal.index).ok().and_then(|index| fleet.log.get(index - 1));
+        if since.is_none_or(|entry| entry.now_ms + 3_000 <= state.time) {
             continue;
         }
         let addresses: Vec<IpAddr> =
