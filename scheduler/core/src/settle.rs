@@ -179,6 +179,11 @@ impl<'s> Settling<'s> {
                     self.mark_stack(&stack);
                     self.placing = true;
                 }
+                // What could not be moved while its service was being updated: a guest whose host has been replaced.
+                let record = self.state.stacks.get(&stack).and_then(|stack| stack.services.get(&service));
+                if record.is_some_and(|service| !service.is_rolling()) {
+                    self.mark_relocation(&stack);
+                }
             } else if let Some(stack) = self.relocations.pop_first() {
                 if relocate::step(self.state, self.moment, &stack, self.changes) {
                     self.memory = Memory::default();

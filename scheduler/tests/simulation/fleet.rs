@@ -630,7 +630,8 @@ impl World {
         self.run_until(next);
         let state = self.leading().expect("N3: a leader is there");
         assert_eq!(state.nodes[&name].state, NodeState::Ready, "N3: {name} is back");
-        assert_eq!(self.sends_to(&name), sent, "N3: {name} is back, and so is who sends there");
+        // Also what was not healthy yet when it began may be by now.
+        assert!(self.sends_to(&name) || !sent, "N3: {name} is back, and so is who sends there");
         assert_eq!(self.containers(), before, "N4: something was replaced or started again");
         self.summary.returned += 1;
     }
