@@ -29,6 +29,7 @@ mod conntrack;
 pub mod dns;
 pub mod error;
 mod foreign;
+mod hash;
 mod link;
 mod mesh;
 mod name;

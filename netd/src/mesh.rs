@@ -91,7 +91,7 @@ pub(crate) fn wire_mac(node: IpAddr) -> Mac {
     match node {
         IpAddr::V4(_) => Mac::from_address(node),
         IpAddr::V6(_) => {
-            let [a, b, c, d, ..] = crate::name::hash(&[&node.to_string()]).to_be_bytes();
+            let [a, b, c, d, ..] = crate::hash::hash(&[&node.to_string()]).to_be_bytes();
             Mac([0x02, 0x4f, a, b, c, d])
         }
     }

@@ -2,6 +2,7 @@
 //! without having remembered anything.
 
 use crate::config::{NetworkId, SandboxId};
+use crate::hash::hash;
 
 /// What every bridge's name begins with, whatever the instance: one pattern lets a foreign firewall know all of them.
 pub(crate) const BRIDGE_PREFIX: &str = "orb-";
@@ -64,23 +65,6 @@ impl Names {
     pub(crate) fn veth_prefix(&self) -> String {
         format!("{VETH_PREFIX}{}", self.mark)
     }
-}
-
-/// FNV-1a with a final mix (of MurmurHash3). The standard library's hasher may change between compilers, and then an upgraded
-/// agent would not find its own links.
-pub(crate) fn hash(parts: &[&str]) -> u64 {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    for part in parts {
-        // The separator keeps ("ab", "c") and ("a", "bc") apart.
-        for byte in part.bytes().chain([0xff]) {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-    hash ^= hash >> 33;
-    hash = hash.wrapping_mul(0xff51_afd7_ed55_8ccd);
-    hash ^= hash >> 33;
-    hash = hash.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    hash ^ hash >> 33
 }
 
 fn digits(mut number: u64, count: usize) -> String {

@@ -10,6 +10,8 @@
 
 use std::net::IpAddr;
 
+use crate::hash::hash;
+
 /// Counts of slots. Twelve divides evenly among 1, 2, 3, 4, 6 and 12, sixty also among 5, 10, 15, 20 and 30, and so on.
 pub(crate) const COUNTS: [u32; 4] = [1, 12, 60, 840];
 /// Counts where there may be ten thousand services, most of which have few participants: what is loaded is as many elements as slots.
@@ -75,7 +77,11 @@ struct Order {
 
 impl Order {
     fn of(address: IpAddr, count: u64) -> Self {
-        let hash = |salt: u8| scatter(address, salt);
+        let v6 = match address {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        };
+        let hash = |salt: u8| hash(&[&v6.octets()[..], &[salt]]);
         // A step that has no divisor in common with the count comes by every slot once.
         let coprime = |step: u64| (step..).find(|step| gcd(*step, count) == 1).unwrap_or(1);
         Self { next: hash(0) % count, step: coprime(hash(1) % count + 1), count, left: count }
@@ -91,19 +97,6 @@ impl Iterator for Order {
         self.next = (slot + self.step) % self.count;
         usize::try_from(slot).ok()
     }
-}
-
-/// FNV-1a, whose bits are mixed once more at the end. Not the library's: an agent of another build must not deal anew.
-fn scatter(address: IpAddr, salt: u8) -> u64 {
-    let v6 = match address {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-        IpAddr::V6(v6) => v6,
-    };
-    let bytes = v6.octets().into_iter().chain([salt]);
-    let hash = bytes
-        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    let mixed = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    mixed ^ (mixed >> 33)
 }
 
 fn gcd(one: u64, other: u64) -> u64 {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 
@@ -11,6 +12,9 @@ use crate::output::Output;
 use crate::process::Identity;
 use crate::segment::{Segment, address};
 use crate::wait::{PATIENCE, eventually};
+
+/// How often each answer was given: a page, or why there was none.
+pub type Answers = BTreeMap<Result<String, String>, usize>;
 
 /// Hosts on one switch; the first has the number 1.
 #[derive(Debug)]
@@ -92,6 +96,34 @@ impl Hosts {
     #[must_use]
     pub fn host(&self, number: usize) -> &Host {
         &self.hosts[number - 1]
+    }
+
+    /// Does something while one host asks for the page that the first three publish on port 8080, through each of them, without a pause.
+    /// What the deed returned, and the answers through the first, the second and the third.
+    ///
+    /// # Panics
+    /// When the deed does.
+    pub fn while_asking<T>(&self, from: usize, act: impl FnOnce() -> T) -> (T, Vec<Answers>) {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let ask = |number: u8| {
+                let done = &done;
+                move || {
+                    let mut answers = Answers::new();
+                    while !done.load(Ordering::Relaxed) {
+                        let page = self.host(from).page(Place::Host, address(number), 8080, "/");
+                        *answers.entry(page).or_default() += 1;
+                    }
+                    answers
+                }
+            };
+            let askers: Vec<_> = (1..=3).map(|number| scope.spawn(ask(number))).collect();
+            // Whoever asks must end also when the deed fails, or the scope never would.
+            let acted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
+            done.store(true, Ordering::Relaxed);
+            let answers = askers.into_iter().map(|asker| asker.join().expect("whoever asks does not panic")).collect();
+            (acted.unwrap_or_else(|panic| std::panic::resume_unwind(panic)), answers)
+        })
     }
 
     /// Opens the first to others.

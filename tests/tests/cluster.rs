@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use orch_tests::cluster::Hosts;
 use orch_tests::machine::Place;
@@ -434,28 +433,12 @@ services:
 
 /// Does something while pages are asked for through every host without a pause. None may fail.
 fn while_everybody_asks(hosts: &Hosts, act: impl FnOnce()) {
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let ask = |number: u8| {
-            let done = &done;
-            move || {
-                let mut answers: BTreeMap<Result<String, String>, usize> = BTreeMap::new();
-                while !done.load(Ordering::Relaxed) {
-                    *answers.entry(hosts.host(1).page(Place::Host, address(number), 8080, "/")).or_default() += 1;
-                }
-                answers
-            }
-        };
-        let askers: Vec<_> = (1..=3).map(|number| (number, scope.spawn(ask(number)))).collect();
-        act();
-        done.store(true, Ordering::Relaxed);
-        for (number, asker) in askers {
-            let answers = asker.join().expect("a caller ends");
-            let failed: Vec<_> = answers.iter().filter(|(answer, _)| answer.is_err()).collect();
-            assert!(failed.is_empty() && !answers.is_empty(), "through host {number}: {answers:?}");
-            saw(&format!("through host {number}: {} pages, none failed", answers.values().sum::<usize>()));
-        }
-    });
+    let ((), answers) = hosts.while_asking(1, act);
+    for (answers, number) in answers.iter().zip(1..) {
+        let failed: Vec<_> = answers.iter().filter(|(answer, _)| answer.is_err()).collect();
+        assert!(failed.is_empty() && !answers.is_empty(), "through host {number}: {answers:?}");
+        saw(&format!("through host {number}: {} pages, none failed", answers.values().sum::<usize>()));
+    }
 }
 
 #[test]

@@ -2,13 +2,10 @@
 //! address: no request fails, whatever is changed and whether the change is good.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use orch_tests::cluster::Hosts;
-use orch_tests::machine::Place;
+use orch_tests::cluster::{Answers, Hosts};
 use orch_tests::output::Output;
-use orch_tests::segment::address;
 use orch_tests::wait::{PATIENCE, eventually, saw, took};
 
 /// The host that is no node and asks the three that are.
@@ -58,48 +55,28 @@ services:
     )
 }
 
-/// How often what was answered.
-type Answers = BTreeMap<String, usize>;
-
-/// Does something while everybody asks, and returns what it returned. None of the answers may be anything but one of these.
+/// Does something while everybody asks, and returns what it returned. Every one of these versions must have answered, and nothing else.
 fn under_requests<T>(hosts: &Hosts, versions: &[&str], act: impl FnOnce() -> T) -> T {
     let expected: BTreeSet<&str> = versions.iter().copied().collect();
-    let done = AtomicBool::new(false);
     let by_name =
         "while [ ! -e /stop ]; do wget -q -O - http://web/ 2>&1 || echo failed; done | sort | uniq -c; rm /stop";
     let caller = hosts.host(1).start(&["container", "exec", "roll-caller-1", "sh", "-c", by_name]);
-    let (acted, mut seen) = std::thread::scope(|scope| {
-        let ask = |number: u8| {
-            let done = &done;
-            move || {
-                let mut answers = Answers::new();
-                while !done.load(Ordering::Relaxed) {
-                    let page = hosts.host(OUTSIDE).page(Place::Host, address(number), 8080, "/");
-                    let answer = page.map_or_else(|why| format!("failed: {why}"), |page| page.trim().to_owned());
-                    *answers.entry(answer).or_default() += 1;
-                }
-                answers
-            }
-        };
-        let askers: Vec<_> = (1..=3).map(|number| (number, scope.spawn(ask(number)))).collect();
-        let acted = act();
-        done.store(true, Ordering::Relaxed);
-        let answers = askers.into_iter().map(|(number, asker)| {
-            (format!("by the port of host {number}"), asker.join().expect("whoever asks does not panic"))
-        });
-        (acted, answers.collect::<Vec<(String, Answers)>>())
-    });
+    let (acted, by_port) = hosts.while_asking(OUTSIDE, act);
     hosts.host(1).orch(&["container", "exec", "roll-caller-1", "touch", "/stop"]).ok();
     let by_name = caller.ends(PATIENCE).ok();
     let counted = by_name.text().lines().filter_map(|line| line.trim().split_once(' '));
-    let counted = counted.map(|(count, answer)| (answer.to_owned(), count.parse().unwrap_or_default()));
-    seen.push(("by name".to_owned(), counted.collect()));
-    for (how, answers) in &seen {
+    let counted: Answers =
+        counted.map(|(count, answer)| (Ok(answer.to_owned()), count.parse().unwrap_or_default())).collect();
+    let by_port =
+        by_port.into_iter().zip(1..).map(|(answers, number)| (format!("by the port of host {number}"), answers));
+    for (how, answers) in by_port.chain([("by name".to_owned(), counted)]) {
         saw(&format!("{how}: {answers:?}"));
-        let others: Vec<&String> = answers.keys().filter(|answer| !expected.contains(answer.as_str())).collect();
+        let version = |answer: &Result<String, String>| answer.as_ref().ok().map(|page| page.trim().to_owned());
+        let others: Vec<_> =
+            answers.keys().filter(|answer| version(answer).is_none_or(|v| !expected.contains(v.as_str()))).collect();
         assert!(others.is_empty(), "{how}: {answers:?}");
-        let missing: Vec<&&str> = expected.iter().filter(|version| !answers.contains_key(**version)).collect();
-        assert!(missing.is_empty(), "asked all the while, {how}: {answers:?}");
+        let answered: BTreeSet<String> = answers.keys().filter_map(version).collect();
+        assert!(expected.iter().all(|version| answered.contains(*version)), "asked all the while, {how}: {answers:?}");
     }
     acted
 }

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use std::net::IpAddr;
 
 use anyhow::Result;
-use orch_api::client::Client;
+use orch_api::client::{Client, ClientError};
 use orch_api::control::{ActRequest, Action, ApplyResponse, DesiredRequest, IndexResponse};
 use orch_api::node::{ContainerRequest, ContainerView, Created, PruneRequest, StopRequest};
 use orch_spec::assignment::{DesiredTask, TaskState};
@@ -21,8 +21,16 @@ use crate::printer::{self, Format};
 use crate::settings::Settings;
 use crate::stack_file;
 
-/// Between two looks at whether a container of a stack has become what it was asked to be.
-const LOOK: std::time::Duration = std::time::Duration::from_millis(10);
+/// Between two looks at whether a container has become what it was asked to be: it takes milliseconds.
+pub(super) const LOOK: std::time::Duration = std::time::Duration::from_millis(10);
+
+/// A container as its node sees it, by its id, the beginning of that, or its name.
+///
+/// # Errors
+/// When there is none, or the agent does not answer.
+pub(super) async fn view(client: &Client, container: &str) -> Result<ContainerView, ClientError> {
+    client.get(&format!("/v1/containers/{}", escape(container))).await
+}
 
 /// Runs one of the verbs.
 pub(super) async fn run(settings: &Settings, command: ContainerCommand) -> Result<Exit> {
@@ -163,7 +171,7 @@ impl Change {
 async fn each(settings: &Settings, containers: &[String], change: Change, request: &StopRequest) -> Result<Exit> {
     let client = client(settings)?;
     for container in containers {
-        let view: ContainerView = client.get(&format!("/v1/containers/{}", escape(container))).await?;
+        let view = view(&client, container).await?;
         match change.action(request.signal.as_deref()).filter(|_| !view.stack.is_empty()) {
             Some(action) => act_on_task(&client, &view, action, request).await?,
             None => {
@@ -223,7 +231,7 @@ async fn stop(settings: &Settings, args: ContainerStop, change: Change) -> Resul
 async fn remove(settings: &Settings, args: ContainerRm) -> Result<Exit> {
     let client = client(settings)?;
     for container in &args.containers {
-        let view: ContainerView = client.get(&format!("/v1/containers/{}", escape(container))).await?;
+        let view = view(&client, container).await?;
         let runs = matches!(view.state, TaskState::Running | TaskState::Paused | TaskState::Restarting);
         if runs && !args.force {
             let message = format!("container {} runs", view.name);
@@ -236,7 +244,7 @@ async fn remove(settings: &Settings, args: ContainerRm) -> Result<Exit> {
             let desired = DesiredTask::Removed;
             let request = DesiredRequest { desired, timeout: Some(0), signal: None, remove_volumes: args.volumes };
             client.post::<IndexResponse>(&format!("/v1/tasks/{}/desired", escape(&view.task)), &request).await?;
-            while client.get::<ContainerView>(&format!("/v1/containers/{}", escape(&view.id))).await.is_ok() {
+            while self::view(&client, &view.id).await.is_ok() {
                 tokio::time::sleep(LOOK).await;
             }
         }

@@ -1,14 +1,12 @@
 //! `network …`.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use orch_api::client::{Client, ClientError};
 use orch_api::control::{AddressResponse, IndexResponse, NetworkConnect, NetworkCreate, NetworkView};
 use orch_api::node::ContainerView;
 use serde_json::Value;
 
-use super::{client, confirmed, escape};
+use super::{client, confirmed, container, escape};
 use crate::args::NetworkCommand;
 use crate::exit::{Exit, Failure};
 use crate::printer::{self, Format};
@@ -79,11 +77,8 @@ pub(super) async fn run(settings: &Settings, command: NetworkCommand) -> Result<
     Ok(Exit::Done)
 }
 
-/// Between two looks at whether a container's network is as it was asked to be: it takes milliseconds.
-const LOOK: Duration = Duration::from_millis(10);
-
 async fn connect(client: &Client, container: &str, request: &NetworkConnect) -> Result<()> {
-    let view = container_view(client, container).await?;
+    let view = container::view(client, container).await?;
     let network = &request.network;
     if view.stack.is_empty() {
         client.post::<Value>(&format!("/v1/containers/{}/networks", escape(&view.id)), request).await?;
@@ -91,7 +86,7 @@ async fn connect(client: &Client, container: &str, request: &NetworkConnect) -> 
         client.post::<AddressResponse>(&format!("/v1/tasks/{}/networks", escape(&view.task)), request).await?;
     }
     loop {
-        let now = container_view(client, &view.id).await?;
+        let now = container::view(client, &view.id).await?;
         if now.networks.contains_key(network) {
             return Ok(());
         }
@@ -101,12 +96,12 @@ async fn connect(client: &Client, container: &str, request: &NetworkConnect) -> 
             let message = format!("container {} was not connected to network {network}: {why}", view.name);
             return Err(Failure::new(Exit::Failed, message).into());
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(container::LOOK).await;
     }
 }
 
 async fn disconnect(client: &Client, container: &str, network: &str, force: bool) -> Result<()> {
-    let view = match client.get::<ContainerView>(&format!("/v1/containers/{}", escape(container))).await {
+    let view = match container::view(client, container).await {
         Err(ClientError::Refused(detail)) if force && detail.code == "not_found" => return Ok(()),
         found => found?,
     };
@@ -114,8 +109,8 @@ async fn disconnect(client: &Client, container: &str, network: &str, force: bool
         return Ok(());
     }
     leave(client, &view, network).await?;
-    while container_view(client, &view.id).await?.networks.contains_key(network) {
-        tokio::time::sleep(LOOK).await;
+    while container::view(client, &view.id).await?.networks.contains_key(network) {
+        tokio::time::sleep(container::LOOK).await;
     }
     Ok(())
 }
@@ -129,8 +124,4 @@ async fn leave(client: &Client, view: &ContainerView, network: &str) -> Result<(
             .await?;
     }
     Ok(())
-}
-
-async fn container_view(client: &Client, container: &str) -> Result<ContainerView> {
-    Ok(client.get(&format!("/v1/containers/{}", escape(container))).await?)
 }

@@ -88,8 +88,7 @@ pub(super) async fn attach_to(
     options: &crate::args::AttachOptions,
     start: bool,
 ) -> Result<Exit> {
-    let view: orch_api::node::ContainerView = client.get(&format!("/v1/containers/{}", escape(container))).await?;
-    let tty = view.tty;
+    let tty = super::container::view(client, container).await?.tty;
     let stdin = !options.no_stdin;
     let request = AttachRequest { stdin, size: session::window(), start };
     let connection = client.upgrade(&format!("/v1/containers/{}/attach", escape(container)), &request).await?;

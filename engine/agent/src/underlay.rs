@@ -57,14 +57,14 @@ impl Underlays {
     }
 
     /// Takes in which ways there are, and says which to try now, or when to look again.
-    fn next(&mut self, paths: &BTreeMap<NodeId, Path>, now: Instant) -> Result<(NodeId, IpAddr), Option<Instant>> {
+    fn next(&mut self, paths: &BTreeMap<NodeId, Path>, now: Instant) -> Result<(NodeId, Path), Option<Instant>> {
         self.ways.retain(|node, way| paths.get(node) == Some(&way.path));
         for (node, path) in paths {
             let new = Way { path: *path, due: now + FIRST, last: None, told: None, tried: false };
             self.ways.entry(node.clone()).or_insert(new);
         }
         match self.ways.iter().min_by_key(|(_, way)| way.due) {
-            Some((node, way)) if way.due <= now => Ok((node.clone(), way.path.1)),
+            Some((node, way)) if way.due <= now => Ok((node.clone(), way.path)),
             first => Err(first.map(|(_, way)| way.due)),
         }
     }
@@ -174,7 +174,7 @@ pub(crate) async fn watch(shared: Arc<Shared>) {
         let paths = paths(&shared.lock().assignment.clone());
         let next = known(&shared).next(&paths, Instant::now());
         match next {
-            Ok((node, address)) => attempt(&shared, &node, paths[&node], address).await,
+            Ok((node, path)) => attempt(&shared, &node, path).await,
             Err(due) => {
                 let due = due.map(tokio::time::Instant::from_std);
                 let sleep = async {
@@ -193,9 +193,9 @@ pub(crate) async fn watch(shared: Arc<Shared>) {
     }
 }
 
-async fn attempt(shared: &Arc<Shared>, node: &NodeId, path: Path, address: IpAddr) {
-    let netd = shared.netd.clone();
-    let verdict = match tokio::task::spawn_blocking(move || netd.probe_underlay(address)).await {
+async fn attempt(shared: &Arc<Shared>, node: &NodeId, path: Path) {
+    let (netd, (_, there)) = (shared.netd.clone(), path);
+    let verdict = match tokio::task::spawn_blocking(move || netd.probe_underlay(there)).await {
         Ok(Ok(verdict)) => Some(verdict),
         Ok(Err(e)) => {
             tracing::debug!(node = %node.0, error = chain(&e), "the way to a node cannot be judged");
@@ -232,14 +232,14 @@ mod tests {
         verdicts: &[(&str, UnderlayVerdict)],
     ) -> Vec<String> {
         for (expected, verdict) in verdicts {
-            let (node, _) = loop {
+            let (node, path) = loop {
                 match underlays.next(paths, *now) {
                     Ok(found) => break found,
                     Err(due) => *now = due.expect("there are ways"),
                 }
             };
             assert_eq!(node.0, *expected);
-            underlays.judge(&node, paths[&node], Some(*verdict), *now);
+            underlays.judge(&node, path, Some(*verdict), *now);
         }
         let news = underlays.news().unwrap_or_default();
         news.into_iter().map(|(node, why)| format!("{}: {why}", node.0)).collect()

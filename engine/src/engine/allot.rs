@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use sha2::{Digest as _, Sha256};
+
 use super::{Containers, EngineError};
 use crate::config::{ContainerConfig, IdRange, UserNamespace};
 
@@ -67,11 +69,10 @@ impl Containers {
 
 /// All blocks, lowest first, beginning with one that the instance's name chooses: two agents on one kernel do not know of each other.
 fn from<'a>(blocks: &'a [IdRange], instance: &str) -> impl Iterator<Item = IdRange> + 'a {
-    // FNV-1a, so that the same name always means the same block; the default instance begins at the beginning.
-    let hash = instance.bytes().fold(0, |hash: u64, byte| {
-        (if hash == 0 { 0xcbf2_9ce4_8422_2325 } else { hash } ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-    });
-    let start = usize::try_from(hash % blocks.len().max(1) as u64).unwrap_or(0);
+    // The default instance begins at the beginning.
+    let [a, b, c, d, ..] = <[u8; 32]>::from(Sha256::digest(instance));
+    let turn = if instance.is_empty() { 0 } else { u32::from_be_bytes([a, b, c, d]) };
+    let start = turn as usize % blocks.len().max(1);
     blocks[start..].iter().chain(&blocks[..start]).copied()
 }
 

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use orch_core::{
-    Act, Action, Availability, Command, Down, Explanation, Hint, NodeState, Refusal, RolloutState, Scale, Serving,
-    Turn, UpdateNode,
+    Availability, Command, Down, Explanation, Hint, NodeState, Refusal, RolloutState, Scale, Serving, Turn, UpdateNode,
 };
 use orch_spec::assignment::{Backend, DesiredTask, NodeId, NodeReport, TaskState, TaskStatus};
 use orch_spec::model::StackSpec;
@@ -401,23 +400,6 @@ fn a_task_is_stopped_when_every_node_has_let_go_of_it_or_the_time_is_over() {
     assert!(fleet.state.stacks.is_empty() && fleet.state.networks.is_empty());
 }
 
-/// Restarts all tasks of a service.
-fn restart(fleet: &mut Fleet, service: &str) {
-    let services = vec![service.to_owned()];
-    let request = Act {
-        stack: "web".to_owned(),
-        services,
-        tasks: Vec::new(),
-        action: Action::Restart,
-        timeout: None,
-        signal: None,
-        no_deps: false,
-        remove_volumes: false,
-        stop: false,
-    };
-    assert!(fleet.apply(Command::Act(request)).result.is_ok());
-}
-
 #[test]
 fn a_restart_takes_one_task_after_the_other_out_of_load_balancing_and_back_in() {
     let mut fleet = Fleet::new(3);
@@ -426,7 +408,7 @@ fn a_restart_takes_one_task_after_the_other_out_of_load_balancing_and_back_in() 
         "services: {app: {image: app, ports: ['8080:80'], deploy: {replicas: 5}, healthcheck: {test: 'true'}}}",
     );
     fleet.pass(1_000);
-    restart(&mut fleet, "app");
+    assert!(fleet.restart("app").result.is_ok());
     let mut out_at_once = 0;
     while fleet.advance() {
         let tasks = fleet.tasks("app");
@@ -440,11 +422,11 @@ fn a_restart_takes_one_task_after_the_other_out_of_load_balancing_and_back_in() 
     assert_eq!(started(&fleet), [true; 5]);
     // Who never gets well holds nobody up, nor does one whose node is lost, nor nodes that say nothing.
     fleet.sick.insert("app".to_owned());
-    restart(&mut fleet, "app");
+    assert!(fleet.restart("app").result.is_ok());
     fleet.settle();
     assert!(fleet.tasks("app").iter().all(|task| task.status.restart_generation == 2));
     fleet.sick.clear();
-    restart(&mut fleet, "app");
+    assert!(fleet.restart("app").result.is_ok());
     fleet.hosts.get_mut(&"n2".into()).expect("it is there").linked = false;
     fleet.settle();
     fleet.pass(3_100);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use orch_core::plan::{self, Moment};
 use orch_core::{
-    Answer, ApplyStack, Assignments, ClusterSettings, Command, Entry, NodeState, Outcome, Refusal, State, Task,
-    UpOptions,
+    Act, Action, Answer, ApplyStack, Assignments, ClusterSettings, Command, Entry, NodeState, Outcome, Refusal, State,
+    Task, UpOptions,
 };
 use orch_spec::assignment::{
     Assignment, DesiredTask, Health, NodeFacts, NodeId, NodeReport, TaskAssignment, TaskId, TaskState, TaskStatus,
@@ -82,6 +82,21 @@ impl Fleet {
         let host = self.hosts.entry(name.into()).or_default();
         host.linked = true;
         self.report(&name.into(), NodeReport::Facts(facts));
+    }
+
+    /// Restarts all tasks of a service of the stack `web`.
+    pub(crate) fn restart(&mut self, service: &str) -> Outcome {
+        self.apply(Command::Act(Act {
+            stack: "web".to_owned(),
+            services: vec![service.to_owned()],
+            tasks: Vec::new(),
+            action: Action::Restart,
+            timeout: None,
+            signal: None,
+            no_deps: false,
+            remove_volumes: false,
+            stop: false,
+        }))
     }
 
     pub(crate) fn moment(&self) -> Moment {

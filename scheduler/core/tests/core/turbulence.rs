@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use orch_core::{
-    Act, Action, Assignments, Availability, Command, Down, NodeState, RolloutState, Scale, State, Task, UpdateNode,
-    UpdateService,
+    Assignments, Availability, Command, Down, NodeState, RolloutState, Scale, State, Task, UpdateNode, UpdateService,
 };
 use orch_spec::assignment::{NodeId, TaskState};
 use orch_spec::model::StackSpec;
@@ -130,21 +129,6 @@ fn steps(seed: u64) -> Vec<Step> {
     (0..count).map(|_| dice.step()).collect()
 }
 
-fn restart(fleet: &mut Fleet, service: &str) {
-    let services = vec![service.to_owned()];
-    let _ = fleet.apply(Command::Act(Act {
-        stack: "web".to_owned(),
-        services,
-        tasks: Vec::new(),
-        action: Action::Restart,
-        timeout: None,
-        signal: None,
-        no_deps: false,
-        remove_volumes: false,
-        stop: false,
-    }));
-}
-
 /// A node of those that there are.
 fn node(fleet: &Fleet, number: u8) -> Option<NodeId> {
     let nodes: Vec<&NodeId> = fleet.state.nodes.keys().collect();
@@ -175,7 +159,7 @@ fn take(fleet: &mut Fleet, files: &[Arc<StackSpec>], step: &Step) {
         Step::RollBack(service) => {
             let _ = fleet.apply(Command::RollbackService { stack: web(), service: SERVICES[*service].to_owned() });
         }
-        Step::Restart(service) => restart(fleet, SERVICES[*service]),
+        Step::Restart(service) => drop(fleet.restart(SERVICES[*service])),
         Step::Cut(number) => {
             if let Some(host) = node(fleet, *number).and_then(|id| fleet.hosts.get_mut(&id)) {
                 host.linked = false;
