@@ -105,6 +105,7 @@ pub(crate) enum ColorMode {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Command {
     /// Make the host match the stack file and show the logs
     Up(Up),

@@ -14,36 +14,33 @@ const STACK_VERBS: [&str; 27] = [
     "unpause", "rm", "attach", "port", "top", "stats", "events", "cp", "wait", "scale", "images", "graph", "ls",
 ];
 
+/// Stack verbs that have used one of the two letters for something else.
+const TAKEN: [(&str, char); 3] = [("logs", 'f'), ("rm", 'f'), ("run", 'p')];
+
 const FILE: &str = "file-after-verb";
 const PROJECT: &str = "project-name-after-verb";
 
-/// The whole grammar.
+/// The whole grammar. What a verb takes is put together when it was typed: for all of them that would take longer than most commands.
 pub(crate) fn command() -> clap::Command {
-    let mut command = Cli::command();
-    for verb in STACK_VERBS {
-        command = command.mut_subcommand(verb, |sub| {
-            let taken = |letter: char| sub.get_arguments().any(|a| a.get_short() == Some(letter));
-            let mut file = clap::Arg::new(FILE)
-                .long("file")
-                .action(ArgAction::Append)
-                .value_name("FILE")
-                .help_heading(STACK_OPTIONS)
-                .help("Stack file; repeat to merge several; `-` reads standard input");
-            let mut project = clap::Arg::new(PROJECT)
-                .long("project-name")
-                .value_name("NAME")
-                .help_heading(STACK_OPTIONS)
-                .help("Name of the stack");
-            if !taken('f') {
-                file = file.short('f');
-            }
-            if !taken('p') {
-                project = project.short('p');
-            }
-            sub.arg(file).arg(project)
-        });
-    }
-    command
+    Cli::command().mut_subcommands(|verb| if STACK_VERBS.contains(&verb.get_name()) { of_a_stack(verb) } else { verb })
+}
+
+fn of_a_stack(verb: clap::Command) -> clap::Command {
+    let free = |letter: char| Some(letter).filter(|letter| !TAKEN.contains(&(verb.get_name(), *letter)));
+    let file = clap::Arg::new(FILE)
+        .short(free('f'))
+        .long("file")
+        .action(ArgAction::Append)
+        .value_name("FILE")
+        .help_heading(STACK_OPTIONS)
+        .help("Stack file; repeat to merge several; `-` reads standard input");
+    let project = clap::Arg::new(PROJECT)
+        .short(free('p'))
+        .long("project-name")
+        .value_name("NAME")
+        .help_heading(STACK_OPTIONS)
+        .help("Name of the stack");
+    verb.arg(file).arg(project)
 }
 
 /// Reads the command line.

@@ -168,6 +168,7 @@ mod tests {
     fn no_word_is_kept_here_that_has_become_a_command() {
         for (group, word, ..) in WORDS {
             let mut command = grammar::command();
+            command.build();
             let parent = if group.is_empty() { Some(&mut command) } else { command.find_subcommand_mut(group) };
             let parent = parent.unwrap_or_else(|| panic!("there is no {group}"));
             assert!(parent.find_subcommand(word).is_none(), "{group} {word} is there");

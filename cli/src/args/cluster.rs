@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use super::ListFormat;
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum ClusterCommand {
     /// Open this host's cluster of one to other hosts; nothing that runs is touched
     Init(ClusterInit),
@@ -84,6 +85,7 @@ pub(crate) struct ClusterToken {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum ClientCommand {
     /// Make a certificate and write it with its key into a folder
     Create {

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use super::{AttachOptions, ExecOptions, ListFormat, LogSelection};
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum ContainerCommand {
     /// Make and start a container
     Run(Box<ContainerRun>),
@@ -344,6 +345,7 @@ pub(crate) struct ContainerRm {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum ImageCommand {
     /// List images
     #[command(alias = "list")]
@@ -420,6 +422,7 @@ pub(crate) enum ImageCommand {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum VolumeCommand {
     /// List volumes
     #[command(alias = "list")]
@@ -459,6 +462,7 @@ pub(crate) enum VolumeCommand {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum ObjectCommand {
     /// List them
     #[command(alias = "list")]
@@ -495,6 +499,7 @@ pub(crate) enum ObjectCommand {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum NetworkCommand {
     /// List networks
     #[command(alias = "list")]
@@ -566,6 +571,7 @@ pub(crate) enum NetworkCommand {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum ContextCommand {
     /// List contexts
     #[command(alias = "list")]
@@ -600,6 +606,7 @@ pub(crate) enum ContextCommand {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum SystemCommand {
     /// Connect standard input and output with the agent: the far end of `--host ssh://`
     #[command(hide = true)]

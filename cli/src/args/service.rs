@@ -5,6 +5,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::{ListFormat, LogSelection, LogStyle};
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum NodeCommand {
     /// List the nodes
     #[command(alias = "list")]
@@ -95,6 +96,7 @@ pub(crate) enum RoleArg {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum ServiceCommand {
     /// List the services of all stacks
     #[command(alias = "list")]
@@ -210,6 +212,7 @@ pub(crate) struct ServiceUpdateArgs {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum TaskCommand {
     /// List all tasks
     #[command(alias = "list")]
