@@ -1,6 +1,7 @@
 //! Crashes of the agent, a shim and the command line, at any moment: what runs goes on, what was begun is finished.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -355,5 +356,29 @@ fn an_agent_that_is_stopped_politely_leaves_containers_alone_too() {
     // The next command starts one by itself.
     assert_eq!(host.running(), before);
     host.orch(&["down", "-v", "-t", "1"]).ok();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn what_is_run_once_is_not_run_again_when_only_its_record_stayed() {
+    let host = Host::with_busybox();
+    host.start_agent();
+    host.write("out/runs", "");
+    let (out, records) = (host.folder().join("out"), host.data().join("agent/local"));
+    let kept = || -> Vec<PathBuf> { std::fs::read_dir(&records).unwrap().map(|entry| entry.unwrap().path()).collect() };
+    let is_forgotten = || if kept().is_empty() { Ok(()) } else { Err(format!("{:?}", kept())) };
+    let mount = format!("{}:/out", out.display());
+    let script = "echo ran >>/out/runs; until [ -e /out/go ]; do sleep 0.05; done";
+    host.orch(&["container", "run", "-d", "--rm", "-v", &mount, "busybox", "sh", "-c", script]).ok();
+    let record = kept().pop().expect("a container of no stack has a record");
+    let text = std::fs::read(&record).unwrap();
+    host.write("out/go", "");
+    eventually(PATIENCE, "it is forgotten with its end", is_forgotten);
+    // As if the agent had died between the removal of the container and that of its record.
+    host.kill_agent();
+    std::fs::write(&record, text).unwrap();
+    host.start_agent();
+    eventually(PATIENCE, "what stayed of it is forgotten", is_forgotten);
+    assert_eq!(std::fs::read_to_string(out.join("runs")).unwrap(), "ran\n");
     host.leaves_no_trace();
 }

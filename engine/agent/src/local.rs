@@ -337,7 +337,10 @@ pub(crate) fn forgotten(shared: &Arc<Shared>, id: &TaskId) {
     if let Some(local) = local {
         // Whoever waits for it to be gone looks again.
         shared.touch();
+        let (inner, id) = (shared.clone(), id.clone());
         release(shared.clone(), id.0.clone(), local.reserved);
+        // Nobody waits for that: no id is used twice.
+        tokio::task::spawn_blocking(move || inner.records.remove_local(&id));
     }
 }
 

@@ -9,7 +9,7 @@ use orch_engine::config::ContainerId;
 use orch_engine::container::Phase;
 use orch_engine::engine::{ContainerInfo, Engine, EventKind};
 use orch_netd::Netd;
-use orch_spec::assignment::{Health, NetworkName, NodeReport, TaskId};
+use orch_spec::assignment::{DesiredTask, Health, NetworkName, NodeReport, TaskId};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::health::{self, Probe};
@@ -28,10 +28,13 @@ const MEMORY_PAUSE: Duration = Duration::from_secs(20);
 const OPERATIONS_AT_ONCE: usize = 16;
 /// Stops and removals at once: each only waits, for a process to end or for the network namespaces that go together with its own.
 const STOPS_AT_ONCE: usize = 64;
-/// Between two plans, and between two reports, in a burst of changes: each looks at every task, and two hundred that start at once make
-/// a thousand changes. The first change is looked at without delay.
-const PLAN_STEP: Duration = Duration::from_millis(1);
-/// See [`PLAN_STEP`]; a report also costs a log entry, and what follows from it.
+/// How many times as long as a plan took the next ones wait for: each looks at every task, and two hundred that start at once make a
+/// thousand changes.
+const PLAN_REST: u32 = 4;
+/// A shorter rest than this, the resolution of timers, is put together with the next ones: a single container never waits for a plan.
+const LEAST_REST: Duration = Duration::from_millis(1);
+/// Between two reports in a burst of changes: each looks at every task and costs a log entry, and what follows from it. The first change
+/// is reported without delay.
 const REPORT_STEP: Duration = Duration::from_millis(3);
 /// A look at everything though nothing happened: what an event missed is found then.
 const SWEEP: Duration = Duration::from_secs(10);
@@ -59,6 +62,13 @@ pub(crate) fn adopt(engine: &Engine, netd: &Netd, records: &Records) -> State {
             if probe(&info).is_some() {
                 seen.health = Health::Starting;
             }
+        }
+    }
+    // What was run with `--rm` runs once: if there is no container, it has ended and only its record stayed.
+    for (id, local) in &mut state.locals {
+        let seen = state.observed.tasks.entry(id.clone()).or_default();
+        if local.auto_remove && seen.container.is_none() {
+            local.task.desired = DesiredTask::Removed;
         }
     }
     for sandbox in netd.sandboxes() {
@@ -301,25 +311,28 @@ async fn run(shared: Arc<Shared>) {
     let probes = Arc::new(Semaphore::new(health::PROBES_AT_ONCE));
     let mut watched: BTreeMap<TaskId, (ContainerId, Option<u64>, tokio::task::JoinHandle<()>)> = BTreeMap::new();
     let mut wake_at: Option<u64> = None;
-    let mut planned = Instant::now();
+    let mut rested = Instant::now();
     loop {
         let wait = wake_at.map_or(SWEEP, |at| Duration::from_millis(at.saturating_sub(now_ms()))).min(SWEEP);
         tokio::select! {
-            () = shared.dirty.notified() => tokio::time::sleep_until((planned + PLAN_STEP).into()).await,
+            () = shared.dirty.notified() => if rested >= Instant::now() + LEAST_REST {
+                tokio::time::sleep_until(rested.into()).await;
+            },
             () = tokio::time::sleep(wait) => {
                 if wake_at.is_none_or(|at| at > now_ms()) {
                     sweep(&shared).await;
                 }
             }
         }
-        planned = Instant::now();
+        let began = Instant::now();
         let (plan, gone) = {
             let mut state = shared.lock();
             let plan = state.plan(now_ms());
             (plan, state.forget_gone())
         };
+        rested = rested.max(began) + began.elapsed() * PLAN_REST;
         for id in gone {
-            shared.records.remove(&id);
+            shared.records.remove_task(&id);
             crate::local::forgotten(&shared, &id);
         }
         wake_at = plan.wake_at;

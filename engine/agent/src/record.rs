@@ -87,13 +87,20 @@ impl Records {
         write(&self.locals, &local.task.id, local, !local.auto_remove)
     }
 
-    /// Forgets a task.
-    pub fn remove(&self, id: &TaskId) {
-        for dir in [&self.tasks, &self.locals] {
-            // Not there is as good as removed, and a file that stays is found useless at the next start.
-            let _ = std::fs::remove_file(path(dir, id));
-        }
+    /// Forgets a task's record.
+    pub fn remove_task(&self, id: &TaskId) {
+        remove(&self.tasks, id);
     }
+
+    /// Forgets a container of no stack. Where files come and go fast this can take tens of milliseconds.
+    pub fn remove_local(&self, id: &TaskId) {
+        remove(&self.locals, id);
+    }
+}
+
+fn remove(dir: &Path, id: &TaskId) {
+    // Not there is as good as removed, and a file that stays is found useless at the next start.
+    let _ = std::fs::remove_file(path(dir, id));
 }
 
 fn path(dir: &Path, id: &TaskId) -> PathBuf {
