@@ -50,6 +50,11 @@ fn it_gets_its_own_user_directory_and_exit_code() {
     assert_eq!((outcome.code(), outcome.stdout.as_str()), (5, "1000\n/tmp\n2\n0\n1\n2\n3\n"), "{outcome:?}");
     let refusal = fixture.exec(&running, &["no-such-command"]).unwrap_err();
     assert_eq!(refusal.exit_code, 127, "{refusal}");
+    // A slip of the keyboard is an error, and makes no folder.
+    let process = ProcessConfig { args: strings(&["true"]), cwd: "/typo".to_owned(), ..ProcessConfig::default() };
+    let refusal = fixture.exec_process(&running, ExecConfig { process, privileged: false }).unwrap_err();
+    assert!(refusal.exit_code == 126 && refusal.to_string().contains("/typo"), "{refusal}");
+    assert_eq!(fixture.exec(&running, &["ls", "-d", "/typo"]).unwrap().code(), 1);
     // The container goes on.
     assert_eq!(fixture.exec(&running, &["true"]).unwrap().code(), 0);
 }

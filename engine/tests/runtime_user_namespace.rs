@@ -322,11 +322,11 @@ fn exec_joins_the_namespace_with_every_privilege_of_the_container_and_no_more() 
     for line in ["CapEff:\t00000000a80425fb", "CapBnd:\t00000000a80425fb", "Seccomp:\t2"] {
         assert!(status.success().contains(line), "{}", status.stdout);
     }
-    // As a user, in a directory that is made for it.
+    // As a user, in a directory of root's.
     let process = ProcessConfig {
         args: strings(&["sh", "-c", "id -u; stat -c %u ."]),
         user: "web".to_owned(),
-        cwd: "/new/directory".to_owned(),
+        cwd: "/tmp".to_owned(),
         ..ProcessConfig::default()
     };
     let outcome = fixture.exec_process(&running, ExecConfig { process, privileged: false }).unwrap();

@@ -531,7 +531,7 @@ impl Compiled {
             (Step::Exec, Errno::ENOENT | Errno::ENOTDIR) => 127,
             (Step::Exec, _) => 126,
             // A working directory that cannot be entered is Docker's "cannot be invoked".
-            (Step::Directory, Errno::EACCES | Errno::ENOTDIR) => 126,
+            (Step::Directory, Errno::EACCES | Errno::ENOTDIR | Errno::ENOENT) => 126,
             _ => 125,
         };
         LaunchError::Child { doing, exit_code, source: failure.errno.into() }

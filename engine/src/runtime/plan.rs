@@ -190,7 +190,7 @@ pub struct ProcessPlan {
     pub env: Vec<String>,
     /// Paths to try in order.
     pub candidates: Vec<String>,
-    /// Working directory, made when missing.
+    /// Working directory; a container's first process finds it made when missing.
     pub cwd: String,
     /// User.
     pub uid: u32,

@@ -460,11 +460,13 @@ impl Child<'_> {
         raw::fchdir(directory).at(Step::Directory)
     }
 
-    /// The working directory, made when missing.
+    /// The working directory; made when missing, as in Docker, for a container's first process, but not for one that joins it.
     fn find_working_directory(&self) -> Sys<RawFd> {
         let path = &self.program.directory;
         match open_in(self.root, path, libc::O_PATH | libc::O_DIRECTORY, 0, IN_ROOT | NO_MAGICLINKS) {
-            Err(Errno::ENOENT) => make_directories(self.root, path.to_bytes(), IN_ROOT | NO_MAGICLINKS),
+            Err(Errno::ENOENT) if self.program.root.is_some() => {
+                make_directories(self.root, path.to_bytes(), IN_ROOT | NO_MAGICLINKS)
+            }
             other => other,
         }
     }
