@@ -202,6 +202,34 @@ fn restart_makes_a_new_process_in_the_same_container() {
     let again = host.container("a");
     assert_eq!((&again["id"], &again["state"]), (&before["id"], &"running".into()));
     assert_ne!(again["pid"], after["pid"]);
+    // One that is frozen, too.
+    for restart in [&["restart", "-t", "0"][..], &["container", "restart", "-t", "0", "work-a-1"]] {
+        host.orch(&["pause"]).ok();
+        let before = host.container("a");
+        host.orch(restart).ok();
+        let after = host.container("a");
+        assert_eq!((&before["state"], &after["state"]), (&"paused".into(), &"running".into()));
+        assert_ne!(before["pid"], after["pid"]);
+    }
+    host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn what_has_done_its_work_does_it_once_more_for_who_asks_by_name() {
+    let host = Host::with_busybox();
+    host.stack("services: {job: {image: busybox, command: [sh, -c, 'echo x >>/count'], volumes: ['./:/out']}}");
+    host.orch(&["up", "-d", "--wait"]).ok();
+    let ended = |c: &serde_json::Value| c["state"] == "exited";
+    let mut before = host.becomes("job", "ended", ended)["started_at"].clone();
+    for start in [&["start", "job"][..], &["container", "start", "work-job-1"]] {
+        host.orch(start).ok();
+        let after = host.becomes("job", "ended again", |c| ended(c) && c["started_at"] != before);
+        before = after["started_at"].clone();
+    }
+    // Nobody named it.
+    host.orch(&["start"]).ok();
+    assert_eq!(host.container("job")["started_at"], before);
     host.down();
     host.leaves_no_trace();
 }

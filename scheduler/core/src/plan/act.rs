@@ -67,13 +67,17 @@ fn selected(draft: &Draft<'_>, request: &Act) -> Result<Vec<TaskId>, Refusal> {
 
 /// Starts, in the order of dependencies; what they depend on is started too.
 fn start(draft: &mut Draft<'_>, request: &Act, mut tasks: Vec<TaskId>) -> Result<(), Refusal> {
+    let are_named = !(request.services.is_empty() && request.tasks.is_empty());
+    let named: BTreeSet<TaskId> = tasks.iter().filter(|_| are_named).cloned().collect();
     if !request.no_deps {
         add_dependencies(draft, &mut tasks);
     }
     for id in in_order(draft, tasks)? {
         let Some(task) = draft.task(&id) else { continue };
         let spec = draft.revision(task.revision).spec.clone();
-        if let Some(cause) = replicas::start_cause(task, &spec, false) {
+        // Success is an end, but not for those who ask for it by name.
+        let once_more = || (named.contains(&id) && replicas::has_ended(task)).then(|| "it had exited (0)".to_owned());
+        if let Some(cause) = replicas::start_cause(task, &spec, false).or_else(once_more) {
             replicas::start(draft, &id, request.no_deps);
             let operation = draft.task_operation(Verb::Start, &id, cause);
             order_task(draft, &id, operation);
@@ -114,9 +118,12 @@ fn restart(draft: &mut Draft<'_>, request: &Act, mut tasks: Vec<TaskId>) -> Resu
     for id in in_order(draft, tasks)? {
         let Some(task) = draft.task(&id) else { continue };
         let operation = match task.goal {
-            DesiredTask::Removed | DesiredTask::Paused => continue,
+            DesiredTask::Removed => continue,
             DesiredTask::Running if !task.released => continue,
-            DesiredTask::Running => replicas::restart(draft, &id, ""),
+            DesiredTask::Running | DesiredTask::Paused => {
+                draft.task_mut(&id).goal = DesiredTask::Running;
+                replicas::restart(draft, &id, "")
+            }
             DesiredTask::Created | DesiredTask::Stopped => {
                 replicas::start(draft, &id, request.no_deps);
                 draft.task_operation(Verb::Start, &id, "")

@@ -344,6 +344,12 @@ fn keep(draft: &mut Draft<'_>, want: &Want<'_>, id: &TaskId, follows: Option<&st
     }
 }
 
+/// Whether a task's container has run and ended, and nobody has asked for more.
+pub(crate) fn has_ended(task: &Task) -> bool {
+    let is_on_its_way = task.goal_generation > task.status.restart_generation || !task.released;
+    task.goal == DesiredTask::Running && !is_on_its_way && task.status.state == TaskState::Exited
+}
+
 /// Why an existing container must be started, if it must; empty for one that has not been started yet.
 pub(crate) fn start_cause(task: &Task, spec: &ServiceSpec, awaited: bool) -> Option<String> {
     match task.goal {
