@@ -63,8 +63,8 @@ until ip -6 route show table local | grep -q 'ff00::/8 dev lan0' && ! ip route |
 exec 3<&0 </dev/null
 cat <&3 >/dev/null &
 end=$!
-until [ "$(cat /proc/$lan/comm /proc/$end/comm)" = "sleep
-cat" ]; do :; done
+# Whoever looks at processes reads their command lines, which come a moment later than the names (execve).
+until [ "$(tr '\0' ' ' </proc/$lan/cmdline)+$(tr '\0' ' ' </proc/$end/cmdline)" = "sleep infinity +cat " ]; do :; done
 echo "ready $lan"
 wait "$end" || true
 "#;

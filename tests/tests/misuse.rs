@@ -132,19 +132,22 @@ services:
     hosts.host(3).down();
 }
 
-/// The binary under test as another version of itself would be.
-fn another_version(host: &Host, version: &[u8; 5]) -> PathBuf {
+/// The binary under test as another version of itself would be, whose number fits in the own one's place, and that number.
+fn another_version(host: &Host) -> (PathBuf, String) {
     let mut bytes = std::fs::read(orch_tests::host::binary()).expect("there is a binary");
-    let own = host.orch(&["--version"]).ok().text().trim_start_matches("orch ").to_owned();
-    assert_eq!(own.len(), version.len(), "another version fits in its place");
+    let own = env!("CARGO_PKG_VERSION");
+    // Nodes need the first two numbers alike: the last digit of the second is another one.
+    let (before, patch) = own.rsplit_once('.').expect("a version has three numbers");
+    let digit = if before.ends_with('9') { '8' } else { '9' };
+    let other = format!("{}{digit}.{patch}", &before[..before.len() - 1]);
     let places: Vec<usize> = memmem(&bytes, own.as_bytes());
     for place in places {
-        bytes[place..place + version.len()].copy_from_slice(version);
+        bytes[place..place + other.len()].copy_from_slice(other.as_bytes());
     }
     let program = host.folder().join("orch");
     std::fs::write(&program, bytes).expect("a file can be written");
     host.sh(Place::Host, &format!("chmod +x {0}; {0} --version", program.display()));
-    program
+    (program, other)
 }
 
 /// Where these bytes are.
@@ -159,12 +162,13 @@ fn a_node_of_another_version_is_refused_with_both_named_and_its_token_counts_on(
     hosts.init();
     let token = hosts.token(&["worker", "--once"]);
     let host = hosts.host(2);
-    let program = another_version(host, b"0.9.0");
+    let (program, other) = another_version(host);
     host.stop_agent();
     host.set_program(Some(&program));
     host.start_agent();
     let refused = hosts.join(2, &token).fails();
-    refused.says(&["the node runs orch 0.9.0, the cluster runs 0.1.0", "install the cluster's version on the node"]);
+    let versions = format!("the node runs orch {other}, the cluster runs {}", env!("CARGO_PKG_VERSION"));
+    refused.says(&[&versions, "install the cluster's version on the node"]);
     assert_eq!((&hosts.info(2)["open"], hosts.nodes(1).len()), (&false.into(), 1));
     host.stop_agent();
     host.set_program(None);
