@@ -2,6 +2,7 @@
 
 mod cluster;
 mod objects;
+mod run;
 mod service;
 
 use std::path::PathBuf;
@@ -10,9 +11,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use cluster::{ClientCommand, ClusterCommand, ClusterInit, ClusterJoin, ClusterToken};
 pub(crate) use objects::{
-    ContainerCommand, ContainerLogs, ContainerLs, ContainerRm, ContainerRun, ContainerStop, ContextCommand,
-    ImageCommand, NetworkCommand, ObjectCommand, SystemCommand, VolumeCommand,
+    ContainerCommand, ContainerLogs, ContainerLs, ContainerRm, ContainerStop, ContextCommand, ImageCommand,
+    NetworkCommand, ObjectCommand, SystemCommand, VolumeCommand,
 };
+pub(crate) use run::ContainerRun;
 pub(crate) use service::{
     AvailabilityArg, NodeCommand, NodeUpdateArgs, RoleArg, ServiceCommand, ServiceUpdateArgs, ServiceWait, TaskCommand,
 };
@@ -54,7 +56,7 @@ pub(crate) struct Global {
     /// Turn on a profile; repeatable, `*` for all
     #[arg(long = "profile", global = true, value_name = "NAME", help_heading = STACK_OPTIONS)]
     pub profiles: Vec<String>,
-    /// File of variables for interpolation, instead of `.env`; after `container run`: for the container; repeatable
+    /// File of variables for interpolation, instead of `.env`; after `container run` and `container exec`: for what runs there; repeatable
     #[arg(long = "env-file", global = true, value_name = "FILE", help_heading = STACK_OPTIONS)]
     pub env_files: Vec<String>,
     /// Accepted as Compose's, and without effect: each node does at most 16 things at once
@@ -530,6 +532,21 @@ pub(crate) struct Run {
     /// Do not start what the service depends on
     #[arg(long)]
     pub no_deps: bool,
+    /// File of variables for it; repeatable
+    #[arg(long, value_name = "FILE")]
+    pub env_from_file: Vec<String>,
+    /// Add a capability; repeatable
+    #[arg(long, value_name = "CAP")]
+    pub cap_add: Vec<String>,
+    /// Drop a capability; repeatable
+    #[arg(long, value_name = "CAP")]
+    pub cap_drop: Vec<String>,
+    /// Remove containers of services that the file does not have any more
+    #[arg(long)]
+    pub remove_orphans: bool,
+    /// When to look for images elsewhere: see `orch up --help`
+    #[arg(long, value_name = "POLICY")]
+    pub pull: Option<String>,
     /// Publish a port; repeatable
     #[arg(short = 'p', long, value_name = "PORT")]
     pub publish: Vec<String>,

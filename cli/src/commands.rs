@@ -8,6 +8,7 @@ mod container;
 mod context;
 mod copy;
 mod down;
+mod each;
 mod follow;
 mod graph;
 mod image;

@@ -101,8 +101,46 @@ const WORDS: &[(&str, &str, &str, &str)] = &[
     ("", "swarm", "orch is not Docker's command", "see `orch cluster --help`"),
 ];
 
+const HIERARCHY: &str = "cgroup v2 has nothing like it";
+
 /// Options in the same way: the option, what is not there, what there is.
 const OPTIONS: &[(&str, &str, &str)] = &[
+    ("--pull", REGISTRY, FETCH),
+    ("--quiet-pull", REGISTRY, "leave the option out: nothing is pulled"),
+    ("--disable-content-trust", REGISTRY, "leave the option out: nothing is pulled"),
+    (
+        "--platform",
+        "orch runs the image that has the name",
+        "give the image of another platform another name: `orch image tag`",
+    ),
+    ("--build", "orch cannot build images yet", "build elsewhere and `orch image load` the result"),
+    ("--attach", "output and errors are always attached, or with `-d` not", "`-i` keeps standard input open"),
+    ("--link", "containers find each other by name", "`orch network create NAME`, and `--network NAME` for both"),
+    ("--gpus", "orch hands no GPUs out yet", "`--device /dev/…` passes a device on"),
+    ("--runtime", "orch is its own runtime", "leave the option out"),
+    ("--volume-driver", "there is no volume driver but `local`", "leave the option out"),
+    (
+        "--storage-opt",
+        "the size of a container's own layer cannot be bounded yet",
+        "`--read-only` and `--tmpfs PATH:size=…` bound what it writes",
+    ),
+    (
+        "--use-api-socket",
+        "orch does not hand its socket to containers yet",
+        "`-v /run/orch/orch.sock:/run/orch/orch.sock` does, and makes it root of this host",
+    ),
+    ("--cpuset-mems", "orch does not bind memory to nodes yet", "`--cpuset-cpus` bounds processors"),
+    ("--cpu-rt-period", HIERARCHY, "`--cpus` and `--cpu-shares` bound its time"),
+    ("--cpu-rt-runtime", HIERARCHY, "`--cpus` and `--cpu-shares` bound its time"),
+    ("--kernel-memory", HIERARCHY, "`--memory` counts it"),
+    ("--memory-swappiness", HIERARCHY, "`--memory-swap` bounds swap"),
+    ("--oom-kill-disable", HIERARCHY, "`--oom-score-adj` says who goes first"),
+    ("--blkio-weight-device", "only the stack file has limits of single devices", "see `blkio_config` there"),
+    ("--device-read-bps", "only the stack file has limits of single devices", "see `blkio_config` there"),
+    ("--device-read-iops", "only the stack file has limits of single devices", "see `blkio_config` there"),
+    ("--device-write-bps", "only the stack file has limits of single devices", "see `blkio_config` there"),
+    ("--device-write-iops", "only the stack file has limits of single devices", "see `blkio_config` there"),
+    ("--link-local-ip", "orch gives no link-local addresses", "`--ip` and `--ip6` choose addresses"),
     (
         "--autolock",
         "`cluster init --autolock` is not there yet",
@@ -115,6 +153,17 @@ const OPTIONS: &[(&str, &str, &str)] = &[
         "run `orch up -d` after a change: only what changed is made anew",
     ),
 ];
+
+/// Checks a `--pull`: there is nowhere to fetch images from.
+///
+/// # Errors
+/// For what would need a registry.
+pub(crate) fn check_pull(when: Option<&str>) -> Result<(), Failure> {
+    match when {
+        None | Some("missing" | "never" | "if_not_present") => Ok(()),
+        Some(other) => Err(Failure::new(Exit::Failed, format!("--pull {other}: {REGISTRY}")).hint(FETCH)),
+    }
+}
 
 /// What to say of a command line that clap did not understand, when it is one of these.
 pub(crate) fn explain(error: &clap::Error, arguments: &[String]) -> Option<Failure> {

@@ -163,9 +163,10 @@ pub(crate) fn service(keys: &serde_json::Value) -> Result<ServiceSpec> {
     // Named volumes need no declaration outside a stack: declare what is mentioned.
     let mut volumes = serde_json::Map::new();
     for mount in keys.get("volumes").and_then(|v| v.as_array()).into_iter().flatten() {
-        let text = mount.as_str().unwrap_or_default();
-        let source = text.split_once(':').map(|(source, _)| source).unwrap_or_default();
-        if !source.is_empty() && !source.starts_with(['.', '/', '~']) {
+        let short = mount.as_str().and_then(|text| text.split_once(':')).map(|(source, _)| source);
+        let short = short.filter(|source| !source.starts_with(['.', '/', '~']));
+        let long = mount["source"].as_str().filter(|_| mount["type"] == "volume");
+        if let Some(source) = short.or(long).filter(|source| !source.is_empty()) {
             volumes.insert(source.to_owned(), serde_json::json!({ "name": source }));
         }
     }
@@ -214,8 +215,10 @@ fn escape_dollars(map: &mut serde_json::Map<String, serde_json::Value>) {
             serde_json::Value::String(text) => *text = text.replace('$', "$$"),
             serde_json::Value::Array(list) => {
                 for item in list {
-                    if let serde_json::Value::String(text) = item {
-                        *text = text.replace('$', "$$");
+                    match item {
+                        serde_json::Value::String(text) => *text = text.replace('$', "$$"),
+                        serde_json::Value::Object(inner) => escape_dollars(inner),
+                        _ => {}
                     }
                 }
             }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use orch_tests::host::Host;
+use orch_tests::image;
 use orch_tests::wait::{PATIENCE, eventually};
 
 const ONE: &str = "name: one\nservices: {a: {image: busybox, command: sleep infinity, init: true, environment: {FROM: file}, hostname: inside}}";
@@ -121,11 +122,39 @@ fn run_makes_a_container_beside_the_service_and_rm_takes_it_away() {
     );
     let output = host.orch(&["run", "--rm", "-T", "-e", "X=y", "app", "sh", "-c", "echo $FROM $X; exit 5"]).code(5);
     assert_eq!(output.text(), "file y");
-    assert_eq!(
-        host.running().into_keys().collect::<Vec<_>>(),
-        ["r-base-1"],
-        "its dependency runs on, it itself is gone"
-    );
+    let names = || -> Vec<String> { host.ps().iter().map(|c| c["name"].as_str().unwrap().to_owned()).collect() };
+    assert_eq!(names(), ["r-base-1"], "its dependency runs on, it itself is gone when the command is over");
+    let script = "echo $FROM $X; id -u; kill -0 1 && cat /proc/self/status | grep CapEff";
+    host.write("more.env", "X=of the file\nFROM=as well\n");
+    let own = [
+        "run",
+        "--rm",
+        "-T",
+        "--env-from-file",
+        "more.env",
+        "-e",
+        "X=typed",
+        "--cap-drop",
+        "ALL",
+        "--cap-add",
+        "chown",
+    ];
+    let output = host.orch(&[&own[..], &["app", "sh", "-c", script]].concat()).ok();
+    assert_eq!(output.text(), "as well typed\n0\nCapEff:\t0000000000000001");
+    host.orch(&["run", "--pull", "always", "app"]).code(1).says(&["no registry client"]);
+    let interrupted = host.start(&[
+        "run",
+        "--rm",
+        "-T",
+        "app",
+        "sh",
+        "-c",
+        "trap 'exit 3' INT; echo on; while :; do sleep 0.1; done",
+    ]);
+    interrupted.prints("on");
+    interrupted.signal(Signal::SIGINT);
+    interrupted.ends(PATIENCE).code(3);
+    assert_eq!(names(), ["r-base-1"]);
     host.orch(&["run", "-T", "--name", "once", "app"]).ok().prints(&["its own"]);
     assert!(host.ps().iter().any(|c| c["name"] == "once" && c["state"] == "exited"), "{:?}", host.ps());
     let input = host.invoke(&["run", "--rm", "-T", "-i", "app", "cat"]).stdin("typed").run().ok();
@@ -153,6 +182,107 @@ fn container_run_says_by_its_code_how_it_ended() {
         "b /tmp"
     );
     assert_eq!(host.orch(&["container", "ls", "-a", "-q"]).ok().text(), "");
+    host.leaves_no_trace();
+}
+
+#[test]
+fn exec_makes_no_folder_and_takes_variables_of_files() {
+    let host = Host::with_busybox();
+    host.stack("services: {a: {image: busybox, command: sleep infinity, init: true, working_dir: /made/for/it}}");
+    host.up();
+    assert_eq!(host.exec("a", "pwd"), "/made/for/it");
+    let name = host.container("a")["name"].as_str().unwrap().to_owned();
+    for exec in [&["exec", "-T", "-w", "/typo", "a"][..], &["container", "exec", "-w", "/typo", &name]] {
+        host.orch(&[exec, &["true"]].concat()).code(126).says(&["/typo", "No such file or directory"]);
+    }
+    host.exec("a", "! test -e /typo");
+    host.write("some.env", "A=1\nB=as it $stands\n");
+    let options = ["container", "exec", "--env-file", "some.env", "-e", "A=2", "-u", "1:1", "-w", "/tmp", &name];
+    let output = host.orch(&[&options[..], &["sh", "-c", "echo $A $B $(id -u) $PWD"]].concat()).ok();
+    assert_eq!(output.text(), "2 as it $stands 1 /tmp");
+    host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn container_run_takes_mounts_ports_and_names_as_docker_writes_them() {
+    let host = Host::with_busybox();
+    let run = |rest: &[&str]| host.orch(&[&["container", "run", "--rm"], rest].concat());
+    let own =
+        ["-h", "inside", "--domainname", "example.org", "--mac-address", "02:00:00:00:00:0a", "busybox", "sh", "-c"];
+    let seen =
+        run(&[&own[..], &["hostname; cat /proc/sys/kernel/domainname /sys/class/net/eth0/address"]].concat()).ok();
+    assert_eq!(seen.lines(), ["inside", "example.org", "02:00:00:00:00:0a"]);
+
+    host.write("shown/file", "of the host\n");
+    let bind = format!("type=bind,source={}/shown,target=/a,readonly", host.folder().display());
+    let mounts = [
+        "--mount",
+        &bind,
+        "--mount",
+        "source=v,target=/b",
+        "--mount",
+        "type=tmpfs,target=/c,tmpfs-size=1m,tmpfs-mode=0700",
+    ];
+    let script = "cat /a/file; touch /a/no 2>/dev/null || echo not; echo kept >/b/x; stat -c %a /c; df -k /c | tail -1 | awk '{print $2}'";
+    let seen = run(&[&mounts[..], &["busybox", "sh", "-c", script]].concat()).ok();
+    assert_eq!(seen.lines(), ["of the host", "not", "700", "1024"]);
+    let nowhere = format!("type=bind,source={}/nowhere,target=/a", host.folder().display());
+    run(&["--mount", &nowhere, "busybox", "true"]).code(125).says(&["nowhere"]);
+    run(&["--mount", "type=bind,source=/x", "busybox", "true"]).code(2).says(&["`target` is missing"]);
+
+    image::root_archive(&host.folder().join("root.tar"), &[]);
+    host.orch(&["image", "import", "-c", "EXPOSE 80 9000-9001/udp", "root.tar", "exposing"]).ok();
+    let server =
+        ["--name", "lends", "--cidfile", "id", "-P", "--expose", "81", "--mount", "source=v,target=/b,volume-nocopy"];
+    let id = host
+        .orch(&[&["container", "run", "-d", "--init"], &server[..], &["exposing", "sleep", "infinity"]].concat())
+        .ok();
+    assert_eq!(std::fs::read_to_string(host.folder().join("id")).unwrap(), id.text());
+    let shown = host.orch(&["container", "inspect", "lends"]).ok().json();
+    let mut ports: Vec<String> = shown[0]["ports"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| format!("{}/{}", p["target"], p["protocol"].as_str().unwrap()))
+        .collect();
+    ports.sort_unstable();
+    assert_eq!(ports, ["80/tcp", "81/tcp", "9000/udp", "9001/udp"], "{shown}");
+    host.orch(&["container", "run", "--rm", "--cidfile", "id", "busybox", "true"])
+        .code(125)
+        .says(&["id is there already"]);
+    run(&["--cidfile", "other", "--volumes-from", "lends:ro", "busybox", "sh", "-c", "cat /b/x; ! touch /b/y"])
+        .ok()
+        .prints(&["kept"]);
+    assert_eq!(std::fs::read_to_string(host.folder().join("other")).unwrap().len(), 64);
+    run(&["--cidfile", "third", "--volumes-from", "nobody", "busybox", "true"]).code(125).says(&["nobody"]);
+    assert!(!host.folder().join("third").exists(), "of a container that was not made");
+
+    let limits = [
+        "--cpu-quota",
+        "20000",
+        "--cpu-period",
+        "50000",
+        "--memory",
+        "64m",
+        "--memory-reservation",
+        "32m",
+        "-c",
+        "512",
+    ];
+    let more = ["--blkio-weight", "300", "--cgroupns", "private", "--device-cgroup-rule", "c 1:3 r", "--pull", "never"];
+    run(&[
+        &limits[..],
+        &more[..],
+        &["--health-start-interval", "1s", "--log-driver", "none", "--net", "none", "busybox", "true"],
+    ]
+    .concat())
+    .ok();
+    run(&["--pull", "always", "busybox", "true"]).code(1).says(&["no registry client"]);
+    run(&["--gpus", "all", "busybox"]).code(1).says(&["--device"]);
+    run(&["--help"]).ok().prints(&["--cidfile", "--mount"]);
+    host.orch(&["container", "rm", "-f", "lends"]).ok();
+    host.orch(&["volume", "rm", "v"]).ok();
     host.leaves_no_trace();
 }
 

@@ -95,6 +95,43 @@ fn networks_are_made_shown_and_removed() {
 }
 
 #[test]
+fn a_verb_of_several_names_does_what_it_can_and_says_what_it_could_not() {
+    let host = Host::with_busybox();
+    let names = ["none", "one", "neither", "two"];
+    let each = |verb: &[&str]| host.orch(&[verb, &names].concat()).code(1).says(&["none", "neither"]);
+    for name in ["one", "two"] {
+        host.orch(&["container", "run", "-d", "--init", "--name", name, "busybox", "sleep", "infinity"]).ok();
+        for kind in ["volume", "network"] {
+            host.orch(&[kind, "create", name]).ok();
+        }
+        for kind in ["secret", "config"] {
+            host.invoke(&[kind, "create", name, "-"]).stdin("content").run().ok();
+        }
+        host.orch(&["image", "tag", "busybox", name]).ok();
+        host.orch(&["context", "create", name, "--host", "unix:///x"]).ok();
+    }
+    for kind in ["container", "volume", "network", "secret", "config", "image"] {
+        assert_eq!(each(&[kind, "inspect"]).json().as_array().map(Vec::len), Some(2), "{kind}");
+    }
+    let verbs: [&[&str]; 7] =
+        [&["pause"], &["unpause"], &["restart", "-t", "0"], &["stop", "-t", "0"], &["start"], &["kill"], &["rm"]];
+    for verb in verbs {
+        assert_eq!(each(&[&["container"], verb].concat()).lines(), ["one", "two"], "{verb:?}");
+    }
+    for kind in ["volume", "network", "secret", "config", "context"] {
+        assert_eq!(each(&[kind, "rm"]).lines(), ["one", "two"], "{kind}");
+    }
+    each(&["image", "rm"]).prints(&["one", "two"]);
+    let node = host.orch(&["node", "ls", "--format", "{{.Hostname}}"]).ok().text().to_owned();
+    let inspected = host.orch(&["node", "inspect", "none", &node]).code(1).says(&["none"]).json();
+    assert_eq!(inspected[0]["hostname"], *node);
+    // What is wrong with the command itself is said once, and has its own code; so has what several have in common.
+    assert_eq!(host.orch(&["container", "stop"]).code(2).stdout, "");
+    host.orch(&["service", "scale", "none", "neither=1"]).code(2).says(&["SERVICE=N"]);
+    host.leaves_no_trace();
+}
+
+#[test]
 fn events_tell_a_containers_life_and_can_be_resumed() {
     let host = Host::with_busybox();
     host.stack("name: e\nservices: {a: {image: busybox, command: 'true'}}");

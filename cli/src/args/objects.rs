@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{AttachOptions, ExecOptions, ListFormat, LogSelection};
+use super::{AttachOptions, ContainerRun, ExecOptions, ListFormat, LogSelection};
 
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
 pub(crate) enum ContainerCommand {
     /// Make and start a container
+    #[command(disable_help_flag = true)]
     Run(Box<ContainerRun>),
     /// List containers
     #[command(alias = "list", alias = "ps")]
@@ -102,183 +103,6 @@ pub(crate) enum ContainerCommand {
         #[arg(short = 'f', long)]
         force: bool,
     },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ContainerRun {
-    /// In the background; prints the id
-    #[arg(short = 'd', long)]
-    pub detach: bool,
-    /// Keep standard input open
-    #[arg(short = 'i', long)]
-    pub interactive: bool,
-    /// Give it a terminal
-    #[arg(short = 't', long)]
-    pub tty: bool,
-    /// Remove it once it has exited
-    #[arg(long)]
-    pub rm: bool,
-    /// Its name
-    #[arg(long)]
-    pub name: Option<String>,
-    /// Set a variable, or pass one on; repeatable
-    #[arg(short = 'e', long, value_name = "KEY[=VALUE]")]
-    pub env: Vec<String>,
-    /// Mount: [SOURCE:]TARGET[:OPTIONS]; repeatable
-    #[arg(short = 'v', long, value_name = "VOLUME")]
-    pub volume: Vec<String>,
-    /// Mount a tmpfs; repeatable
-    #[arg(long, value_name = "PATH[:OPTIONS]")]
-    pub tmpfs: Vec<String>,
-    /// Publish: [[HOST_IP:]HOST_PORT:]PORT[/PROTOCOL]; repeatable
-    #[arg(short = 'p', long, value_name = "PORT")]
-    pub publish: Vec<String>,
-    /// `bridge`, `none`, `host`, `container:NAME`, or a network; repeatable for networks
-    #[arg(long, value_name = "NETWORK")]
-    pub network: Vec<String>,
-    /// Further name on its network; repeatable
-    #[arg(long, value_name = "NAME")]
-    pub network_alias: Vec<String>,
-    /// IPv4 address on its network
-    #[arg(long, value_name = "IP")]
-    pub ip: Option<Ipv4Addr>,
-    /// IPv6 address on its network
-    #[arg(long, value_name = "IP")]
-    pub ip6: Option<Ipv6Addr>,
-    /// Host name inside
-    #[arg(long)]
-    pub hostname: Option<String>,
-    /// Run as this user
-    #[arg(short = 'u', long, value_name = "USER[:GROUP]")]
-    pub user: Option<String>,
-    /// Supplementary group; repeatable
-    #[arg(long, value_name = "GROUP")]
-    pub group_add: Vec<String>,
-    /// In this folder
-    #[arg(short = 'w', long, value_name = "DIR")]
-    pub workdir: Option<String>,
-    /// Instead of the image's entry point
-    #[arg(long, value_name = "COMMAND")]
-    pub entrypoint: Option<String>,
-    /// Processors
-    #[arg(long, value_name = "N")]
-    pub cpus: Option<String>,
-    /// Which processors: 0-1,3
-    #[arg(long, value_name = "LIST")]
-    pub cpuset_cpus: Option<String>,
-    /// Relative processor weight
-    #[arg(long, value_name = "N")]
-    pub cpu_shares: Option<u64>,
-    /// Memory: 512m
-    #[arg(short = 'm', long, value_name = "BYTES")]
-    pub memory: Option<String>,
-    /// Memory plus swap; -1 for no limit
-    #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
-    pub memory_swap: Option<String>,
-    /// Processes
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub pids_limit: Option<i64>,
-    /// Size of /dev/shm
-    #[arg(long, value_name = "BYTES")]
-    pub shm_size: Option<String>,
-    /// Root file system read-only
-    #[arg(long)]
-    pub read_only: bool,
-    /// Add a capability; repeatable
-    #[arg(long, value_name = "CAP")]
-    pub cap_add: Vec<String>,
-    /// Drop a capability; repeatable
-    #[arg(long, value_name = "CAP")]
-    pub cap_drop: Vec<String>,
-    /// no-new-privileges, seccomp=…, systempaths=unconfined; repeatable
-    #[arg(long, value_name = "OPTION")]
-    pub security_opt: Vec<String>,
-    /// Everything allowed
-    #[arg(long)]
-    pub privileged: bool,
-    /// Device HOST[:INSIDE[:rwm]]; repeatable
-    #[arg(long, value_name = "DEVICE")]
-    pub device: Vec<String>,
-    /// A small init as PID 1
-    #[arg(long)]
-    pub init: bool,
-    /// no, always, on-failure[:N], unless-stopped
-    #[arg(long, value_name = "POLICY")]
-    pub restart: Option<String>,
-    /// Limit NAME=SOFT[:HARD]; repeatable
-    #[arg(long, value_name = "LIMIT")]
-    pub ulimit: Vec<String>,
-    /// Kernel parameter KEY=VALUE; repeatable
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub sysctl: Vec<String>,
-    /// Label KEY=VALUE; repeatable
-    #[arg(short = 'l', long, value_name = "KEY=VALUE")]
-    pub label: Vec<String>,
-    /// Host entry HOST:IP; repeatable
-    #[arg(long, value_name = "HOST:IP")]
-    pub add_host: Vec<String>,
-    /// Name server; repeatable
-    #[arg(long, value_name = "IP")]
-    pub dns: Vec<String>,
-    /// Domain that names are searched in; repeatable
-    #[arg(long, value_name = "DOMAIN")]
-    pub dns_search: Vec<String>,
-    /// Option of the resolver; repeatable
-    #[arg(long, value_name = "OPTION")]
-    pub dns_option: Vec<String>,
-    /// PID namespace: host or container:NAME
-    #[arg(long, value_name = "MODE")]
-    pub pid: Option<String>,
-    /// IPC namespace: private, host, none, shareable or container:NAME
-    #[arg(long, value_name = "MODE")]
-    pub ipc: Option<String>,
-    /// UTS namespace: host
-    #[arg(long, value_name = "MODE")]
-    pub uts: Option<String>,
-    /// User namespace: host, or auto for one with ids of its own
-    #[arg(long, value_name = "MODE")]
-    pub userns: Option<String>,
-    /// Signal that stops it
-    #[arg(long, value_name = "SIGNAL")]
-    pub stop_signal: Option<String>,
-    /// Seconds before it is killed
-    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
-    pub stop_timeout: Option<i64>,
-    /// Annotation KEY=VALUE; repeatable
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub annotation: Vec<String>,
-    /// Log option KEY=VALUE; repeatable
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub log_opt: Vec<String>,
-    /// -1000..1000
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub oom_score_adj: Option<i64>,
-    /// Health probe run by a shell
-    #[arg(long, value_name = "COMMAND")]
-    pub health_cmd: Option<String>,
-    /// Time between probes
-    #[arg(long, value_name = "DURATION")]
-    pub health_interval: Option<String>,
-    /// Time that a probe may take
-    #[arg(long, value_name = "DURATION")]
-    pub health_timeout: Option<String>,
-    /// Time after the start in which failures do not count
-    #[arg(long, value_name = "DURATION")]
-    pub health_start_period: Option<String>,
-    /// Without the image's health probe
-    #[arg(long, conflicts_with = "health_cmd")]
-    pub no_healthcheck: bool,
-    /// Failures in a row that make it unhealthy
-    #[arg(long, value_name = "N")]
-    pub health_retries: Option<u32>,
-    /// Keys that detach
-    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
-    pub detach_keys: String,
-    /// The image
-    pub image: String,
-    /// The command and its arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub command: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -13,7 +13,7 @@ use orch_api::cluster::{
 };
 use orch_spec::role::Role;
 
-use super::{client, escape};
+use super::{client, each, escape};
 use crate::args::{ClientCommand, ClusterCommand, ClusterInit, ClusterJoin, ClusterToken};
 use crate::exit::{Exit, Failure};
 use crate::printer::{self, Format};
@@ -43,7 +43,7 @@ pub(super) async fn run(settings: &Settings, command: ClusterCommand) -> Result<
             let titles = ["NODE", "ROLE", "ADDRESS", "LEADER"];
             printer::listing(&format, settings.quiet, &peers, &titles, cells, |peer| peer.node.clone())?;
         }
-        ClusterCommand::Client(command) => clients(settings, command).await?,
+        ClusterCommand::Client(command) => return clients(settings, command).await,
     }
     Ok(Exit::Done)
 }
@@ -182,7 +182,7 @@ async fn info(settings: &Settings, format: &str) -> Result<()> {
     Ok(())
 }
 
-async fn clients(settings: &Settings, command: ClientCommand) -> Result<()> {
+async fn clients(settings: &Settings, command: ClientCommand) -> Result<Exit> {
     let client = client(settings)?;
     match command {
         ClientCommand::Create { name, role, ttl, out } => {
@@ -207,13 +207,15 @@ async fn clients(settings: &Settings, command: ClientCommand) -> Result<()> {
             printer::listing(&format, settings.quiet, &views, &titles, cells, |view| view.name.clone())?;
         }
         ClientCommand::Rm { names } => {
-            for name in &names {
+            return each::each(settings, &names, async |name| {
                 client.delete::<Option<()>>(&format!("/v1/cluster/clients/{}", escape(name))).await?;
                 printer::line(name);
-            }
+                Ok(())
+            })
+            .await;
         }
     }
-    Ok(())
+    Ok(Exit::Done)
 }
 
 fn time(ms: u64) -> String {

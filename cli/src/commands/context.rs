@@ -3,6 +3,7 @@
 use anyhow::Result;
 use serde::Serialize;
 
+use super::each::Failures;
 use crate::args::{ContextCommand, Global};
 use crate::contexts::{Context, Contexts, DEFAULT};
 use crate::exit::{Exit, Failure};
@@ -79,26 +80,31 @@ pub(super) fn run(global: &Global, command: ContextCommand) -> Result<Exit> {
             }
         }
         ContextCommand::Rm { force, names } => {
+            let mut failures = Failures::new(&names, false);
             for name in &names {
-                let here = || Failure::usage("the context `default` is this machine and stays");
-                known.find(name)?.ok_or_else(here)?;
-                if known.current == *name && !force {
-                    return Err(Failure::new(Exit::Failed, format!("the context {name} is the current one"))
-                        .hint("`orch context use default` first, or `rm -f`")
-                        .into());
-                }
+                failures.add(remove(&mut known, name, force))?;
             }
-            for name in &names {
-                known.contexts.remove(name);
-                if known.current == *name {
-                    known.current.clear();
-                }
-            }
-            known.write()?;
-            names.iter().for_each(|name| printer::line(name));
+            return failures.end();
         }
     }
     Ok(Exit::Done)
+}
+
+fn remove(known: &mut Contexts, name: &str, force: bool) -> Result<()> {
+    let here = || Failure::new(Exit::Failed, "the context `default` is this machine and stays");
+    known.find(name).map_err(|unknown| Failure { exit: Exit::Failed, ..unknown })?.ok_or_else(here)?;
+    if known.current == name {
+        if !force {
+            return Err(Failure::new(Exit::Failed, format!("the context {name} is the current one"))
+                .hint("`orch context use default` first, or `rm -f`")
+                .into());
+        }
+        known.current.clear();
+    }
+    known.contexts.remove(name);
+    known.write()?;
+    printer::line(name);
+    Ok(())
 }
 
 fn is_set(variable: &str) -> bool {

@@ -11,7 +11,7 @@ use orch_api::node::{ImageView, PruneRequest};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use super::list::short;
-use super::{client, confirmed, escape, size};
+use super::{client, confirmed, each, escape, size};
 use crate::args::ImageCommand;
 use crate::exit::{Exit, Failure};
 use crate::printer::{self, Format};
@@ -72,18 +72,19 @@ pub(super) async fn run(settings: &Settings, command: ImageCommand) -> Result<Ex
         }
         ImageCommand::Save { output, images } => save(&client, output, &images).await?,
         ImageCommand::Rm { force, images } => {
-            for image in &images {
+            return each::each(settings, &images, async |image| {
                 let path = format!("/v1/image?name={}&force={force}", escape(image));
                 let gone: Vec<String> = client.delete(&path).await?;
                 gone.iter().for_each(|line| printer::line(line));
-            }
+                Ok(())
+            })
+            .await;
         }
         ImageCommand::Inspect { images } => {
-            let mut found = Vec::new();
-            for image in &images {
-                found.push(client.get::<serde_json::Value>(&format!("/v1/image?name={}", escape(image))).await?);
-            }
-            printer::json_pretty(&found)?;
+            return each::inspect(settings, &images, async |image| {
+                Ok(client.get::<serde_json::Value>(&format!("/v1/image?name={}", escape(image))).await?)
+            })
+            .await;
         }
         ImageCommand::Tag { source, target } => {
             let path = format!("/v1/image/tag?name={}&target={}", escape(&source), escape(&target));

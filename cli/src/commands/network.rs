@@ -6,7 +6,7 @@ use orch_api::control::{AddressResponse, IndexResponse, NetworkConnect, NetworkC
 use orch_api::node::ContainerView;
 use serde_json::Value;
 
-use super::{client, confirmed, container, escape};
+use super::{client, confirmed, container, each, escape};
 use crate::args::NetworkCommand;
 use crate::exit::{Exit, Failure};
 use crate::printer::{self, Format};
@@ -44,17 +44,18 @@ pub(super) async fn run(settings: &Settings, command: NetworkCommand) -> Result<
             printer::line(&made.name);
         }
         NetworkCommand::Inspect { networks } => {
-            let mut found = Vec::new();
-            for name in &networks {
-                found.push(client.get::<NetworkView>(&format!("/v1/networks/{}", escape(name))).await?);
-            }
-            printer::json_pretty(&found)?;
+            return each::inspect(settings, &networks, async |name| {
+                Ok(client.get::<NetworkView>(&format!("/v1/networks/{}", escape(name))).await?)
+            })
+            .await;
         }
         NetworkCommand::Rm { networks } => {
-            for name in &networks {
+            return each::each(settings, &networks, async |name| {
                 client.delete::<IndexResponse>(&format!("/v1/networks/{}", escape(name))).await?;
                 printer::line(name);
-            }
+                Ok(())
+            })
+            .await;
         }
         NetworkCommand::Connect { ip, ip6, alias, network, container } => {
             let request = NetworkConnect { network, aliases: alias, ipv4: ip, ipv6: ip6 };

@@ -9,7 +9,7 @@ use orch_api::control::{IndexResponse, NodeView, TaskView};
 use orch_api::service::NodeUpdate;
 use serde::Serialize;
 
-use super::{client, escape, service};
+use super::{client, each, escape, service};
 use crate::args::{AvailabilityArg, NodeCommand, NodeUpdateArgs, RoleArg};
 use crate::exit::{Exit, Failure};
 use crate::printer::{self, Format};
@@ -28,19 +28,20 @@ pub(super) async fn run(settings: &Settings, command: NodeCommand) -> Result<Exi
         NodeCommand::Ls(list) => ls(settings, &client, &list.format).await?,
         NodeCommand::Ps { list, nodes } => {
             let mut tasks = Vec::new();
-            for name in &nodes {
+            let found = each::each(settings, &nodes, async |name| {
                 let node = get(&client, name).await?;
                 let all: Vec<TaskView> = client.get(&format!("/v1/tasks?node={}", escape(&node.id))).await?;
                 tasks.extend(all);
+                Ok(())
+            })
+            .await;
+            if found.is_ok() || nodes.len() > 1 {
+                service::print_tasks(settings, &client, &list.format, &tasks).await?;
             }
-            service::print_tasks(settings, &client, &list.format, &tasks).await?;
+            return found;
         }
         NodeCommand::Inspect { nodes } => {
-            let mut found = Vec::new();
-            for name in &nodes {
-                found.push(get(&client, name).await?);
-            }
-            printer::json_pretty(&found)?;
+            return each::inspect(settings, &nodes, async |name| get(&client, name).await).await;
         }
         NodeCommand::Update(args) => {
             let node = args.node.clone();
@@ -48,22 +49,23 @@ pub(super) async fn run(settings: &Settings, command: NodeCommand) -> Result<Exi
             printer::line(&made.hostname);
         }
         NodeCommand::Drain { detach, wait_timeout, nodes } => {
-            for name in &nodes {
+            // All at once, lest what leaves the first goes to the next.
+            return each::all(settings, &nodes, async |name| {
                 let request = NodeUpdate { availability: Some("drain".to_owned()), ..NodeUpdate::default() };
                 post(&client, name, &request).await?;
-            }
-            for name in nodes.iter().filter(|_| !detach) {
-                empty(&client, name, wait_timeout.map(Duration::from_secs)).await?;
-                printer::line(name);
-            }
+                if detach { Ok(()) } else { empty(&client, name, wait_timeout.map(Duration::from_secs)).await }
+            })
+            .await;
         }
-        NodeCommand::Promote { nodes } => set_role(&client, &nodes, "manager").await?,
-        NodeCommand::Demote { nodes } => set_role(&client, &nodes, "worker").await?,
+        NodeCommand::Promote { nodes } => return set_role(settings, &client, &nodes, "manager").await,
+        NodeCommand::Demote { nodes } => return set_role(settings, &client, &nodes, "worker").await,
         NodeCommand::Rm { force, nodes } => {
-            for name in &nodes {
+            return each::each(settings, &nodes, async |name| {
                 client.delete::<IndexResponse>(&format!("/v1/nodes/{}?force={force}", escape(name))).await?;
                 printer::line(name);
-            }
+                Ok(())
+            })
+            .await;
         }
     }
     Ok(Exit::Done)
@@ -131,9 +133,9 @@ async fn post(client: &Client, name: &str, request: &NodeUpdate) -> Result<NodeV
     Ok(client.post(&format!("/v1/nodes/{}", escape(name)), request).await?)
 }
 
-async fn set_role(client: &Client, nodes: &[String], role: &str) -> Result<()> {
+async fn set_role(settings: &Settings, client: &Client, nodes: &[String], role: &str) -> Result<Exit> {
     let request = NodeUpdate { role: Some(role.to_owned()), ..NodeUpdate::default() };
-    for name in nodes {
+    each::each(settings, nodes, async |name| {
         let begun = tokio::time::Instant::now();
         let made = loop {
             match client.post::<NodeView>(&format!("/v1/nodes/{}", escape(name)), &request).await {
@@ -144,8 +146,9 @@ async fn set_role(client: &Client, nodes: &[String], role: &str) -> Result<()> {
             }
         };
         printer::line(&made.hostname);
-    }
-    Ok(())
+        Ok(())
+    })
+    .await
 }
 
 fn unavailable(error: &ClientError) -> bool {

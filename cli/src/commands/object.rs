@@ -8,7 +8,7 @@ use orch_api::object::{ObjectCreate, ObjectUpdate, ObjectView};
 use orch_spec::model::ContentBytes;
 
 use super::volume::labels;
-use super::{ago, client, escape, size};
+use super::{ago, client, each, escape, size};
 use crate::args::ObjectCommand;
 use crate::exit::Exit;
 use crate::printer::{self, Format};
@@ -52,11 +52,8 @@ pub(super) async fn run(settings: &Settings, kind: &str, command: ObjectCommand)
             printer::line(&made.name);
         }
         ObjectCommand::Inspect { names } => {
-            let mut found = Vec::new();
-            for name in &names {
-                found.push(client.get::<ObjectView>(&path(name)).await?);
-            }
-            printer::json_pretty(&found)?;
+            return each::inspect(settings, &names, async |name| Ok(client.get::<ObjectView>(&path(name)).await?))
+                .await;
         }
         ObjectCommand::Update { name, file } => {
             let changed: ObjectView = client.post(&path(&name), &ObjectUpdate { content: content(&file)? }).await?;
@@ -67,10 +64,12 @@ pub(super) async fn run(settings: &Settings, kind: &str, command: ObjectCommand)
             printer::line(&changed.name);
         }
         ObjectCommand::Rm { names } => {
-            for name in &names {
+            return each::each(settings, &names, async |name| {
                 client.delete::<()>(&path(name)).await?;
                 printer::line(name);
-            }
+                Ok(())
+            })
+            .await;
         }
     }
     Ok(Exit::Done)

@@ -4,13 +4,14 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 
 use anyhow::Result;
-use orch_api::client::Client;
+use orch_api::client::{Client, ClientError};
 use orch_api::control::{
     ApplyOptions, ApplyRequest, ApplyResponse, DesiredRequest, IndexResponse, RunRequest, RunResponse, TaskView,
 };
 use orch_api::node::{AttachRequest, ExecRequest};
 use orch_spec::assignment::{DesiredTask, TaskState};
 use orch_spec::model::ServiceSpec;
+use serde_json::json;
 
 use super::follow::{Follow, follow};
 use super::push::with_images;
@@ -20,7 +21,10 @@ use crate::args::{Attach, Exec, ExecOptions, Run};
 use crate::exit::{Exit, Failure};
 use crate::progress::Goal;
 use crate::settings::Settings;
-use crate::{printer, stack_file};
+use crate::{later, printer, stack_file};
+
+/// How long what has ended may take to go.
+const GONE: std::time::Duration = std::time::Duration::from_secs(10);
 
 async fn replica(client: &Client, stack: &str, service: &str, index: u32) -> Result<TaskView> {
     let running = act::running(client, stack, &[service.to_owned()]).await?;
@@ -54,6 +58,16 @@ pub(super) fn variable(entry: &str) -> Option<String> {
         return Some(entry.to_owned());
     }
     std::env::var(entry).ok().map(|value| format!("{entry}={value}"))
+}
+
+/// What files of variables say, as Docker reads them: every line is a variable as it stands.
+pub(super) fn variables(files: &[String]) -> Result<Vec<String>> {
+    if files.is_empty() {
+        return Ok(Vec::new());
+    }
+    let files: Vec<_> = files.iter().map(|path| json!({"path": path, "format": "raw"})).collect();
+    let read = stack_file::service(&json!({"image": "x", "env_file": files}))?.environment;
+    Ok(read.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value?))).collect())
 }
 
 /// Runs a command in a container and passes its exit code on.
@@ -98,6 +112,7 @@ pub(super) async fn attach_to(
 
 /// `run`: a one-off container beside the service's replicas.
 pub(super) async fn run(settings: &Settings, args: Run) -> Result<Exit> {
+    later::check_pull(args.pull.as_deref())?;
     let chosen = [args.service.clone()];
     let loaded = stack_file::load(settings, &chosen)?;
     let Some(service) = loaded.spec.services.get(&args.service) else {
@@ -133,7 +148,7 @@ pub(super) async fn run(settings: &Settings, args: Run) -> Result<Exit> {
         stack: Some(loaded.spec.clone()),
         files: loaded.files.clone(),
         no_deps: args.no_deps,
-        remove_orphans: false,
+        remove_orphans: args.remove_orphans,
         container_name: args.name.clone(),
         start: args.detach,
         use_aliases: args.use_aliases,
@@ -152,10 +167,29 @@ pub(super) async fn run(settings: &Settings, args: Run) -> Result<Exit> {
     desired(&client, &made.task, DesiredTask::Running, false).await?;
     let options = SessionOptions { stdin, tty, signals: true, detach_keys: "ctrl-p,ctrl-q" };
     let ended = session::run(connection, &options).await;
-    if args.rm && !matches!(ended, Ok(Ended::Detached)) {
-        desired(&client, &made.task, DesiredTask::Removed, true).await?;
+    if args.rm
+        && !matches!(ended, Ok(Ended::Detached))
+        && let Err(error) = remove(&client, &made.task).await
+    {
+        // What the command inside has said counts.
+        printer::say(&format!("warning: container {} may be left: {error}", made.container_name));
     }
     Ok(ended?.exit())
+}
+
+/// Removes a one-off and waits until it is gone, so that whoever looks next does not find it.
+async fn remove(client: &Client, task: &str) -> Result<()> {
+    desired(client, task, DesiredTask::Removed, true).await?;
+    let begun = tokio::time::Instant::now();
+    let path = format!("/v1/tasks/{}", escape(task));
+    while begun.elapsed() < GONE {
+        match client.get::<TaskView>(&path).await {
+            Err(ClientError::Refused(detail)) if detail.code == "not_found" => return Ok(()),
+            found => found?,
+        };
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    Err(Failure::new(Exit::Deadline, format!("it has not gone within {} s", GONE.as_secs())).into())
 }
 
 async fn desired(client: &Client, task: &str, desired: DesiredTask, remove_volumes: bool) -> Result<()> {
@@ -198,6 +232,12 @@ fn overridden(service: &ServiceSpec, args: &Run, tty: bool, stdin: bool) -> Resu
             spec.command = None;
         }
     }
+    let files: Vec<_> = args.env_from_file.iter().map(|path| json!({"path": path})).collect();
+    let typed = json!({"image": "x", "cap_add": args.cap_add, "cap_drop": args.cap_drop, "env_file": files});
+    let typed = stack_file::service(&typed)?;
+    spec.cap_add.extend(typed.cap_add);
+    spec.cap_drop.extend(typed.cap_drop);
+    spec.environment.extend(typed.environment);
     for entry in &args.env {
         let (key, value) = match entry.split_once('=') {
             Some((key, value)) => (key.to_owned(), Some(value.to_owned())),

@@ -10,7 +10,7 @@ use orch_api::service::{ServiceDetail, ServiceUpdate, TaskExplanation};
 use serde::Serialize;
 
 use super::follow::{Follow, follow};
-use super::{ago, client, escape, list, logs};
+use super::{ago, client, each, escape, list, logs};
 use crate::args::{Logs, ServiceCommand, ServiceUpdateArgs, ServiceWait, TaskCommand};
 use crate::exit::{Exit, Failure};
 use crate::printer::{self, Format};
@@ -24,17 +24,18 @@ pub(super) async fn run(settings: &Settings, command: ServiceCommand) -> Result<
         ServiceCommand::Ls(list) => ls(settings, &client, &list.format).await?,
         ServiceCommand::Ps { list, services } => {
             let mut tasks = Vec::new();
-            for name in &services {
+            let found = each::each(settings, &services, async |name| {
                 tasks.extend(get(&client, name).await?.tasks);
+                Ok(())
+            })
+            .await;
+            if found.is_ok() || services.len() > 1 {
+                print_tasks(settings, &client, &list.format, &tasks).await?;
             }
-            print_tasks(settings, &client, &list.format, &tasks).await?;
+            return found;
         }
         ServiceCommand::Inspect { services } => {
-            let mut found = Vec::new();
-            for name in &services {
-                found.push(get(&client, name).await?);
-            }
-            printer::json_pretty(&found)?;
+            return each::inspect(settings, &services, async |name| get(&client, name).await).await;
         }
         ServiceCommand::Logs { selection, style, service } => {
             let found = get(&client, &service).await?.service;
@@ -51,15 +52,17 @@ pub(super) async fn run(settings: &Settings, command: ServiceCommand) -> Result<
             };
             return logs::of_stack(settings, &found.stack, args).await;
         }
-        ServiceCommand::Scale { wait, services } => scale(settings, &client, wait, &services).await?,
+        ServiceCommand::Scale { wait, services } => return scale(settings, &client, wait, &services).await,
         ServiceCommand::Update(args) => update(settings, &client, *args).await?,
         ServiceCommand::Rollback { wait, service } => rollback(settings, &client, wait, &service).await?,
         ServiceCommand::Explain { format, service } => explain(&client, &format, &service).await?,
         ServiceCommand::Rm { services } => {
-            for name in &services {
+            return each::each(settings, &services, async |name| {
                 client.delete::<ApplyResponse>(&format!("/v1/services/{}", escape(name))).await?;
                 printer::line(name);
-            }
+                Ok(())
+            })
+            .await;
         }
     }
     Ok(Exit::Done)
@@ -196,22 +199,30 @@ pub(super) async fn print_tasks(settings: &Settings, client: &Client, format: &s
     printer::listing(&Format::parse(format)?, settings.quiet, &rows, &titles, cells, |row| row.id.clone())
 }
 
-async fn scale(settings: &Settings, client: &Client, wait: ServiceWait, services: &[String]) -> Result<()> {
+async fn scale(settings: &Settings, client: &Client, wait: ServiceWait, services: &[String]) -> Result<Exit> {
     let mut stacks: BTreeMap<String, ScaleRequest> = BTreeMap::new();
-    for text in services {
-        let wrong = || Failure::usage(format!("{text}: write SERVICE=N"));
-        let (name, count) = text.split_once('=').ok_or_else(wrong)?;
-        let count: u32 = count.parse().map_err(|_| wrong())?;
-        let found = get(client, name).await?.service;
-        stacks.entry(found.stack).or_default().services.insert(found.name, count);
+    let parsed = |text: &str| {
+        let (name, count) = text.split_once('=')?;
+        Some((name.to_owned(), count.parse::<u32>().ok()?))
+    };
+    if let Some(text) = services.iter().find(|text| parsed(text).is_none()) {
+        return Err(Failure::usage(format!("{text}: write SERVICE=N")).into());
     }
+    let found = each::each(settings, services, async |text| {
+        if let Some((name, count)) = parsed(text) {
+            let found = get(client, &name).await?.service;
+            stacks.entry(found.stack).or_default().services.insert(found.name, count);
+        }
+        Ok(())
+    })
+    .await;
     for (stack, request) in stacks {
         let names: BTreeSet<String> = request.services.keys().cloned().collect();
         let done: ApplyResponse = client.post(&format!("/v1/stacks/{}/scale", escape(&stack)), &request).await?;
         done.warnings.iter().for_each(|warning| printer::say(&format!("warning: {warning}")));
         until_done(settings, client, wait, &stack, names, done.index).await?;
     }
-    Ok(())
+    found
 }
 
 async fn update(settings: &Settings, client: &Client, args: ServiceUpdateArgs) -> Result<()> {

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use anyhow::Result;
 use orch_api::client::Upgraded;
 use orch_api::error::ErrorDetail;
+use orch_api::node::Created;
 use orch_api::stream::{Frame, Kind, read_frame, write_frame};
 use tokio::io::{AsyncReadExt, WriteHalf};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -55,6 +56,19 @@ pub(super) fn window() -> Option<(u16, u16)> {
 /// # Errors
 /// When the connection breaks, or the node says that it could not run the process.
 pub(super) async fn run(connection: Upgraded, options: &SessionOptions<'_>) -> Result<Ended> {
+    run_started(connection, options, |_| Ok(())).await
+}
+
+/// The same of a container that is made for it, which is told of when it has been started. What cannot be done then is only said.
+///
+/// # Errors
+/// As [`run`].
+pub(super) async fn run_started(
+    connection: Upgraded,
+    options: &SessionOptions<'_>,
+    started: impl FnOnce(&Created) -> Result<()>,
+) -> Result<Ended> {
+    let mut started = Some(started);
     let mut keys = DetachKeys::parse(if options.tty { options.detach_keys } else { "" })?;
     let (mut reader, mut writer) = tokio::io::split(connection);
     let raw = (options.tty && options.stdin).then(RawMode::enter).flatten();
@@ -75,6 +89,13 @@ pub(super) async fn run(connection: Upgraded, options: &SessionOptions<'_>) -> R
                     Kind::Notice => printer::say(&String::from_utf8_lossy(&frame.payload)),
                     Kind::Exit => break Ok(Ended::Exited(frame.number().unwrap_or(1))),
                     Kind::Error => break Err(refused(&frame)),
+                    Kind::Started => {
+                        if let (Some(tell), Ok(made)) = (started.take(), serde_json::from_slice(&frame.payload))
+                            && let Err(error) = tell(&made)
+                        {
+                            printer::say(&format!("warning: {error:#}"));
+                        }
+                    }
                     _ => {}
                 }
             }

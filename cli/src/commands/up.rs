@@ -15,19 +15,14 @@ use super::push::with_images;
 use super::{client, escape};
 use crate::args::{Create, Plan, Scale, Up, UpCommon};
 use crate::exit::{Exit, Failure};
+use crate::later;
 use crate::printer;
 use crate::progress::{Board, Goal};
 use crate::settings::Settings;
 use crate::stack_file::{self, Loaded};
 
 fn options(common: &UpCommon, services: &[String]) -> Result<ApplyOptions, Failure> {
-    match common.pull.as_deref() {
-        None | Some("missing" | "never" | "if_not_present") => {}
-        Some(other) => {
-            return Err(Failure::new(Exit::Failed, format!("--pull {other}: there is no registry client yet"))
-                .hint("load images with `orch image load` or `orch image import`"));
-        }
-    }
+    later::check_pull(common.pull.as_deref())?;
     Ok(ApplyOptions {
         services: services.to_vec(),
         no_deps: common.no_deps,

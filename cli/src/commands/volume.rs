@@ -8,7 +8,7 @@ use orch_api::control::{IndexResponse, VolumeCreate, VolumeView as ControlVolume
 use orch_api::error::ErrorDetail;
 use orch_api::node::{PruneRequest, Pruned, VolumeView};
 
-use super::{client, confirmed, escape, size};
+use super::{client, confirmed, each, escape, size};
 use crate::args::VolumeCommand;
 use crate::exit::{Exit, Failure};
 use crate::printer::{self, Format};
@@ -48,20 +48,21 @@ pub(super) async fn run(settings: &Settings, command: VolumeCommand) -> Result<E
             printer::line(&name);
         }
         VolumeCommand::Inspect { volumes } => {
-            let mut found = Vec::new();
-            for name in &volumes {
-                found.push(client.get::<VolumeView>(&format!("/v1/node/volumes/{}", escape(name))).await?);
-            }
-            printer::json_pretty(&found)?;
+            return each::inspect(settings, &volumes, async |name| {
+                Ok(client.get::<VolumeView>(&format!("/v1/node/volumes/{}", escape(name))).await?)
+            })
+            .await;
         }
         VolumeCommand::Rm { force, volumes } => {
-            for name in &volumes {
+            return each::each(settings, &volumes, async |name| {
                 match remove(&client, name).await {
                     Ok(()) => printer::line(name),
                     Err(ClientError::Refused(e)) if force && e.code == "not_found" => {}
                     Err(e) => return Err(e.into()),
                 }
-            }
+                Ok(())
+            })
+            .await;
         }
         VolumeCommand::Prune { all, force } => {
             let what = if all { "all volumes that nothing uses" } else { "anonymous volumes that nothing uses" };

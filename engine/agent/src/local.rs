@@ -10,7 +10,7 @@ use orch_engine::config::ContainerId;
 use orch_spec::assignment::{
     DesiredTask, EndpointAssignment, NetworkName, PortAssignment, TaskAssignment, TaskId, TaskNetwork,
 };
-use orch_spec::model::{MountSource, NamespaceMode, NetworkMode, ServiceSpec};
+use orch_spec::model::{MountSource, NamespaceMode, NetworkMode, PortSpec, Protocol, ServiceSpec};
 
 use crate::execute::random_id;
 use crate::record::LocalTask;
@@ -25,7 +25,7 @@ pub(crate) const DEFAULT_NETWORK: &str = "bridge";
 /// A name that is taken, an image or network that is not there, a request that makes no sense.
 pub(crate) async fn create(
     shared: &Arc<Shared>,
-    request: ContainerRequest,
+    mut request: ContainerRequest,
     desired: DesiredTask,
 ) -> Result<Created, ErrorDetail> {
     let id = random_id();
@@ -35,6 +35,14 @@ pub(crate) async fn create(
             .with_exit_code(125)
             .with_hint("`orch image ls` shows what there is; `orch image load` and `orch image import` bring more")
     })?;
+    if request.publish_all {
+        publish_all(&mut request.spec, image.config.exposed_ports.keys());
+    }
+    for lender in &mut request.spec.volumes_from {
+        let found = find(shared, &lender.source)?;
+        lender.source.clone_from(&shared.engine.inspect(&found).map_err(|e| failed(&e))?.config.name);
+        lender.container = true;
+    }
     let name = claim_name(shared, &request.name, &id)?;
     let made = assemble(shared, &request.spec, &id, &name).await;
     let (network, reserved) = match made {
@@ -76,6 +84,36 @@ pub(crate) async fn create(
     drop(state);
     shared.touch();
     Ok(Created { id, name })
+}
+
+fn failed(error: &dyn std::error::Error) -> ErrorDetail {
+    ErrorDetail::new("failed", chain(error)).with_exit_code(125)
+}
+
+/// Adds the ports that the image and `expose` name and that are not published otherwise: `80/tcp`, `8000-8010/udp`.
+fn publish_all<'i>(spec: &mut ServiceSpec, exposed: impl Iterator<Item = &'i String>) {
+    let mut wanted: Vec<(u16, u16, Protocol)> = exposed.filter_map(|text| exposed_ports(text)).collect();
+    wanted.extend(spec.expose.iter().map(|ports| (ports.start, ports.end, ports.protocol)));
+    for (first, last, protocol) in wanted {
+        for target in first..=last {
+            if !spec.ports.iter().any(|port| port.target == target && port.protocol == protocol) {
+                spec.ports.push(PortSpec { target, protocol, ..PortSpec::default() });
+            }
+        }
+    }
+}
+
+/// What an image says of its ports; `None` for what is no port.
+fn exposed_ports(text: &str) -> Option<(u16, u16, Protocol)> {
+    let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let protocol = match protocol {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        "sctp" => Protocol::Sctp,
+        _ => return None,
+    };
+    let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+    Some((first.parse().ok()?, last.parse().ok()?, protocol))
 }
 
 /// Takes a name, or makes one up.
@@ -168,7 +206,7 @@ async fn assemble(
     };
     let mut endpoints = Vec::new();
     let mut reserved = Vec::new();
-    for network in names {
+    for (order, network) in names.into_iter().enumerate() {
         let attachment = spec.networks.get(&network);
         let v4 = |a: std::net::IpAddr| if let std::net::IpAddr::V4(a) = a { Some(a) } else { None };
         let v6 = |a: std::net::IpAddr| if let std::net::IpAddr::V6(a) = a { Some(a) } else { None };
@@ -192,7 +230,9 @@ async fn assemble(
             network: NetworkName(network),
             ipv4: address.ipv4,
             ipv6: address.ipv6,
-            mac: attachment.and_then(|a| a.mac_address.clone()),
+            mac: attachment
+                .and_then(|a| a.mac_address.clone())
+                .or_else(|| spec.mac_address.clone().filter(|_| order == 0)),
             interface_name: attachment.and_then(|a| a.interface_name.clone()),
             gw_priority: attachment.map_or(0, |a| a.gw_priority),
             links: BTreeMap::new(),

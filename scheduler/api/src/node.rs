@@ -27,6 +27,9 @@ pub struct ContainerRequest {
     pub size: Option<(u16, u16)>,
     /// Attach standard input, output and error (`containers/run` only).
     pub attach_stdin: bool,
+    /// Publish every port that the image and the service's `expose` name, each at a free port of the host.
+    #[serde(default)]
+    pub publish_all: bool,
 }
 
 /// Answer to the making of a container.
