@@ -72,7 +72,7 @@ pub struct NetworkConfig {
     pub icc: bool,
     /// What leaves through the host carries the host's address. `false`: the network is routed as it is.
     pub masquerade: bool,
-    /// Link MTU in bytes; 0 = that of the host's default route, at most 1500.
+    /// Link MTU in bytes; 0 = 1500, of which what leaves the network keeps to the MTU of the host's default route.
     pub mtu: u32,
     /// Name of the bridge (Docker's `com.docker.network.bridge.name`). `None`: derived from instance and id.
     pub bridge_name: Option<String>,

@@ -15,7 +15,7 @@ use rtnetlink::packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkMessage,
     LinkMode, State,
 };
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{AddressMessageBuilder, LinkBridge, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 
@@ -196,9 +196,11 @@ impl LinkBatch {
         self.push(&RouteNetlinkMessage::NewAddress(message), CREATE | EXCL);
     }
 
-    /// The default route.
-    pub(crate) fn add_default_route(&mut self, gateway: IpAddr, index: u32) {
-        self.push(&RouteNetlinkMessage::NewRoute(default_route(gateway, index)), CREATE | EXCL);
+    /// The default route. What takes it keeps to `mtu` bytes where there is one, and asks others to.
+    pub(crate) fn add_default_route(&mut self, gateway: IpAddr, index: u32, mtu: Option<u32>) {
+        let mut route = default_route(gateway, index);
+        route.attributes.extend(mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
+        self.push(&RouteNetlinkMessage::NewRoute(route), CREATE | EXCL);
     }
 
     /// Takes the default route away.

@@ -73,10 +73,10 @@ impl Shared {
             self.refuse_when_used(record, config)?;
             self.take_down(std::slice::from_ref(record)).into_result().map_err(|mut errors| errors.0.swap_remove(0))?;
         }
-        let mtu = self.mtu(config)?;
+        let (mtu, outward_mtu) = self.mtu(config)?;
         let bridge = config.bridge_name.clone().unwrap_or_else(|| self.names.bridge(&config.id));
         self.refuse_foreign_bridge(config, &bridge)?;
-        let record = NetworkRecord { config: config.clone(), bridge, mtu };
+        let record = NetworkRecord { config: config.clone(), bridge, mtu, outward_mtu };
         self.run_dir.create()?;
         record::write(&self.run_dir.network(&record.bridge), &record)?;
         let change = Change { remove: Vec::new(), add: elements(&record) };
@@ -87,19 +87,24 @@ impl Shared {
         outcome.map(|_| ())
     }
 
-    /// MTU of a network. What is asked for is given, but not more than fits through a tunnel: it would be lost there.
-    fn mtu(&self, config: &NetworkConfig) -> Result<u32, NetdError> {
+    /// MTU of a network, and what of it fits outward if that is less. What is asked for is given, but not more than fits through a tunnel: it
+    /// would be lost there.
+    fn mtu(&self, config: &NetworkConfig) -> Result<(u32, Option<u32>), NetdError> {
         let overlay = {
             let cluster = lock(&self.cluster);
             cluster.overlay(&config.id).map(|overlay| overlay.underlay_mtu).zip(cluster.desired.underlay)
         };
         let Some((least, underlay)) = overlay else {
-            return if config.mtu > 0 { Ok(config.mtu) } else { self.egress_mtu() };
+            if config.mtu > 0 {
+                return Ok((config.mtu, None));
+            }
+            let outward = self.egress_mtu()?;
+            return Ok((ETHERNET_MTU, Some(outward).filter(|mtu| *mtu < ETHERNET_MTU)));
         };
         let others = Some(least).filter(|mtu| *mtu > 0).map(|mtu| mtu.saturating_sub(overhead(underlay.address)));
         let own = self.overlay_mtu(underlay.address)?;
         let wanted = Some(config.mtu).filter(|mtu| *mtu > 0);
-        Ok([others, wanted].into_iter().flatten().fold(own, u32::min))
+        Ok(([others, wanted].into_iter().flatten().fold(own, u32::min), None))
     }
 
     /// Another program's link by the very name asked for is not ours to take.
@@ -142,7 +147,7 @@ impl Shared {
 
     /// Makes the bridge as it shall be and returns its index.
     pub(crate) fn put_up_bridge(&self, record: &NetworkRecord) -> Result<u32, NetdError> {
-        let NetworkRecord { config, bridge, mtu } = record;
+        let NetworkRecord { config, bridge, mtu, .. } = record;
         let mut links = lock(&self.links);
         let look = |links: &mut crate::link::LinkSocket| {
             links.link(bridge).map_err(NetdError::link(format!("look for bridge {bridge}")))

@@ -24,6 +24,9 @@ pub(crate) struct NetworkRecord {
     pub(crate) bridge: String,
     /// MTU in bytes, found out when the network was made.
     pub(crate) mtu: u32,
+    /// What is less than that and fits through the host's own default route, bytes. Only what leaves the network must be as small.
+    #[serde(default)]
+    pub(crate) outward_mtu: Option<u32>,
 }
 
 /// What a node shall know of its cluster, as remembered.

@@ -80,25 +80,31 @@ fn seeded_mac(seed: &str) -> Mac {
     Mac([0x02, 0x42, at(4), at(3), at(2), at(1)])
 }
 
-/// The gateways of a sandbox: of each family the endpoint with the highest priority that has one, the first of equal ones.
-fn gateways<'a>(
-    configs: &'a [EndpointConfig],
-    networks: &BTreeMap<NetworkId, NetworkState>,
-) -> Vec<(&'a EndpointConfig, IpAddr)> {
-    let gateway = |config: &EndpointConfig, ipv4: bool| -> Option<IpAddr> {
-        let network = &networks.get(&config.network)?.record.config;
-        if network.internal {
+/// A default route of a sandbox.
+struct WayOut<'a> {
+    config: &'a EndpointConfig,
+    gateway: IpAddr,
+    /// Bytes that fit through it, where that is less than the link takes.
+    mtu: Option<u32>,
+}
+
+/// The default routes of a sandbox: of each family by the endpoint with the highest priority that has a gateway, the first of equal ones.
+fn ways_out<'a>(configs: &'a [EndpointConfig], networks: &BTreeMap<NetworkId, NetworkState>) -> Vec<WayOut<'a>> {
+    let way_out = |config: &'a EndpointConfig, ipv4: bool| {
+        let record = &networks.get(&config.network)?.record;
+        if record.config.internal {
             return None;
         }
-        if ipv4 {
-            config.ipv4.and(network.gateway4).map(IpAddr::V4)
+        let gateway = if ipv4 {
+            config.ipv4.and(record.config.gateway4).map(IpAddr::V4)
         } else {
-            config.ipv6.and(network.gateway6).map(IpAddr::V6)
-        }
+            config.ipv6.and(record.config.gateway6).map(IpAddr::V6)
+        };
+        Some(WayOut { config, gateway: gateway?, mtu: record.outward_mtu })
     };
     let best = |ipv4: bool| {
-        let candidates = configs.iter().rev().filter_map(|config| Some((config, gateway(config, ipv4)?)));
-        candidates.max_by_key(|(config, _)| config.gateway_priority)
+        let candidates = configs.iter().rev().filter_map(|config| way_out(config, ipv4));
+        candidates.max_by_key(|way| way.config.gateway_priority)
     };
     [best(true), best(false)].into_iter().flatten().collect()
 }
@@ -235,9 +241,9 @@ impl Shared {
                 for (endpoint, index) in record.endpoints.iter().zip(&indices) {
                     furnish(&mut batch, endpoint, *index, networks)?;
                 }
-                for (config, gateway) in gateways(&record.config.endpoints, networks) {
+                for WayOut { config, gateway, mtu } in ways_out(&record.config.endpoints, networks) {
                     let at = record.endpoints.iter().position(|endpoint| endpoint.network == config.network);
-                    batch.add_default_route(gateway, indices[at.expect("every endpoint asked for is planned")]);
+                    batch.add_default_route(gateway, indices[at.expect("every endpoint asked for is planned")], mtu);
                 }
                 let action = format!("configure the interfaces of sandbox {}", record.config.id);
                 inside.send(batch).map_err(NetdError::first_link(action))?;
@@ -629,16 +635,17 @@ fn change_routes(
     record: &SandboxRecord,
     networks: &BTreeMap<NetworkId, NetworkState>,
 ) -> Result<(), NetdError> {
-    let routes = |record: &SandboxRecord| -> Vec<(String, IpAddr)> {
+    let routes = |record: &SandboxRecord| -> Vec<(String, IpAddr, Option<u32>)> {
         let interface = |config: &EndpointConfig| {
             let endpoint = record.endpoints.iter().find(|endpoint| endpoint.network == config.network);
             endpoint.map(|endpoint| endpoint.interface.clone()).unwrap_or_default()
         };
-        gateways(&record.config.endpoints, networks).into_iter().map(|(config, to)| (interface(config), to)).collect()
+        let ways = ways_out(&record.config.endpoints, networks).into_iter();
+        ways.map(|way| (interface(way.config), way.gateway, way.mtu)).collect()
     };
     let (old, new) = (routes(before), routes(record));
     let mut removal = LinkBatch::new();
-    for (interface, gateway) in old.iter().filter(|route| !new.contains(route)) {
+    for (interface, gateway, _) in old.iter().filter(|route| !new.contains(route)) {
         // With its link, the route has gone too.
         if let Ok(index) = index_of(inside, interface) {
             removal.delete_default_route(*gateway, index);
@@ -646,8 +653,8 @@ fn change_routes(
     }
     let _ = inside.send(removal);
     let mut addition = LinkBatch::new();
-    for (interface, gateway) in new.iter().filter(|route| !old.contains(route)) {
-        addition.add_default_route(*gateway, index_of(inside, interface)?);
+    for (interface, gateway, mtu) in new.iter().filter(|route| !old.contains(route)) {
+        addition.add_default_route(*gateway, index_of(inside, interface)?, *mtu);
     }
     if addition.is_empty() {
         return Ok(());
@@ -665,7 +672,7 @@ mod tests {
 
     fn networks(configs: &[NetworkConfig]) -> BTreeMap<NetworkId, NetworkState> {
         let state = |config: &NetworkConfig| NetworkState {
-            record: NetworkRecord { config: config.clone(), bridge: "b".into(), mtu: 1500 },
+            record: NetworkRecord { config: config.clone(), bridge: "b".into(), mtu: 1500, outward_mtu: None },
             index: 1,
         };
         configs.iter().map(|config| (config.id.clone(), state(config))).collect()
@@ -681,7 +688,8 @@ mod tests {
             gateway_priority,
             ..EndpointConfig::new(id, [10, 0, n, 9].into())
         };
-        let chosen = |configs: &[EndpointConfig]| gateways(configs, &networks).first().map(|(_, to)| to.to_string());
+        let chosen =
+            |configs: &[EndpointConfig]| ways_out(configs, &networks).first().map(|way| way.gateway.to_string());
         assert_eq!(chosen(&[endpoint("a", 1, 0), endpoint("b", 2, 0)]), Some("10.0.1.1".into()));
         assert_eq!(chosen(&[endpoint("a", 1, 0), endpoint("b", 2, 5)]), Some("10.0.2.1".into()));
         assert_eq!(chosen(&[endpoint("c", 3, 9), endpoint("b", 2, -1)]), Some("10.0.2.1".into()));

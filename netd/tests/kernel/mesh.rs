@@ -10,7 +10,6 @@ use orch_netd::{DesiredCluster, Mesh, MeshBackend, MeshPort, Namespace, Protocol
 use crate::cluster::*;
 use crate::world::*;
 
-const PATIENCE: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_millis(300);
 /// The LAN's own address, outside of all hosts.
 const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 200);

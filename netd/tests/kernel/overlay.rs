@@ -9,7 +9,6 @@ use orch_netd::{DesiredCluster, DesiredNetworking};
 use crate::cluster::*;
 use crate::world::*;
 
-const PATIENCE: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_millis(300);
 
 /// One network `a` (VNI 7) with a container on each host, at 10.1.0.(2 + host), which serves on port 80.

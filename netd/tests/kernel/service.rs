@@ -10,7 +10,6 @@ use orch_netd::{Backend, DesiredCluster, Namespace, Service};
 use crate::cluster::*;
 use crate::world::*;
 
-const PATIENCE: Duration = Duration::from_secs(5);
 /// The service's address: in the network's subnet, and nobody's.
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 200);
 
