@@ -51,7 +51,8 @@ pub(crate) struct Flow {
     reply: Tuple,
     /// Its destination was rewritten.
     is_led: bool,
-    /// What a deletion must repeat of it.
+    /// What a deletion must repeat of it: how its answers come, and not how it began, for who has begun anew from the same port since then
+    /// may be led elsewhere, and shall not be forgotten. The kernel would drop the answer to its first packet for that.
     family: u8,
     identity: Vec<u8>,
     zone: Option<Vec<u8>>,
@@ -61,6 +62,11 @@ impl Flow {
     /// Where its destination was rewritten to.
     pub(crate) fn leads(&self) -> Option<IpAddr> {
         self.reply.source.filter(|_| self.is_led)
+    }
+
+    /// What it was meant for before that.
+    pub(crate) fn first_destination(&self) -> Option<IpAddr> {
+        self.original.destination
     }
 
     /// Both ends as its caller sees them, when it is of this protocol.
@@ -257,15 +263,26 @@ impl Conntrack {
         self.delete(flows)
     }
 
-    /// Flows that were first meant for an address.
-    pub(crate) fn towards(&mut self, destination: IpAddr) -> Result<Vec<Flow>, NetlinkError> {
-        let wanted = |flow: &Flow| flow.original.destination == Some(destination);
-        let IpAddr::V4(v4) = destination else { return self.list(libc::AF_INET6, |_| {}, wanted) };
-        let by_destination = |b: &mut Vec<u8>| {
-            nest(b, ORIGINAL, |b| nest(b, 1, |b| attribute(b, 2, &v4.octets())));
-            filter(b, BY_DESTINATION, 0);
-        };
-        self.list(libc::AF_INET, by_destination, wanted)
+    /// Flows that were first meant for one of these addresses.
+    pub(crate) fn towards(&mut self, destinations: &BTreeSet<IpAddr>) -> Result<Vec<Flow>, NetlinkError> {
+        let wanted = |flow: &Flow| flow.first_destination().is_some_and(|first| destinations.contains(&first));
+        if destinations.len() > FILTERED_WALKS {
+            return self.list(libc::AF_UNSPEC, |_| {}, wanted);
+        }
+        let mut flows = Vec::new();
+        for destination in destinations {
+            let wanted = |flow: &Flow| flow.first_destination() == Some(*destination);
+            let IpAddr::V4(v4) = destination else {
+                flows.append(&mut self.list(libc::AF_INET6, |_| {}, wanted)?);
+                continue;
+            };
+            let by_destination = |b: &mut Vec<u8>| {
+                nest(b, ORIGINAL, |b| nest(b, 1, |b| attribute(b, 2, &v4.octets())));
+                filter(b, BY_DESTINATION, 0);
+            };
+            flows.append(&mut self.list(libc::AF_INET, by_destination, wanted)?);
+        }
+        Ok(flows)
     }
 
     fn find(&mut self, family: i32, body: impl Fn(&mut Vec<u8>), wanted: &Wanted) -> Result<Vec<Flow>, NetlinkError> {
@@ -294,7 +311,7 @@ impl Conntrack {
         for flow in &flows {
             batch.push(DELETE, 0, |b| {
                 b.extend_from_slice(&[flow.family, 0, 0, 0]);
-                attribute(b, ORIGINAL | 0x8000, &flow.identity);
+                attribute(b, REPLY | 0x8000, &flow.identity);
                 if let Some(zone) = &flow.zone {
                     attribute(b, ZONE, zone);
                 }
@@ -329,11 +346,11 @@ fn listed(message: &[u8]) -> Option<Flow> {
     };
     for (kind, value) in netlink::attributes(message.get(4..)?) {
         match kind {
-            ORIGINAL => {
-                flow.original = tuple(value);
+            ORIGINAL => flow.original = tuple(value),
+            REPLY => {
+                flow.reply = tuple(value);
                 flow.identity = value.to_vec();
             }
-            REPLY => flow.reply = tuple(value),
             STATUS => flow.is_led = u32::from_be_bytes(value.try_into().ok()?) & STATUS_DNAT != 0,
             ZONE => flow.zone = Some(value.to_vec()),
             _ => {}
@@ -359,4 +376,56 @@ fn tuple(bytes: &[u8]) -> Tuple {
         }
     }
     tuple
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::process::Command;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    fn run(program: &str, arguments: &str) {
+        let output = Command::new(program).args(arguments.split_whitespace()).output().unwrap();
+        assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Has 127.0.0.9 lead elsewhere, and sends a datagram there from one port.
+    fn lead(socket: &UdpSocket, target: &str) {
+        run("nft", "flush chain ip t out");
+        run("nft", &format!("add rule ip t out ip daddr 127.0.0.9 dnat to {target}"));
+        socket.send_to(b"x", ("127.0.0.9", 9)).unwrap();
+    }
+
+    #[test]
+    fn a_flow_that_began_anew_from_the_same_port_and_is_led_elsewhere_is_not_forgotten() {
+        if !nix::unistd::geteuid().is_root() {
+            return println!("skipped: needs root");
+        }
+        let inside = || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            run("ip", "link set lo up");
+            run("nft", "add table ip t");
+            run("nft", "add chain ip t out { type nat hook output priority -100; }");
+            let socket = UdpSocket::bind("127.0.0.1:4000").unwrap();
+            let mut conntrack = Conntrack::open().unwrap();
+            let vip: BTreeSet<IpAddr> = ["127.0.0.9".parse().unwrap()].into();
+            let leads = |conntrack: &mut Conntrack| -> Vec<String> {
+                let flows = conntrack.towards(&vip).unwrap();
+                flows.iter().filter_map(Flow::leads).map(|target| target.to_string()).collect()
+            };
+            lead(&socket, "127.0.0.2");
+            let (first, again) = (conntrack.towards(&vip).unwrap(), conntrack.towards(&vip).unwrap());
+            assert_eq!(leads(&mut conntrack), ["127.0.0.2"]);
+            assert_eq!(conntrack.delete(first).unwrap(), 1);
+            assert_eq!(leads(&mut conntrack), [""; 0]);
+            lead(&socket, "127.0.0.3");
+            // What was listed before is deleted now.
+            conntrack.delete(again).unwrap();
+            assert_eq!(leads(&mut conntrack), ["127.0.0.3"]);
+        };
+        std::thread::spawn(inside).join().unwrap();
+    }
 }

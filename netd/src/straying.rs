@@ -4,6 +4,7 @@
 //! follows shall go to another, and a connection shall break at once instead of waiting for who does not answer. So the flow
 //! is forgotten, and the caller's socket is told (`ECONNABORTED`), where the kernel can do that.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use crate::namespace::Namespace;
 use crate::netd::lock;
 use crate::netlink::{Batch, NetlinkError, NetlinkSocket};
 use crate::service::{Services, Strays};
+use crate::sysctl;
 
 /// `SOCK_DESTROY`, on a socket of `NETLINK_SOCK_DIAG`.
 const DESTROY: u16 = 21;
@@ -105,18 +107,24 @@ impl Drop for Straying {
 fn forget(namespace: &Path, strays: &[Strays], latest: &Mutex<Arc<Services>>) -> io::Result<usize> {
     let namespace = Namespace::open(namespace)?;
     namespace.run(|| {
+        // The count is the namespace's alone, unlike the table, which the kernel walks whole.
+        if sysctl::read("net.netfilter.nf_conntrack_count").as_deref() == Some("0") {
+            return Ok(0);
+        }
         let mut conntrack = Conntrack::open()?;
         let failed = |error: NetlinkError| io::Error::from(error.errno);
-        let mut flows = Vec::new();
-        for stray in strays {
-            let led = conntrack.towards(stray.vip).map_err(failed)?;
-            // Looked up after the flows: whoever was led by then is known here.
-            let services = Arc::clone(&lock(latest));
-            let service = services.get(&stray.vip).filter(|_| stray.is_known);
-            let is_behind =
-                |target: IpAddr| service.is_some_and(|s| s.backends.iter().any(|backend| backend.address == target));
-            flows.extend(led.into_iter().filter(|flow| flow.leads().is_some_and(|target| !is_behind(target))));
-        }
+        let strays: BTreeMap<IpAddr, bool> = strays.iter().map(|stray| (stray.vip, stray.is_known)).collect();
+        let mut flows = conntrack.towards(&strays.keys().copied().collect()).map_err(failed)?;
+        // Looked up after the flows: whoever was led by then is known here.
+        let services = Arc::clone(&lock(latest));
+        let is_behind = |vip: IpAddr, target: IpAddr| {
+            let service = services.get(&vip).filter(|_| strays.get(&vip) == Some(&true));
+            service.is_some_and(|service| service.backends.iter().any(|backend| backend.address == target))
+        };
+        flows.retain(|flow| {
+            let led = flow.first_destination().zip(flow.leads());
+            led.is_some_and(|(vip, target)| !is_behind(vip, target))
+        });
         // While the kernel still knows where it leads, so that the other side may hear of it too.
         if let Err(error) = abort(&flows) {
             tracing::debug!(%error, "callers' sockets cannot be told");
