@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -375,6 +375,15 @@ impl Control {
     /// Reads the state. The driver waits meanwhile: be quick.
     pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         look(&self.shared.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The same, unless it is being changed just now: for threads that must not wait.
+    pub fn try_read<T>(&self, look: impl FnOnce(&State) -> T) -> Option<T> {
+        match self.shared.state.try_read() {
+            Ok(state) => Some(look(&state)),
+            Err(TryLockError::Poisoned(state)) => Some(look(&state.into_inner())),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Tells when the state has changed, by the index of the last applied entry.

@@ -24,6 +24,6 @@ pub mod start;
 pub mod steward;
 mod stopwatch;
 pub mod transport;
-mod urgency;
+pub mod urgency;
 
 pub use control::{Bootstrap, Control, ControlConfig, Invitation, Leadership, ProposeError, Standing, StartError};

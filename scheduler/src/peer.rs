@@ -72,6 +72,8 @@ pub enum PeerError {
 #[derive(Debug)]
 struct Present {
     client: Arc<ClientConfig>,
+    /// The same, for what must not wait.
+    urgent: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
     certificate: Certificate,
 }
@@ -108,8 +110,12 @@ impl Peers {
     pub fn reload(&self) -> Result<(), PeerError> {
         let Some(credentials) = self.0.identity.credentials()? else { return Ok(()) };
         let trust = Trust::Authority(credentials.authority.clone());
+        let client = tls::client_config(trust, Some(&credentials))?;
+        let mut urgent = client.clone();
+        Arc::make_mut(&mut urgent).alpn_protocols = vec![listener::URGENT.to_vec()];
         let present = Present {
-            client: tls::client_config(trust, Some(&credentials))?,
+            client,
+            urgent,
             server: server_config(&credentials)?,
             certificate: Certificate::read(credentials.chain.first().map_or(&[], |first| first.as_ref()))?,
         };
@@ -213,18 +219,36 @@ impl Peers {
         path: &str,
         protocol: &'static str,
     ) -> Result<Upgraded, CallError> {
-        let stream = self.connect(address, name).await?;
-        notice_its_end(stream.get_ref().0)?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection.with_upgrades());
-        let request = Request::builder().method(Method::POST).uri(path).header(HOST, "orch");
-        let request = request.header(CONNECTION, "Upgrade").header(UPGRADE, protocol).body(Full::new(Bytes::new()));
-        let response = sender.send_request(request.map_err(io::Error::other)?).await?;
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Err(refused(response).await);
-        }
-        Ok(TokioIo::new(hyper::upgrade::on(response).await?))
+        upgrade(self.connect(address, name).await?, path, protocol).await
     }
+
+    /// The same over a connection that asks not to be kept waiting; what is said there must be little.
+    ///
+    /// # Errors
+    /// See [`Peers::upgrade`].
+    pub async fn upgrade_urgent(
+        &self,
+        address: &str,
+        name: &str,
+        path: &str,
+        protocol: &'static str,
+    ) -> Result<Upgraded, CallError> {
+        let present = self.present().ok_or(io::ErrorKind::NotConnected).map_err(io::Error::from)?;
+        upgrade(connect_tls(address, name, present.urgent.clone()).await?, path, protocol).await
+    }
+}
+
+async fn upgrade(stream: TlsStream<TcpStream>, path: &str, protocol: &'static str) -> Result<Upgraded, CallError> {
+    notice_its_end(stream.get_ref().0)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection.with_upgrades());
+    let request = Request::builder().method(Method::POST).uri(path).header(HOST, "orch");
+    let request = request.header(CONNECTION, "Upgrade").header(UPGRADE, protocol).body(Full::new(Bytes::new()));
+    let response = sender.send_request(request.map_err(io::Error::other)?).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(refused(response).await);
+    }
+    Ok(TokioIo::new(hyper::upgrade::on(response).await?))
 }
 
 /// Has the kernel end a connection over which nothing comes through: left to itself, it would repeat what was lost later and later, and say

@@ -19,6 +19,9 @@ name: calm
 services:
   idle: {image: busybox, command: [sleep, infinity], init: true, deploy: {replicas: 12}}
 ";
+/// What an agent says when its leader changes, and why it did.
+const CAUSES: [&str; 5] =
+    ["has a leader", "does not keep up", "no need to wait for it", "cannot be reached", "can be reached again"];
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -31,8 +34,14 @@ fn main() -> ExitCode {
     host.up();
     hosts.all_ready(1);
     let (mut since, term) = (alarms(host, 0).1, hosts.info(1)["term"].clone());
+    let before: Vec<usize> = hosts.hosts.iter().map(|host| host.agent_log().lines().count()).collect();
     let processors = std::thread::available_parallelism().map_or(2, usize::from);
-    println!("{} threads burn {processors} processors for {minutes} minutes, term {term}", 2 * processors);
+    let load = || std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim().to_owned();
+    println!(
+        "{} threads burn {processors} processors for {minutes} minutes, term {term}, load {}",
+        2 * processors,
+        load()
+    );
     let (over, begun) = (AtomicBool::new(false), Instant::now());
     let mut all: BTreeMap<String, usize> = BTreeMap::new();
     std::thread::scope(|scope| {
@@ -56,8 +65,13 @@ fn main() -> ExitCode {
         over.store(true, Ordering::Relaxed);
     });
     let now = hosts.info(1)["term"].clone();
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    println!("{minutes} minutes, load at the end {}: false alarms {all:?}; term {term} then, {now} now", load.trim());
+    for (number, host) in (1..).zip(&hosts.hosts) {
+        let log = host.agent_log();
+        let new = log.lines().skip(before[number - 1]);
+        new.filter(|line| CAUSES.iter().any(|cause| line.contains(cause)))
+            .for_each(|line| println!("host {number}: {line}"));
+    }
+    println!("{minutes} minutes, load at the end {}: false alarms {all:?}; term {term} then, {now} now", load());
     if all.is_empty() && now == term { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

@@ -16,14 +16,16 @@ use orch_scheduler::peer::forward::{Leader, to_leader};
 use orch_scheduler::peer::guard::{Admission, ManagersOnly, Members, guarded};
 use orch_scheduler::peer::heartbeat::{self, Pulse};
 use orch_scheduler::peer::link::{self, Knowledge};
+use orch_scheduler::peer::listener::{self, Ways};
 use orch_scheduler::peer::relay::to_node;
 use orch_scheduler::peer::transport::TlsTransport;
-use orch_scheduler::peer::{Peers, images, listener, renewal, steward, whereabouts};
-use orch_scheduler::server::cluster::{Manager, Worker, leader_routes, own_routes, worker_routes};
-use orch_scheduler::{Bootstrap, Control, ControlConfig};
+use orch_scheduler::peer::{Peers, images, renewal, steward, whereabouts};
+use orch_scheduler::server::cluster::{Manager, Worker, leader_routes, own_routes, urgent_routes, worker_routes};
+use orch_scheduler::{Bootstrap, Control, ControlConfig, urgency};
 use orch_spec::assignment::{Assignment, NodeId};
 use orch_spec::role::Role;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::plane::{Images, Plane};
@@ -89,7 +91,8 @@ async fn manager(
     membership: Option<Membership>,
 ) -> Result<Composition> {
     let peers = host.peers.clone();
-    let transport = TlsTransport::new(peers.clone(), tokio::runtime::Handle::current());
+    let urgent = urgency::runtime().context("start the thread of what must not wait")?;
+    let transport = TlsTransport::new(peers.clone(), Handle::current(), urgent.clone());
     let config = || ControlConfig {
         data_dir: args.data_dir.join("control"),
         node: peers.node().clone(),
@@ -121,15 +124,20 @@ async fn manager(
     let finder = Arc::new(Images::new(agent.clone(), leader.clone()));
     let pulse = Pulse::default();
     tokio::spawn(steward::run(leader.clone(), pulse.clone()));
-    let manager = Manager { leader: leader.clone(), host: host.clone(), pulse };
+    let own = Manager { leader: leader.clone(), host: host.clone(), pulse };
     let router = to_leader(orch_scheduler::server::routes(control.clone(), finder), leader.clone())
-        .merge(own_routes(manager.clone()))
-        .merge(leader_routes(manager))
+        .merge(own_routes(own.clone()))
+        .merge(leader_routes(own.clone()))
         .merge(images::routes(leader.clone()))
         .merge(to_node(agent.routes(), leader));
     let admission: Arc<dyn Admission> = Arc::new(Members { control: control.clone(), peers: peers.clone() });
-    serve_others(sockets, &host, guarded(router.clone(), admission), membership.as_ref());
-    heartbeat::start(peers.clone()).context("start the heartbeat")?;
+    let ways = Ways {
+        ordinary: guarded(router.clone(), admission.clone()),
+        runtime: Handle::current(),
+        urgent: guarded(urgent_routes(own), admission),
+    };
+    urgent.spawn(serve_others(sockets, peers.clone(), ways, membership));
+    urgent.spawn(heartbeat::beat(peers.clone()));
     keep_certificate(&host, Some(control.clone()), Arc::default());
     tokio::spawn(whereabouts::keep(host.clone()));
     Ok(Composition { router, agent, control: Some(control), restart: host.restart.clone(), peers, evict })
@@ -151,8 +159,11 @@ async fn worker(
     let router = worker_routes(Worker { host: host.clone(), knowledge: knowledge.clone() }).merge(agent.routes());
     let admission: Arc<dyn Admission> =
         Arc::new(ManagersOnly { cluster: membership.cluster.clone(), revoked: knowledge.revoked.clone() });
-    serve_others(sockets, &host, guarded(router.clone(), admission), Some(&membership));
-    heartbeat::start(peers.clone()).context("start the heartbeat")?;
+    let urgent = urgency::runtime().context("start the thread of what must not wait")?;
+    // Nobody sends heartbeats to a worker.
+    let ways = Ways { ordinary: guarded(router.clone(), admission), runtime: Handle::current(), urgent: Router::new() };
+    urgent.spawn(serve_others(sockets, peers.clone(), ways, Some(membership)));
+    urgent.spawn(heartbeat::beat(peers.clone()));
     keep_certificate(&host, None, knowledge.role_changed.clone());
     tokio::spawn(whereabouts::keep(host.clone()));
     Ok(Composition { router, agent, control: None, restart: host.restart.clone(), peers, evict })
@@ -210,25 +221,21 @@ fn evictable(link: NodeLink) -> (NodeLink, watch::Sender<bool>) {
 }
 
 /// Takes connections of other hosts in: at the address of the membership, and at whatever `cluster init` binds later.
-fn serve_others(
+async fn serve_others(
     mut sockets: mpsc::Receiver<TcpListener>,
-    host: &Host,
-    router: Router,
-    membership: Option<&Membership>,
+    peers: Peers,
+    ways: Ways,
+    membership: Option<Membership>,
 ) {
-    let peers = host.peers.clone();
     let address = membership.and_then(|membership| membership.listen.parse::<SocketAddr>().ok());
-    tokio::spawn(async move {
-        let socket = match address {
-            Some(address) => bind(address).await,
-            None => match sockets.recv().await {
-                Some(socket) => socket,
-                None => return,
-            },
-        };
-        tracing::info!(address = ?socket.local_addr().ok(), "other hosts can connect");
-        listener::serve(socket, peers, router).await;
-    });
+    let socket = match address {
+        Some(address) => Some(bind(address).await),
+        // It was bound by another runtime.
+        None => sockets.recv().await.and_then(|socket| TcpListener::from_std(socket.into_std().ok()?).ok()),
+    };
+    let Some(socket) = socket else { return };
+    tracing::info!(address = ?socket.local_addr().ok(), "other hosts can connect");
+    listener::serve(socket, peers, ways).await;
 }
 
 /// Tries until it works: an address may come up after us.

@@ -27,7 +27,7 @@ use orch_spec::assignment::NodeId;
 
 use super::guard::Admitted;
 use super::{CallError, Peers};
-use crate::control::{Control, ProposeError};
+use crate::control::{Control, Leadership, ProposeError};
 use crate::request::{self, Number};
 use crate::server::{NO_LEADER, Refused};
 
@@ -85,22 +85,25 @@ pub fn managers(state: &State) -> Vec<PeerView> {
     state.security.managers().map(view).collect()
 }
 
+/// Where the leader is, by a state.
+pub(super) fn place_in(state: &State, leadership: &Leadership) -> Place {
+    match &leadership.leader {
+        _ if leadership.is_leader => Place::Here,
+        Some(leader) => {
+            let found = managers(state).into_iter().find(|manager| manager.node == leader.0);
+            found.map_or(Place::Nowhere, Place::There)
+        }
+        // A host alone leads itself, and needs no election.
+        None if state.members.managers.len() <= 1 && !state.security.is_open() => Place::Here,
+        None => Place::Nowhere,
+    }
+}
+
 impl Leader {
     /// Where the leader is.
     pub fn place(&self) -> Place {
         let leadership = self.control.leadership().borrow().clone();
-        if leadership.is_leader {
-            return Place::Here;
-        }
-        self.control.read(|state| match &leadership.leader {
-            Some(leader) => {
-                let found = managers(state).into_iter().find(|manager| manager.node == leader.0);
-                found.map_or(Place::Nowhere, Place::There)
-            }
-            // A host alone leads itself, and needs no election.
-            None if state.members.managers.len() <= 1 && !state.security.is_open() => Place::Here,
-            None => Place::Nowhere,
-        })
+        self.control.read(|state| place_in(state, &leadership))
     }
 
     /// Proposes a command wherever the leader is, until it is taken or refused. For commands that may be repeated.

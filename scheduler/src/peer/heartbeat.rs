@@ -1,8 +1,9 @@
 //! Saying that a node lives, and on the leader, seeing which do.
 //!
-//! A node's heartbeat is a thread of its own with nothing else to do, so that neither a full queue nor a slow disk nor a busy agent looks
-//! like a dead host. It goes to every manager, which keeps times by its own steady clock: whoever comes to lead knows already who lives, and
-//! since when the former leader has been silent.
+//! Heartbeats are sent and answered by a thread that is put before others and has next to nothing else to do
+//! ([`urgency`](crate::urgency)), so that neither a full queue nor a slow disk nor a busy agent looks like a dead host. They go to every
+//! manager, which keeps times by its own steady clock: whoever comes to lead knows already who lives, and since when the former leader has
+//! been silent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use orch_api::session::{self, Beat, HEARTBEAT};
 use orch_api::tls::{MANAGER_NAME, node_name};
+use orch_core::State;
 use orch_spec::assignment::NodeId;
 
-use super::forward::{Leader, Place};
+use super::forward::{Leader, Place, place_in};
 use super::{Peers, Upgraded};
 use crate::identity::ManagerAddress;
-use crate::urgency;
 
 /// How often a node says that it lives.
 pub const PERIOD: Duration = Duration::from_millis(300);
@@ -79,14 +80,22 @@ impl Pulse {
 
 /// Answers a node's heartbeats until it goes away.
 pub async fn answer(leader: Leader, pulse: Pulse, node: NodeId, mut connection: Upgraded) {
+    // Who was let in was a member a moment ago.
+    let (mut is_member, mut place) = (true, Place::Nowhere);
     while let Ok(Some(beat)) = session::read::<Beat>(&mut connection).await {
-        let (counted, other) = match leader.place() {
+        let leadership = leader.control.leadership().borrow().clone();
+        // While the state is being changed, what it said at the last beat has to do: whoever changes it may be waiting for a processor.
+        let look = |state: &State| (state.security.members.contains_key(&node), place_in(state, &leadership));
+        if let Some(now) = leader.control.try_read(look) {
+            (is_member, place) = now;
+        }
+        let (counted, other) = match &place {
             Place::Here => (true, None),
-            Place::There(other) => (false, Some(other)),
+            Place::There(other) => (false, Some(other.clone())),
             Place::Nowhere => (false, None),
         };
         // One that was shut out is not alive to the cluster, whatever it says; nor does whoever cannot decide that count it.
-        if leader.control.read(|state| state.security.members.contains_key(&node)) {
+        if is_member {
             pulse.heard(&node, Instant::now());
         } else if counted {
             return;
@@ -98,21 +107,9 @@ pub async fn answer(leader: Leader, pulse: Pulse, node: NodeId, mut connection: 
     }
 }
 
-/// Starts the thread that says that this node lives; it ends with the process.
-///
-/// # Errors
-/// When there can be no such thread.
-pub fn start(peers: Peers) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let beats = move || {
-        urgency::urgent();
-        runtime.block_on(beat(peers));
-    };
-    std::thread::Builder::new().name("heartbeat".to_owned()).spawn(beats).map(drop)
-}
-
-/// Keeps a conversation with each manager that there is.
-async fn beat(peers: Peers) {
+/// Says that this node lives, for ever: keeps a conversation with each manager that there is. Runs where nothing else makes it late
+/// ([`urgency`](crate::urgency)).
+pub async fn beat(peers: Peers) {
     let mut membership = peers.membership();
     let mut talks: BTreeMap<(NodeId, String), tokio::task::JoinHandle<()>> = BTreeMap::new();
     loop {
@@ -148,7 +145,7 @@ async fn keep_talking(peers: Peers, manager: ManagerAddress) {
 /// Beats at one manager as long as it answers.
 async fn talk(peers: &Peers, manager: &ManagerAddress) -> Option<()> {
     let name = if manager.node.0.is_empty() { MANAGER_NAME.to_owned() } else { node_name(&manager.node.0) };
-    let upgrading = peers.upgrade(&manager.address, &name, "/v1/peer/heartbeat", HEARTBEAT);
+    let upgrading = peers.upgrade_urgent(&manager.address, &name, "/v1/peer/heartbeat", HEARTBEAT);
     let mut connection = tokio::time::timeout(ANSWER_TIME, upgrading).await.ok()?.ok()?;
     let mut number = 0;
     loop {

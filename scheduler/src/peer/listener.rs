@@ -1,12 +1,14 @@
-//! Takes connections of other hosts in.
+//! Takes connections of other hosts in, and has those that must not wait served apart from all others.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::server::Acceptor;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::Service;
 
 use super::Peers;
@@ -17,11 +19,27 @@ use crate::identity::certificate::Certificate;
 const CONNECTIONS: usize = 4096;
 /// Time for TLS and for a header: whoever takes longer holds a place that others need.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// What a connection that must not wait calls itself in its first message (ALPN). It is known before anything is read, so that the
+/// connection can still be given to whichever thread.
+pub(super) const URGENT: &[u8] = b"orch-urgent";
+/// As much as is looked at of that message, bytes: several times one of ours.
+const HELLO: usize = 2048;
 /// Largest header.
 const HEADER: usize = 64 * 1024;
 
-/// Serves connections until the task is dropped. The router sees in each request's extensions who calls ([`Caller`]).
-pub async fn serve(listener: TcpListener, peers: Peers, router: Router) {
+/// Where connections go.
+#[derive(Debug, Clone)]
+pub struct Ways {
+    /// All routes.
+    pub ordinary: Router,
+    /// The runtime that serves them.
+    pub runtime: Handle,
+    /// Routes of what must not wait: served where the listener itself is ([`urgency`](crate::urgency)).
+    pub urgent: Router,
+}
+
+/// Serves connections until the task is dropped. The routers see in each request's extensions who calls ([`Caller`]).
+pub async fn serve(listener: TcpListener, peers: Peers, ways: Ways) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
@@ -34,12 +52,37 @@ pub async fn serve(listener: TcpListener, peers: Peers, router: Router) {
                 continue;
             }
         };
-        let (peers, router) = (peers.clone(), router.clone());
-        tokio::spawn(async move {
-            connection(stream, &peers, router).await;
-            drop(permit);
-        });
+        tokio::spawn(receive(stream, peers.clone(), ways.clone(), permit));
     }
+}
+
+/// Has a connection served where it belongs.
+async fn receive(stream: TcpStream, peers: Peers, ways: Ways, permit: OwnedSemaphorePermit) {
+    let mut hello = [0; HELLO];
+    let Ok(Ok(length)) = tokio::time::timeout(PATIENCE, stream.peek(&mut hello)).await else { return };
+    if is_urgent(&hello[..length]) {
+        connection(stream, &peers, ways.urgent).await;
+        return drop(permit);
+    }
+    let Ok(stream) = stream.into_std() else { return };
+    ways.runtime.spawn(async move {
+        match TcpStream::from_std(stream) {
+            Ok(stream) => connection(stream, &peers, ways.ordinary).await,
+            Err(error) => tracing::warn!(%error, "a connection of another host could not be taken in"),
+        }
+        drop(permit);
+    });
+}
+
+/// Whether a connection that begins so asks not to be kept waiting. Who says it in pieces waits.
+fn is_urgent(mut hello: &[u8]) -> bool {
+    let mut acceptor = Acceptor::default();
+    if acceptor.read_tls(&mut hello).is_err() {
+        return false;
+    }
+    // What is no TLS is refused, with a word, where the connection is served.
+    let Ok(Some(accepted)) = acceptor.accept() else { return false };
+    accepted.client_hello().alpn().is_some_and(|mut protocols| protocols.any(|protocol| protocol == URGENT))
 }
 
 async fn connection(stream: TcpStream, peers: &Peers, router: Router) {

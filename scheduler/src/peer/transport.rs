@@ -1,5 +1,6 @@
 //! Raft's messages to other managers, each over two connections: what is large (parts of snapshots, long runs of entries) must not hold
-//! up what is small and urgent (heartbeats, votes).
+//! up what is small and urgent (heartbeats, votes). The small ones are sent and received by a thread that is put before others
+//! ([`urgency`](crate::urgency)): a leader must not lose its office because compilers have the processors.
 //!
 //! Nothing here waits: a queue that is full drops, and what waits for a connection that does not come about is dropped as well. Raft
 //! repeats what matters.
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use orch_api::session::{self, RAFT};
 use orch_api::tls::node_name;
 use orch_spec::assignment::NodeId;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::Peers;
@@ -41,16 +43,17 @@ struct Lanes {
 #[derive(Debug)]
 pub struct TlsTransport {
     peers: Peers,
-    runtime: tokio::runtime::Handle,
+    ordinary: Handle,
+    urgent: Handle,
     /// Where managers are, once the control plane is up; before, only what the membership says.
     control: OnceLock<Control>,
     lanes: Mutex<HashMap<NodeId, Lanes>>,
 }
 
 impl TlsTransport {
-    /// A transport that sends by tasks of this runtime.
-    pub fn new(peers: Peers, runtime: tokio::runtime::Handle) -> Arc<Self> {
-        Arc::new(Self { peers, runtime, control: OnceLock::new(), lanes: Mutex::default() })
+    /// A transport that sends what is large by tasks of the one runtime, and what must not wait by those of the other.
+    pub fn new(peers: Peers, ordinary: Handle, urgent: Handle) -> Arc<Self> {
+        Arc::new(Self { peers, ordinary, urgent, control: OnceLock::new(), lanes: Mutex::default() })
     }
 
     /// Lets it look up addresses in the replicated state.
@@ -62,12 +65,13 @@ impl TlsTransport {
 
 /// Where a manager listens, by the newest that is known.
 fn address(peers: &Peers, control: Option<&Control>, node: &NodeId) -> Option<String> {
+    // Where the state is being changed just now, what was remembered of it will do.
     let of_state = control.and_then(|control| {
-        control.read(|state| {
+        control.try_read(|state| {
             let member = state.members.managers.values().find(|member| member.node == *node);
             let member = member.map(|member| member.address.clone()).filter(|address| !address.is_empty());
             member.or_else(|| state.security.members.get(node).map(|member| member.address.clone()))
-        })
+        })?
     });
     of_state.or_else(|| {
         let membership = peers.membership();
@@ -81,13 +85,14 @@ impl Transport for TlsTransport {
     fn send(&self, to: &NodeId, message: Bytes) {
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         let lanes = lanes.entry(to.clone()).or_insert_with(|| {
-            let lane = |bound| {
+            let lane = |bound, is_urgent: bool| {
                 let (sender, queue) = mpsc::channel(bound);
                 let (peers, control, to) = (self.peers.clone(), self.control.get().cloned(), to.clone());
-                self.runtime.spawn(carry(peers, control, to, queue));
+                let runtime = if is_urgent { &self.urgent } else { &self.ordinary };
+                runtime.spawn(carry(peers, control, to, queue, is_urgent));
                 sender
             };
-            Lanes { small: lane(SMALL_QUEUE), large: lane(LARGE_QUEUE) }
+            Lanes { small: lane(SMALL_QUEUE, true), large: lane(LARGE_QUEUE, false) }
         });
         let lane = if message.len() > LARGE { &lanes.large } else { &lanes.small };
         // Full: raft says it again.
@@ -95,7 +100,7 @@ impl Transport for TlsTransport {
     }
 }
 
-async fn carry(peers: Peers, control: Option<Control>, to: NodeId, mut queue: mpsc::Receiver<Bytes>) {
+async fn carry(peers: Peers, control: Option<Control>, to: NodeId, mut queue: mpsc::Receiver<Bytes>, is_urgent: bool) {
     let mut reachable = true;
     while let Some(first) = queue.recv().await {
         let Some(address) = address(&peers, control.as_ref(), &to) else {
@@ -104,7 +109,12 @@ async fn carry(peers: Peers, control: Option<Control>, to: NodeId, mut queue: mp
             continue;
         };
         let name = node_name(&to.0);
-        let upgrading = peers.upgrade(&address, &name, "/v1/peer/raft", RAFT);
+        let upgrading = async {
+            match is_urgent {
+                true => peers.upgrade_urgent(&address, &name, "/v1/peer/raft", RAFT).await,
+                false => peers.upgrade(&address, &name, "/v1/peer/raft", RAFT).await,
+            }
+        };
         let connection = match tokio::time::timeout(CONNECT_TIME, upgrading).await {
             Ok(Ok(connection)) => connection,
             failed => {

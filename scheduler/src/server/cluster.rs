@@ -76,9 +76,16 @@ pub fn own_routes(manager: Manager) -> Router {
         .route("/v1/peer/departure", post(departure))
         .route("/v1/peer/readmission", post(readmission))
         .route("/v1/peer/session", post(open_session))
+        .route("/v1/peer/proposal", post(proposal))
+        .with_state(Arc::new(manager.clone()))
+        .merge(urgent_routes(manager))
+}
+
+/// Those of them that must not wait for anything else that this host does.
+pub fn urgent_routes(manager: Manager) -> Router {
+    Router::new()
         .route("/v1/peer/heartbeat", post(open_heartbeat))
         .route("/v1/peer/raft", post(open_raft))
-        .route("/v1/peer/proposal", post(proposal))
         .with_state(Arc::new(manager))
 }
 

@@ -9,6 +9,7 @@ use axum::routing::{MethodFilter, on};
 use orch_api::access::{self, Access};
 use orch_api::client::{Client, ClientError, Endpoint};
 use orch_api::cluster::{InitRequest, JoinRequest, TokenRequest, TokenText};
+use orch_api::session::{self, Beat, HEARTBEAT};
 use orch_api::tls::{Credentials, MANAGER_NAME, Trust, client_config, node_name};
 use orch_core::security::{Candidate, ClientGrant};
 use orch_core::{Command, SecurityCommand};
@@ -16,15 +17,18 @@ use orch_scheduler::Control;
 use orch_scheduler::identity::Identity;
 use orch_scheduler::identity::authority::{Authority, Request};
 use orch_scheduler::identity::certificate::Subject;
+use orch_scheduler::peer::Peers;
 use orch_scheduler::peer::entry::{self, Host};
 use orch_scheduler::peer::forward::Leader;
 use orch_scheduler::peer::guard::{Members, guarded};
 use orch_scheduler::peer::heartbeat::Pulse;
+use orch_scheduler::peer::listener::{self, Ways};
 use orch_scheduler::peer::renewal::{authority, renew_there};
-use orch_scheduler::peer::{Peers, listener};
-use orch_scheduler::server::cluster::{Manager, leader_routes, own_routes};
+use orch_scheduler::server::cluster::{Manager, leader_routes, own_routes, urgent_routes};
 use orch_spec::role::Role;
 use rustls::pki_types::CertificateDer;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
 use crate::simulated_disk::SimulatedDisk;
 
@@ -58,6 +62,11 @@ fn free_address() -> String {
 impl Cluster {
     /// Opened, with its own routes or with a route for each rule that does nothing.
     async fn open(real: bool) -> Self {
+        Self::open_in(real, Handle::current()).await
+    }
+
+    /// The same, with all that can wait served by another runtime.
+    async fn open_in(real: bool, runtime: Handle) -> Self {
         let control = Control::start_on(Box::new(SimulatedDisk::default())).await.expect("it starts");
         let (host, mut sockets, dir) = host("node", "0.1.0");
         let address = free_address();
@@ -65,10 +74,12 @@ impl Cluster {
         entry::init(&host, &control, &request).await.expect("it opens");
         let leader = Leader { control: control.clone(), peers: host.peers.clone() };
         let manager = Manager { leader, host: host.clone(), pulse: Pulse::default() };
+        let urgent = urgent_routes(manager.clone());
         let router = if real { own_routes(manager.clone()).merge(leader_routes(manager)) } else { silent_routes() };
-        let members = Members { control: control.clone(), peers: host.peers.clone() };
+        let members = Arc::new(Members { control: control.clone(), peers: host.peers.clone() });
+        let ways = Ways { ordinary: guarded(router, members.clone()), runtime, urgent: guarded(urgent, members) };
         let socket = sockets.recv().await.expect("init has bound it");
-        tokio::spawn(listener::serve(socket, host.peers.clone(), guarded(router, Arc::new(members))));
+        tokio::spawn(listener::serve(socket, host.peers.clone(), ways));
         Self { control, host, address, _dir: dir }
     }
 
@@ -296,4 +307,42 @@ async fn a_node_that_joined_gets_its_next_certificate_by_its_key_though_the_firs
     let error = renew_there(&host.peers).await.expect_err("it was shut out");
     assert!(format!("{error:?}").contains("forbidden"), "{error:?}");
     drop(cluster.host);
+}
+
+#[tokio::test]
+async fn a_heartbeat_is_answered_while_everything_else_waits_for_a_processor() {
+    // A runtime that does its work until it is told to stand still, and again from when it is told to go on.
+    let (ready, runtime) = oneshot::channel();
+    let ((stand, standing), (go, going), (end, ended)) =
+        (oneshot::channel(), std::sync::mpsc::channel(), oneshot::channel());
+    let busy = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        ready.send(runtime.handle().clone()).expect("somebody waits for it");
+        runtime.block_on(standing).expect("it is told to stand still");
+        going.recv().expect("it is told to go on");
+        runtime.block_on(ended).expect("it is told to end");
+    });
+    let cluster = Cluster::open_in(true, runtime.await.expect("it runs")).await;
+    let token = cluster.token(TokenRequest { role: Role::Worker, rotate: false, life: None, once: true }).await;
+    let (host, _dir) = cluster.join("w", "0.1.0", &token).await.expect("it is let in");
+    host.peers.reload().expect("its certificate can be read");
+    stand.send(()).expect("it still goes");
+
+    let asking = tokio::spawn({
+        let (peers, address) = (host.peers.clone(), cluster.address.clone());
+        async move { peers.post(&address, &node_name("node"), "/v1/peer/departure", Vec::new()).await }
+    });
+    let name = node_name("node");
+    let upgrading = host.peers.upgrade_urgent(&cluster.address, &name, "/v1/peer/heartbeat", HEARTBEAT);
+    let mut connection = upgrading.await.expect("it is let in");
+    for number in 1..=3 {
+        session::write(&mut connection, &Beat { number, counted: false, leader: None }).await.expect("it is taken");
+        let answer = session::read::<Beat>(&mut connection).await.expect("it is read").expect("it is answered");
+        assert_eq!((answer.number, answer.counted), (number, true));
+    }
+    assert!(!asking.is_finished(), "what can wait was answered by a runtime that stands still");
+    go.send(()).expect("it stands still");
+    asking.await.expect("it ends").expect("it is answered in the end");
+    end.send(()).expect("it goes");
+    busy.join().expect("it has ended");
 }
