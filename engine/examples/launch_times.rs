@@ -10,9 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use orch_engine::cgroup::Layout;
-use orch_engine::config::{
-    ContainerConfig, ContainerId, Logging, Namespaces, NetworkNs, ProcessConfig, Resources, Seccomp, Share,
-};
+use orch_engine::config::{ContainerConfig, ContainerId, NetworkNs, Seccomp, Share};
 use orch_engine::runtime::{Launcher, PrepareContext, Stdio, prepare};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -111,43 +109,6 @@ fn once(
 }
 
 fn config(number: usize) -> ContainerConfig {
-    ContainerConfig {
-        id: ContainerId(format!("{number:064x}").chars().rev().collect()),
-        name: "measured".to_owned(),
-        group: "group".to_owned(),
-        image: String::new(),
-        image_id: String::new(),
-        process: ProcessConfig { args: vec!["/bin/true".to_owned()], ..ProcessConfig::default() },
-        hostname: String::new(),
-        domainname: String::new(),
-        namespaces: Namespaces {
-            network: NetworkNs::None,
-            pid: Share::Private,
-            ipc: Share::Private,
-            uts: Share::Private,
-            cgroup: Share::Private,
-        },
-        user_namespace: Default::default(),
-        mounts: Vec::new(),
-        files: Vec::new(),
-        etc_hosts: None,
-        etc_resolv_conf: None,
-        resources: Resources::default(),
-        devices: Vec::new(),
-        device_cgroup_rules: Vec::new(),
-        sysctls: BTreeMap::new(),
-        privileged: false,
-        systempaths_unconfined: false,
-        read_only: false,
-        shm_size: 0,
-        init: false,
-        stop_signal: 15,
-        stop_timeout: 10,
-        logging: Logging::default(),
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
-        auto_remove: false,
-        ephemeral: false,
-        caller: serde_json::Value::Null,
-    }
+    let id = ContainerId(format!("{number:064x}").chars().rev().collect());
+    ContainerConfig { group: "group".to_owned(), ..ContainerConfig::new(id, "measured", &["/bin/true"]) }
 }

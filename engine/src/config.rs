@@ -117,6 +117,50 @@ pub struct ContainerConfig {
 }
 
 impl ContainerConfig {
+    /// A container that runs a command and has nothing else: no image, no network, namespaces of its own, no limits.
+    #[must_use]
+    pub fn new(id: ContainerId, name: impl Into<String>, args: &[&str]) -> Self {
+        Self {
+            id,
+            name: name.into(),
+            group: String::new(),
+            image: String::new(),
+            image_id: String::new(),
+            process: ProcessConfig { args: args.iter().map(|&word| word.to_owned()).collect(), ..Default::default() },
+            hostname: String::new(),
+            domainname: String::new(),
+            namespaces: Namespaces {
+                network: NetworkNs::None,
+                pid: Share::Private,
+                ipc: Share::Private,
+                uts: Share::Private,
+                cgroup: Share::Private,
+            },
+            user_namespace: UserNamespace::Host,
+            mounts: Vec::new(),
+            files: Vec::new(),
+            etc_hosts: None,
+            etc_resolv_conf: None,
+            resources: Resources::default(),
+            devices: Vec::new(),
+            device_cgroup_rules: Vec::new(),
+            sysctls: BTreeMap::new(),
+            privileged: false,
+            systempaths_unconfined: false,
+            read_only: false,
+            shm_size: 0,
+            init: false,
+            stop_signal: 15,
+            stop_timeout: 10,
+            logging: Logging::default(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            auto_remove: false,
+            ephemeral: false,
+            caller: serde_json::Value::Null,
+        }
+    }
+
     /// Whether a power cut must leave what is known of it.
     #[must_use]
     pub fn is_durable(&self) -> bool {

@@ -10,20 +10,8 @@ HOSTS = (1, 2, 3)
 # Longer than anything takes that comes to its end.
 PATIENCE = 180
 
-# As in tests/src/machine.rs: procfs and sysfs show the namespaces of who mounts them; the control groups are carried over. The run
-# directory is mounted before, so that its socket is reached from outside.
-PROCESS_1 = """set -eu
-mount --make-rprivate /
-mount -t proc proc /proc
-groups=$(mktemp -d)
-mount --rbind /sys/fs/cgroup "$groups"
-umount -l /sys
-mount -t sysfs sysfs /sys
-mount --rbind "$groups" /sys/fs/cgroup
-umount -l "$groups"
-rmdir "$groups"
-mount -t tmpfs tmpfs /run
-mount --make-rshared /
+# The run directory is mounted before, so that its socket is reached from outside.
+PROCESS_1 = (Path(__file__).resolve().parents[1] / "src/machine/namespaces.sh").read_text() + """
 hostname "host$1"
 ip link set lo up
 echo ready

@@ -23,19 +23,9 @@ pub const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 
 /// Sets the machine up from inside its namespaces and is process 1 of it. procfs and sysfs show the namespaces of who mounts them, so
 /// both are mounted anew; the control groups, which lie below sysfs, are carried over. Mount events are shared, as systemd does it.
-const PROCESS_1: &str = r#"
-set -eu
-mount --make-rprivate /
-mount -t proc proc /proc
-groups=$(mktemp -d)
-mount --rbind /sys/fs/cgroup "$groups"
-umount -l /sys
-mount -t sysfs sysfs /sys
-mount --rbind "$groups" /sys/fs/cgroup
-umount -l "$groups"
-rmdir "$groups"
-mount -t tmpfs tmpfs /run
-mount --make-rshared /
+const PROCESS_1: &str = concat!(
+    include_str!("machine/namespaces.sh"),
+    r#"
 # The neighbour is who would know names outside.
 echo 'nameserver 198.51.100.2' >/run/resolv.conf
 mount --bind /run/resolv.conf /etc/resolv.conf
@@ -67,7 +57,8 @@ end=$!
 until [ "$(tr '\0' ' ' </proc/$lan/cmdline)+$(tr '\0' ' ' </proc/$end/cmdline)" = "sleep infinity +cat " ]; do :; done
 echo "ready $lan"
 wait "$end" || true
-"#;
+"#
+);
 
 /// Namespaces of one place on the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,15 +1,12 @@
 //! A host of one test: its own data and run directory, its own instance, and nothing left of it afterwards.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use orch_engine::chain;
-use orch_engine::config::{
-    ContainerConfig, ContainerId, Logging, Mount, MountKind, Namespaces, NetworkNs, ProcessConfig, Resources, Share,
-};
+use orch_engine::config::{ContainerConfig, ContainerId, Mount, MountKind};
 use orch_engine::container::{ContainerState, Phase};
 use orch_engine::engine::{DataDirError, Engine, EngineConfig, EngineError};
 use orch_engine::image::ImportOptions;
@@ -105,46 +102,10 @@ impl Host {
     pub(crate) fn container(&self, args: &[&str]) -> ContainerConfig {
         let id = ContainerId(random_hex());
         ContainerConfig {
-            name: format!("c-{}", id.short()),
-            id,
             group: "stack".to_owned(),
             image: "busybox".to_owned(),
             image_id: self.image_id.clone(),
-            process: ProcessConfig {
-                args: args.iter().map(|&word| word.to_owned()).collect(),
-                ..ProcessConfig::default()
-            },
-            hostname: String::new(),
-            domainname: String::new(),
-            namespaces: Namespaces {
-                network: NetworkNs::None,
-                pid: Share::Private,
-                ipc: Share::Private,
-                uts: Share::Private,
-                cgroup: Share::Private,
-            },
-            user_namespace: Default::default(),
-            mounts: Vec::new(),
-            files: Vec::new(),
-            etc_hosts: None,
-            etc_resolv_conf: None,
-            resources: Resources::default(),
-            devices: Vec::new(),
-            device_cgroup_rules: Vec::new(),
-            sysctls: BTreeMap::new(),
-            privileged: false,
-            systempaths_unconfined: false,
-            read_only: false,
-            shm_size: 0,
-            init: false,
-            stop_signal: 15,
-            stop_timeout: 10,
-            logging: Logging::default(),
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            auto_remove: false,
-            ephemeral: false,
-            caller: serde_json::Value::Null,
+            ..ContainerConfig::new(id.clone(), format!("c-{}", id.short()), args)
         }
     }
 

@@ -14,7 +14,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use orch_engine::cgroup::{Cgroup, Layout};
 use orch_engine::chain;
-use orch_engine::config::{ContainerConfig, ContainerId, Namespaces, NetworkNs, ProcessConfig, Resources, Share};
+use orch_engine::config::{ContainerConfig, ContainerId, ProcessConfig};
 use orch_engine::runtime::{
     ExecConfig, Identity, LaunchPlan, Launched, Launcher, PrepareContext, RunningContainer, Stdio, cgroup_path,
     prepare, prepare_exec,
@@ -336,42 +336,9 @@ pub fn busybox_image(directory: &Path) {
 /// A configuration with nothing but a command.
 pub fn config(id: &str, args: &[&str]) -> ContainerConfig {
     ContainerConfig {
-        id: ContainerId(id.to_owned()),
-        name: "test".to_owned(),
         group: "group".to_owned(),
         image: "busybox".to_owned(),
-        image_id: String::new(),
-        process: ProcessConfig { args: strings(args), ..ProcessConfig::default() },
         hostname: "box".to_owned(),
-        domainname: String::new(),
-        namespaces: Namespaces {
-            network: NetworkNs::None,
-            pid: Share::Private,
-            ipc: Share::Private,
-            uts: Share::Private,
-            cgroup: Share::Private,
-        },
-        user_namespace: Default::default(),
-        mounts: Vec::new(),
-        files: Vec::new(),
-        etc_hosts: None,
-        etc_resolv_conf: None,
-        resources: Resources::default(),
-        devices: Vec::new(),
-        device_cgroup_rules: Vec::new(),
-        sysctls: BTreeMap::new(),
-        privileged: false,
-        systempaths_unconfined: false,
-        read_only: false,
-        shm_size: 0,
-        init: false,
-        stop_signal: 15,
-        stop_timeout: 10,
-        logging: orch_engine::config::Logging::default(),
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
-        auto_remove: false,
-        ephemeral: false,
-        caller: serde_json::Value::Null,
+        ..ContainerConfig::new(ContainerId(id.to_owned()), "test", args)
     }
 }
