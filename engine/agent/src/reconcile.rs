@@ -28,7 +28,7 @@ const MEMORY_PAUSE: Duration = Duration::from_secs(20);
 const OPERATIONS_AT_ONCE: usize = 16;
 /// Stops and removals at once: each only waits, for a process to end or for the network namespaces that go together with its own.
 const STOPS_AT_ONCE: usize = 64;
-/// How many times as long as a plan took the next ones wait for: each looks at every task, and two hundred that start at once make a
+/// How many times as long as a plan and what follows from it took the next ones wait for: each looks at every task, and two hundred that start at once make a
 /// thousand changes.
 const PLAN_REST: u32 = 4;
 /// A shorter rest than this, the resolution of timers, is put together with the next ones: a single container never waits for a plan.
@@ -330,7 +330,6 @@ async fn run(shared: Arc<Shared>) {
             let plan = state.plan(now_ms());
             (plan, state.forget_gone())
         };
-        rested = rested.max(began) + began.elapsed() * PLAN_REST;
         for id in gone {
             shared.records.remove_task(&id);
             crate::local::forgotten(&shared, &id);
@@ -359,6 +358,7 @@ async fn run(shared: Arc<Shared>) {
             });
         }
         watch_health(&shared, &probes, &mut watched);
+        rested = rested.max(began) + began.elapsed() * PLAN_REST;
     }
 }
 
