@@ -358,8 +358,9 @@ pub(crate) fn start_cause(task: &Task, spec: &ServiceSpec, awaited: bool) -> Opt
         DesiredTask::Paused | DesiredTask::Removed => return None,
         DesiredTask::Running => {}
     }
-    // A start that is on its way needs no other.
-    if task.goal_generation > task.status.restart_generation || !task.released {
+    // A start that is on its way needs no other. One that waits for others is on its way, unless its node has failed at it already: that
+    // tries nothing twice by itself.
+    if task.goal_generation > task.status.restart_generation {
         return None;
     }
     match (task.status.state, task.status.exit_code) {
