@@ -23,6 +23,7 @@ pub mod whereabouts;
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -31,7 +32,7 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use nix::sys::socket::{setsockopt, sockopt};
 use orch_api::client::{Endpoint, connect_tls};
-use orch_api::error::ErrorBody;
+use orch_api::error::{ErrorBody, REMOVED};
 use orch_api::tls::{self, Credentials, TlsError, Trust};
 use orch_spec::assignment::NodeId;
 use rustls::server::WebPkiClientVerifier;
@@ -47,6 +48,9 @@ use crate::identity::{Identity, IdentityError, Membership};
 const PROBE_SECONDS: u32 = 1;
 /// What nobody has acknowledged for so long, milliseconds, ends it: beyond the stalls of a loaded network, and before its host is given up.
 const LOST_MS: u32 = 3000;
+
+/// How often a node that was removed asks whether that is so.
+const REMOVED_PAUSE: Duration = Duration::from_secs(60);
 
 /// An upgraded connection to another node.
 pub type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
@@ -84,6 +88,8 @@ struct Inner {
     identity: Identity,
     present: Mutex<Option<Arc<Present>>>,
     membership: watch::Sender<Option<Membership>>,
+    /// The managers have said that this node was removed.
+    removed: watch::Sender<bool>,
 }
 
 /// See the module. Cheap to clone.
@@ -97,7 +103,13 @@ impl Peers {
     /// See [`PeerError`].
     pub fn open(node: NodeId, identity: Identity) -> Result<Self, PeerError> {
         let membership = identity.membership()?;
-        let inner = Inner { node, identity, present: Mutex::default(), membership: watch::Sender::new(membership) };
+        let inner = Inner {
+            node,
+            identity,
+            present: Mutex::default(),
+            membership: watch::Sender::new(membership),
+            removed: watch::Sender::new(false),
+        };
         let peers = Self(Arc::new(inner));
         peers.reload()?;
         Ok(peers)
@@ -165,6 +177,42 @@ impl Peers {
         Ok(())
     }
 
+    /// Whether a manager has said that this node was removed from the cluster.
+    pub fn is_removed(&self) -> bool {
+        *self.0.removed.borrow()
+    }
+
+    /// Waits before something is asked of the managers again: what is usual, and long once they have said that this node was removed. Its
+    /// number is never used again, so asking is for a mistake of theirs only.
+    pub(crate) async fn pause(&self, usual: Duration) {
+        let time = if self.is_removed() { REMOVED_PAUSE } else { usual };
+        let mut removed = self.0.removed.subscribe();
+        removed.mark_unchanged();
+        tokio::select! {
+            () = tokio::time::sleep(time) => {}
+            // Whoever has asked meanwhile is let in after all.
+            _ = removed.wait_for(|removed| !removed), if self.is_removed() => {}
+        }
+    }
+
+    /// Learns from an answer whether this node is a member, which is told once.
+    fn noted<T>(&self, answer: Result<T, CallError>) -> Result<T, CallError> {
+        let removed = match &answer {
+            Ok(_) => false,
+            Err(CallError::Refused(detail)) if detail.code == REMOVED => true,
+            Err(_) => return answer,
+        };
+        match (self.0.removed.send_replace(removed), removed) {
+            (false, true) => tracing::warn!(
+                "this node was removed from its cluster: what it runs goes on without anybody's care, until `orch cluster leave` here \
+                 ends it and makes this host one that can join again"
+            ),
+            (true, false) => tracing::warn!("this node is a member of its cluster again"),
+            _ => {}
+        }
+        answer
+    }
+
     /// Where a client finds whoever has a certificate of this name; `None` for a host that is alone.
     pub fn endpoint(&self, address: &str, name: &str) -> Option<Endpoint> {
         let config = self.present()?.client.clone();
@@ -186,7 +234,7 @@ impl Peers {
     /// The connection's, and what the other side has refused with.
     pub async fn post(&self, address: &str, name: &str, path: &str, body: Vec<u8>) -> Result<Bytes, CallError> {
         let stream = self.connect(address, name).await?;
-        post(stream, path, body).await
+        self.noted(post(stream, path, body).await)
     }
 
     /// `DELETE`, over a connection of its own.
@@ -219,7 +267,8 @@ impl Peers {
         path: &str,
         protocol: &'static str,
     ) -> Result<Upgraded, CallError> {
-        upgrade(self.connect(address, name).await?, path, protocol).await
+        let stream = self.connect(address, name).await?;
+        self.noted(upgrade(stream, path, protocol).await)
     }
 
     /// The same over a connection that asks not to be kept waiting; what is said there must be little.
@@ -234,7 +283,8 @@ impl Peers {
         protocol: &'static str,
     ) -> Result<Upgraded, CallError> {
         let present = self.present().ok_or(io::ErrorKind::NotConnected).map_err(io::Error::from)?;
-        upgrade(connect_tls(address, name, present.urgent.clone()).await?, path, protocol).await
+        let stream = connect_tls(address, name, present.urgent.clone()).await?;
+        self.noted(upgrade(stream, path, protocol).await)
     }
 }
 

@@ -5,6 +5,7 @@ mod node;
 mod object;
 mod service;
 mod stream;
+pub mod tail;
 mod view;
 
 use std::collections::BTreeMap;

@@ -18,6 +18,8 @@ mod kill;
 mod order;
 #[path = "scheduler/power_loss.rs"]
 mod power_loss;
+#[path = "scheduler/readmission.rs"]
+mod readmission;
 #[path = "scheduler/sealed.rs"]
 mod sealed;
 #[path = "scheduler/service.rs"]

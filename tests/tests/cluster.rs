@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use orch_tests::cluster::Hosts;
 use orch_tests::machine::Place;
 use orch_tests::segment::address;
-use orch_tests::wait::{PATIENCE, eventually, saw};
+use orch_tests::wait::{PATIENCE, eventually, saw, until};
 use serde_json::Value;
 
 /// Six tasks that only wait.
@@ -489,4 +490,78 @@ fn no_request_fails_while_a_service_is_updated_and_a_host_that_was_cut_off_is_se
     hosts.segment.mend(2).expect("a cable can be mended");
     eventually(PATIENCE, "the host that is back leads again", || page(2).map(drop));
     hosts.host(1).down();
+}
+
+#[test]
+fn a_worker_goes_to_another_manager_when_its_own_has_lost_the_others() {
+    let hosts = Hosts::cluster(&["manager", "manager", "worker"]);
+    let voting = |number: usize| hosts.info(number)["voters"].as_array().map_or(0, Vec::len);
+    until(PATIENCE, "all managers vote", || (1..=3).all(|number| voting(number) == 3));
+    hosts.host(4).load("busybox");
+    let manager = || {
+        let log = hosts.host(4).agent_log();
+        let last = log.lines().rfind(|line| line.contains("connected to a manager")).map(str::to_owned);
+        let number = |number: &u8| last.as_ref().is_some_and(|line| line.contains(&format!("={}:", address(*number))));
+        usize::from((1..=3).find(number).expect("it is connected to one of them"))
+    };
+    let former = manager();
+    let others: Vec<usize> = (1..=3).filter(|number| *number != former).collect();
+    // It still reaches all of them; its manager reaches no other.
+    hosts.part(&[former], &others);
+    until(PATIENCE, "it has gone to another", || manager() != former);
+    let asked = hosts.host(others[0]);
+    asked.stack(&format!("{SPREAD}      placement:\n        constraints: [node.hostname == host4]\n"));
+    asked.up();
+    assert_eq!(hosts.running(4).len(), 6, "what it was told by the other, and has said there, is whole");
+    hosts.heal();
+    hosts.all_ready(others[0]);
+}
+
+#[test]
+fn a_worker_that_was_removed_says_so_once_asks_rarely_and_runs_on_until_it_leaves() {
+    const SAID: &str = "this node was removed from its cluster";
+    let hosts = Hosts::cluster(&["worker"]);
+    for host in &hosts.hosts {
+        host.load("busybox");
+    }
+    hosts.host(1).stack(SPREAD);
+    hosts.host(1).up();
+    let before = hosts.running(2);
+    assert_eq!(before.len(), 3, "{before:?}");
+    hosts.host(1).orch(&["node", "rm", "--force", "host2"]).ok();
+    eventually(PATIENCE, "it has been told", || {
+        let info = hosts.info(2);
+        if info["removed"] == true && info["connected"] == false { Ok(()) } else { Err(info.to_string()) }
+    });
+    // Connections that it has begun since it is up.
+    let begun = || {
+        let counters = hosts.host(2).sh(Place::Host, "grep Tcp: /proc/net/snmp");
+        let column = |line: &str, place: usize| line.split_whitespace().nth(place).map(str::to_owned);
+        let (names, values) = counters.trim().split_once('\n').expect("names and values");
+        let place = names.split_whitespace().position(|name| name == "ActiveOpens").expect("the kernel counts them");
+        column(values, place).and_then(|count| count.parse::<u64>().ok()).expect("a number")
+    };
+    let (since, from) = (Instant::now(), begun());
+    until(PATIENCE, "four seconds are over", || since.elapsed() > Duration::from_secs(4));
+    let more = begun() - from;
+    assert!(more <= 2, "it has begun {more} connections in four seconds");
+    assert_eq!(hosts.host(2).agent_log().matches(SAID).count(), 1, "{}", hosts.host(2).agent_log());
+    let text = hosts.host(2).orch(&["cluster", "status"]).ok().told();
+    assert!(text.contains("which was removed from the cluster") && text.contains("orch cluster leave"), "{text}");
+    let text = hosts.host(2).orch(&["system", "info"]).ok().told();
+    assert!(text.contains("removed from cluster "), "{text}");
+    assert_eq!(hosts.running(2), before, "what it ran goes on");
+    // Also over a start of its agent, which hears of it anew.
+    hosts.host(2).stop_agent();
+    hosts.host(2).start_agent();
+    eventually(PATIENCE, "it has been told again", || {
+        let info = hosts.info(2);
+        if info["removed"] == true { Ok(()) } else { Err(info.to_string()) }
+    });
+    assert_eq!(hosts.running(2), before, "what it ran goes on");
+    hosts.host(2).orch(&["cluster", "leave"]).ok();
+    assert_eq!((hosts.running(2).len(), &hosts.info(2)["open"]), (0, &Value::Bool(false)));
+    let token = hosts.token(&["worker"]);
+    hosts.join(2, &token).ok();
+    assert_eq!(hosts.nodes(1).len(), 2);
 }

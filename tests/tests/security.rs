@@ -157,6 +157,7 @@ fn every_route_of_the_table_refuses_who_may_not_call_it_and_says_why() {
     let foreign = keep_identity(&hosts, STRANGER, "foreign-manager");
 
     let unknown = |kind: &str, name: &str| forbidden(&format!("{kind} {name} is not known here, or was shut out"));
+    let gone = |name: &str| Some((403, "removed", format!("worker {name} was removed from this cluster")));
     let serves_managers = || forbidden("this node is a worker: it serves managers only");
     let alert = || Some((0, "", "alert".to_owned()));
     let expired = |name: &str| unauthenticated(&format!("the certificate of {name} expired 3 h ago"));
@@ -193,7 +194,7 @@ fn every_route_of_the_table_refuses_who_may_not_call_it_and_says_why() {
             worker: Box::new(move |_| late_there.clone()),
         },
         refused("a revoked admin", revoked, unknown("admin", &revoked_name), serves_managers()),
-        refused("a removed worker", removed, unknown("worker", &removed_id), serves_managers()),
+        refused("a removed worker", removed, gone(&removed_id), serves_managers()),
     ];
     let authority = hosts.host(MANAGER).data().join("identity/ca.pem");
     let worker_name = format!("{worker_id}.node.orch.internal");

@@ -173,12 +173,21 @@ async fn info(settings: &Settings, format: &str) -> Result<()> {
         view.node,
         view.role,
         view.address,
-        if view.connected { "" } else { ", without a connection to a manager" },
+        match (view.removed, view.connected) {
+            (true, _) => ", which was removed from the cluster",
+            (false, false) => ", without a connection to a manager",
+            (false, true) => "",
+        },
         managers.join(", "),
         // A worker does not know.
         if view.voters.is_empty() { String::new() } else { format!("; {} of them vote", view.voters.len()) },
         view.authority
     ));
+    if view.removed {
+        printer::say(
+            "what it runs goes on without anybody's care; `orch cluster leave` ends it, then this host can join again",
+        );
+    }
     Ok(())
 }
 

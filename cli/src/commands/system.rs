@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use orch_api::cluster::ClusterView;
 use orch_api::node::{DiskUse, Info, PruneRequest};
 use serde::Serialize;
 
@@ -57,17 +58,29 @@ pub(super) fn man(dir: Option<&Path>) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// The line that says what the host is to others; empty for one that is alone.
+fn membership(view: &ClusterView) -> String {
+    match (view.open, view.removed) {
+        (false, _) => String::new(),
+        (true, false) => format!("{} of cluster {}\n", view.role, view.id),
+        (true, true) => {
+            format!("removed from cluster {}; `orch cluster leave` makes this host one of its own\n", view.id)
+        }
+    }
+}
+
 /// Runs one of the verbs.
 pub(super) async fn run(settings: &Settings, command: SystemCommand) -> Result<Exit> {
     match command {
         SystemCommand::Info { format } => {
-            let info: Info = client(settings)?.get("/v1/info").await?;
+            let client = client(settings)?;
+            let info: Info = client.get("/v1/info").await?;
             if format == "json" {
                 printer::json(&info)?;
             } else {
                 let states: Vec<String> = info.containers.iter().map(|(state, n)| format!("{n} {state}")).collect();
                 printer::line(&format!(
-                    "orch {}\nnode {} ({})\nkernel {} {}\ncgroup {}\n{} processors, {} of memory\nagent pid {}, data in {}\ncontainers: {}\nimages: {}",
+                    "orch {}\nnode {} ({})\nkernel {} {}\ncgroup {}\n{} processors, {} of memory\nagent pid {}, data in {}\n{}containers: {}\nimages: {}",
                     info.version,
                     info.hostname,
                     info.node,
@@ -78,6 +91,7 @@ pub(super) async fn run(settings: &Settings, command: SystemCommand) -> Result<E
                     size(info.memory),
                     info.agent_pid,
                     info.data_dir,
+                    membership(&client.get("/v1/cluster").await?),
                     if states.is_empty() { "none".to_owned() } else { states.join(", ") },
                     info.images
                 ));

@@ -44,6 +44,9 @@ pub struct ClusterView {
     pub certificate_until: Option<u64>,
     /// Whether that node's connection to a manager stands. Always so on a manager.
     pub connected: bool,
+    /// Whether a manager has said that this node was removed: what runs there goes on until it leaves.
+    #[serde(default)]
+    pub removed: bool,
 }
 
 /// A node by its name and place.

@@ -13,6 +13,9 @@ pub struct ErrorBody {
 /// Code of what another manager may carry out, or has: between managers only, which then ask that one.
 pub const LEADER_CHANGED: &str = "leader_changed";
 
+/// Code of a manager's answer to a node that was removed from the cluster: for good, and known for certain.
+pub const REMOVED: &str = "removed";
+
 /// What was wrong, why, and what to do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, thiserror::Error, JsonSchema)]
 #[error("{message}")]
@@ -60,7 +63,7 @@ impl ErrorDetail {
             "conflict" | "in_use" | "superseded" => 409,
             "invalid" => 400,
             "unauthenticated" => 401,
-            "forbidden" => 403,
+            "forbidden" | REMOVED => 403,
             "too_large" => 413,
             "unavailable" | LEADER_CHANGED => 503,
             "timeout" => 504,

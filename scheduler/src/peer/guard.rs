@@ -10,7 +10,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use orch_api::access::{self, Access};
 use orch_api::clock;
-use orch_api::error::ErrorDetail;
+use orch_api::error::{ErrorDetail, REMOVED};
 use orch_api::tls::whenever_valid;
 use orch_spec::role::Role;
 use rustls::client::danger::HandshakeSignatureValid;
@@ -66,9 +66,11 @@ pub struct Members {
 impl Admission for Members {
     fn admit(&self, certificate: &Certificate) -> Result<Role, ErrorDetail> {
         let subject = &certificate.subject;
-        let (is_open, cluster, role) = self.control.read(|state| {
-            let admitted = state.security.admits(&subject.name, subject.role, &certificate.key);
-            (state.security.is_open(), state.cluster.clone(), admitted)
+        let (is_open, cluster, role, is_removed) = self.control.read(|state| {
+            let security = &state.security;
+            let admitted = security.admits(&subject.name, subject.role, &certificate.key);
+            let is_removed = subject.role.is_node() && security.revoked.contains_key(&subject.name);
+            (security.is_open(), state.cluster.clone(), admitted, is_removed)
         });
         if !is_open {
             // A new manager has no state before another one has sent it: until then a manager's certificate must do.
@@ -82,9 +84,14 @@ impl Admission for Members {
             return Err(ErrorDetail::new("forbidden", format!("this is not cluster {}", subject.cluster)));
         }
         role.ok_or_else(|| {
-            let text = format!("{} {} is not known here, or was shut out", subject.role, subject.name);
-            let hint = "a node that was removed says `orch cluster leave --force` and joins again; a client asks for a new certificate";
-            ErrorDetail::new("forbidden", text).with_hint(hint)
+            let (role, name) = (subject.role, &subject.name);
+            if is_removed {
+                let hint = "`orch cluster leave` on that host gives it a new identity; then it can join again";
+                return ErrorDetail::new(REMOVED, format!("{role} {name} was removed from this cluster"))
+                    .with_hint(hint);
+            }
+            let hint = "a client asks for a new certificate, a node for `orch cluster leave --force` and a join";
+            ErrorDetail::new("forbidden", format!("{role} {name} is not known here, or was shut out")).with_hint(hint)
         })
     }
 }

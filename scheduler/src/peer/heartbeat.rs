@@ -138,7 +138,7 @@ async fn keep_talking(peers: Peers, manager: ManagerAddress) {
     loop {
         // Why it has ended is the session's to say.
         let _ = talk(&peers, &manager).await;
-        tokio::time::sleep(PAUSE).await;
+        peers.pause(PAUSE).await;
     }
 }
 

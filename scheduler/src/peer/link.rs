@@ -43,8 +43,6 @@ pub struct Knowledge {
     pub revoked: Arc<RwLock<BTreeSet<String>>>,
     /// The role has changed: a new certificate is wanted now.
     pub role_changed: Arc<Notify>,
-    /// The managers say that this node was shut out.
-    pub shut_out: Arc<Notify>,
 }
 
 /// Where containers of other nodes reach this one, which only the network of the cluster knows.
@@ -199,23 +197,21 @@ async fn converse(
                 }
                 Err(error) => {
                     if let super::CallError::Refused(detail) = &error
-                        && detail.code == "forbidden"
-                    {
-                        knowledge.shut_out.notify_one();
-                    }
-                    if let super::CallError::Refused(detail) = &error
                         && let Some(last) = last_session(detail)
                     {
                         session = session.max(last);
                     }
-                    let error = orch_api::error::chain(&error);
-                    tracing::info!(manager = %manager.address, error, "no session with this manager");
+                    // That it was removed has been said.
+                    if !peers.is_removed() {
+                        let error = orch_api::error::chain(&error);
+                        tracing::info!(manager = %manager.address, error, "no session with this manager");
+                    }
                 }
             }
         }
         turn += 1;
         // What the agent says meanwhile is kept, so that it never waits for a manager.
-        let over = tokio::time::sleep(pause);
+        let over = peers.pause(pause);
         tokio::pin!(over);
         loop {
             tokio::select! {

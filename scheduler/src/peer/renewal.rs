@@ -185,8 +185,13 @@ pub async fn keep(
                 }
             }
             Err(error) => {
-                tracing::warn!(error = orch_api::error::chain(&error), "this node's certificate could not be renewed");
-                tokio::time::sleep(AGAIN).await;
+                if !peers.is_removed() {
+                    tracing::warn!(
+                        error = orch_api::error::chain(&error),
+                        "this node's certificate could not be renewed"
+                    );
+                }
+                peers.pause(AGAIN).await;
             }
         }
     }

@@ -62,11 +62,14 @@ pub async fn serve(leader: Leader, admitted: Admitted, number: u64, since: u64, 
     let (said, reports) = mpsc::channel(QUEUE);
     let (took, taken) = mpsc::channel(QUEUE);
     let reading = tokio::spawn(read(reader, said));
+    let connection = reading.abort_handle();
     let turn = Turn { session: number, number: 0 };
     let delivering = tokio::spawn(deliver(leader.clone(), node.clone(), turn, reports, took));
     let ended = tell(&leader, &admitted, writer, taken, reading).await;
     tracing::info!(%node, reason = ended.map_or_else(|e| e.to_string(), str::to_owned), "a node's session ended");
     delivering.abort();
+    // Whoever reads has half of the connection: the node would wait at it until it has something to say, and go to no other manager.
+    connection.abort();
 }
 
 async fn read(mut reader: impl AsyncRead + Unpin, said: mpsc::Sender<Said>) {

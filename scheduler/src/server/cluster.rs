@@ -16,7 +16,7 @@ use orch_api::cluster::{
     TokenRequest, TokenText, TokenView,
 };
 use orch_api::control::{AddressRequest, AddressResponse, IndexResponse};
-use orch_api::error::{ErrorDetail, chain};
+use orch_api::error::{ErrorDetail, REMOVED, chain};
 use orch_api::session::{HEARTBEAT, RAFT, SESSION};
 use orch_api::tls::digest;
 use orch_core::security::{Candidate, ClientGrant, Token};
@@ -38,7 +38,7 @@ use crate::peer::heartbeat::{self, Pulse};
 use crate::peer::link::Knowledge;
 use crate::peer::renewal::{authority, millis};
 use crate::peer::session::{self, switching, upgrade};
-use crate::peer::{renewal, transport};
+use crate::peer::{CallError, renewal, transport};
 
 /// A token counts for a day unless asked otherwise: long enough to set up some hosts, short enough that one left in a chat is soon
 /// worthless.
@@ -135,6 +135,7 @@ async fn view(Inject(manager): Injected) -> Json<ClusterView> {
             authority: if state.security.is_open() { hex(&digest(&state.security.authority)) } else { String::new() },
             certificate_until: peers.certificate().map(|certificate| millis(certificate.not_after)),
             connected: true,
+            removed: peers.is_removed(),
         }
     }))
 }
@@ -613,6 +614,7 @@ async fn view_of_worker(Inject(worker): Inject<Arc<Worker>>) -> Json<ClusterView
         authority: authority.unwrap_or_default(),
         certificate_until: peers.certificate().map(|certificate| millis(certificate.not_after)),
         connected: *worker.knowledge.connected.borrow(),
+        removed: peers.is_removed(),
     })
 }
 
@@ -630,6 +632,11 @@ async fn leave_of_worker(Inject(worker): Inject<Arc<Worker>>, body: Body<LeaveRe
         let name = orch_api::tls::node_name(&manager.node.0);
         match peers.post(&manager.address, &name, "/v1/peer/departure", Vec::new()).await {
             Ok(_) => {
+                left = Ok(());
+                break;
+            }
+            // It has gone already, and only does not know.
+            Err(CallError::Refused(detail)) if detail.code == REMOVED => {
                 left = Ok(());
                 break;
             }

@@ -185,7 +185,7 @@ fn explain(state: &State, task: &Task) -> TaskExplanation {
         reason: obstacle.as_ref().map(|one| one.word().to_owned()).unwrap_or_default(),
         text: obstacle.as_ref().map_or_else(|| "would take it".to_owned(), |one| one.on_one()),
     });
-    let events = state.events.since(0).filter(|event| event.id == task.id.0).map(super::stream::event);
+    let events = state.events.since(0).filter(|event| event.id == task.id.0).map(super::tail::event);
     TaskExplanation {
         task: view::task(state, task),
         summary: summary(state, task, &explanation),
