@@ -475,9 +475,10 @@ async fn network(Inject(server): Injected, Path(name): Path<String>) -> Reply<Ne
 /// `POST /v1/networks`.
 async fn create_network(Inject(server): Injected, body: Body<NetworkCreate>) -> Reply<NetworkView> {
     let Json(request) = body?;
-    if !matches!(request.driver.as_str(), "" | "bridge") {
+    if !matches!(request.driver.as_str(), "" | "bridge" | "overlay") {
         let message = format!("network driver `{}` is not known", request.driver);
-        return Err(ErrorDetail::new("invalid", message).with_hint("leave the driver out, or say `bridge`").into());
+        let hint = "leave the driver out, or say `bridge`, or `overlay` for one that reaches over to other nodes";
+        return Err(ErrorDetail::new("invalid", message).with_hint(hint).into());
     }
     if request.subnet4.is_none() && (request.ip_range4.is_some() || request.gateway4.is_some()) {
         let message = "an address range or a gateway needs a subnet";

@@ -238,9 +238,18 @@ impl Hosts {
     /// Waits until one host sees all as ready.
     #[track_caller]
     pub fn all_ready(&self, asked: usize) {
+        self.so_many_ready(asked, self.hosts.len());
+    }
+
+    /// The same of a cluster that not all hosts are in.
+    ///
+    /// # Panics
+    /// When they do not become so.
+    #[track_caller]
+    pub fn so_many_ready(&self, asked: usize, count: usize) {
         eventually(PATIENCE, "all hosts are ready", || {
             let states = self.states(asked);
-            let well = states.len() == self.hosts.len() && states.values().all(|state| state == "ready");
+            let well = states.len() == count && states.values().all(|state| state == "ready");
             if well { Ok(()) } else { Err(format!("{states:?}")) }
         });
     }

@@ -216,6 +216,37 @@ fn restart_makes_a_new_process_in_the_same_container() {
 }
 
 #[test]
+fn another_agent_goes_on_with_what_was_known_of_healths() {
+    let host = Host::with_busybox();
+    // Asked again only after an hour: whatever is known then was known before.
+    let probe =
+        |test: &str| format!("{{test: {test}, interval: 1h, start_period: 1h, start_interval: 100ms, retries: 1}}");
+    host.stack(&format!(
+        "services:
+  well: {{image: busybox, init: true, command: sleep infinity, healthcheck: {}}}
+  ill: {{image: busybox, init: true, command: [sh, -c, 'sleep 1; touch /ill; sleep infinity'], healthcheck: {{test: '! test -e /ill', interval: 200ms, retries: 1}}}}",
+        probe("[CMD, 'true']")
+    ));
+    host.start_agent();
+    host.orch(&["up", "-d"]).ok();
+    let health = |word: &'static str| move |c: &serde_json::Value| c["health"] == word;
+    host.becomes("well", "healthy", health("healthy"));
+    host.becomes("ill", "unhealthy", health("unhealthy"));
+    let since = host.orch(&["events", "--no-follow", "--since-index", "0", "--format", "json"]).ok().json_lines();
+    let since = since.last().expect("something has happened")["index"].to_string();
+    host.kill_agent();
+    host.start_agent();
+    assert_eq!(host.container("well")["health"], "healthy");
+    assert_eq!(host.container("ill")["health"], "unhealthy");
+    host.orch(&["up", "-d", "--wait", "--wait-timeout", "20", "well"]).ok();
+    let events = host.orch(&["events", "--no-follow", "--since-index", &since, "--format", "json"]).ok().json_lines();
+    let changed: Vec<_> = events.iter().filter(|event| event["action"] == "health_status").collect();
+    assert!(changed.is_empty(), "nobody heard of a change: {changed:?}");
+    host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
 fn what_has_done_its_work_does_it_once_more_for_who_asks_by_name() {
     let host = Host::with_busybox();
     host.stack("services: {job: {image: busybox, command: [sh, -c, 'echo x >>/count'], volumes: ['./:/out']}}");

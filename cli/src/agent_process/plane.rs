@@ -168,6 +168,14 @@ impl ControlPlane for Plane {
         })
     }
 
+    fn image_named(&self, name: String) -> BoxFuture<'_, Option<String>> {
+        Box::pin(async move {
+            // A worker gets images of its own tasks only.
+            let found = images::resolve(self.leader.as_ref()?, std::slice::from_ref(&name)).await;
+            found.get(&name).map(|named| named.id.clone())
+        })
+    }
+
     fn image_holders(&self, image: String) -> BoxFuture<'_, Result<Holders, ErrorDetail>> {
         Box::pin(async move {
             let own = self.peers.node();

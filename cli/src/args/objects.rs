@@ -336,6 +336,9 @@ pub(crate) enum NetworkCommand {
         /// The bridge's address
         #[arg(long, value_name = "IP")]
         gateway: Option<String>,
+        /// bridge: each node's containers for themselves; overlay: containers of stacks on all nodes
+        #[arg(short = 'd', long, value_name = "DRIVER", default_value = "bridge", value_parser = ["bridge", "overlay"])]
+        driver: String,
         /// No way out
         #[arg(long)]
         internal: bool,

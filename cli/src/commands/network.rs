@@ -27,12 +27,13 @@ pub(super) async fn run(settings: &Settings, command: NetworkCommand) -> Result<
             let format = Format::parse(&list.format)?;
             printer::listing(&format, settings.quiet, &networks, &titles, cells, |n| n.name.clone())?;
         }
-        NetworkCommand::Create { subnet, gateway, internal, ipv6, label, name } => {
+        NetworkCommand::Create { subnet, gateway, driver, internal, ipv6, label, name } => {
             let gateway4 = gateway
                 .map(|text| text.parse().map_err(|_| Failure::usage(format!("--gateway {text}: not an IPv4 address"))))
                 .transpose()?;
             let request = NetworkCreate {
                 name,
+                driver,
                 subnet4: subnet,
                 gateway4,
                 internal,

@@ -129,15 +129,15 @@ fn container_of(shared: &Arc<Shared>, id: &TaskId) -> Option<ContainerId> {
 }
 
 /// Writes the task's record down, where its file says something else: for most tasks nothing is worth a file.
-fn save(shared: &Arc<Shared>, id: &TaskId) {
+pub(crate) fn save(shared: &Arc<Shared>, id: &TaskId) {
     let changed = |t: &ObservedTask| (t.record != t.saved).then(|| t.record.clone());
     let Some(record) = shared.lock().observed.tasks.get(id).and_then(changed) else { return };
     match shared.records.write_task(id, &record) {
-        Ok(()) => {
-            if let Some(seen) = shared.lock().observed.tasks.get_mut(id) {
-                seen.saved = record;
-            }
-        }
+        Ok(()) => match shared.lock().observed.tasks.get_mut(id) {
+            Some(seen) => seen.saved = record,
+            // It has gone meanwhile, and its record before this.
+            None => shared.records.remove_task(id),
+        },
         Err(e) => tracing::warn!(task = %id, error = chain(&e), "what is known of a task could not be written down"),
     }
 }

@@ -127,6 +127,16 @@ pub(crate) async fn fetch(shared: Arc<Shared>, image: String) {
     shared.touch();
 }
 
+/// Fetches the image that another node has by this name, for a container that is run by hand. Whether there is one.
+///
+/// # Errors
+/// Why it did not come.
+pub(crate) async fn fetch_named(shared: &Arc<Shared>, name: &str) -> Result<bool, String> {
+    let Some(image) = shared.control.image_named(name.to_owned()).await else { return Ok(false) };
+    let Ok(_turn) = shared.traffic.fetches.acquire().await else { return Ok(false) };
+    attempt(shared, &image).await.map(|()| true).map_err(|trouble| trouble.text)
+}
+
 /// Says to all tasks that wait for it how the fetch stands.
 fn note(shared: &Shared, image: &str, text: String) {
     if let Some(missing) = shared.lock().observed.images.get_mut(image) {

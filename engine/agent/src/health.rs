@@ -13,7 +13,8 @@ use orch_spec::assignment::{Health, TaskId};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::Shared;
+use crate::task::KnownHealth;
+use crate::{Shared, execute};
 
 /// Docker's defaults.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -87,19 +88,28 @@ impl Course {
     }
 }
 
-/// Probes a container until it ends; aborted by dropping its handle. `course` is what an earlier agent knew.
-pub async fn watch(
-    shared: Arc<Shared>,
-    probes: Arc<Semaphore>,
-    task: TaskId,
-    container: ContainerId,
-    probe: Probe,
-    age: Duration,
-) {
-    let started = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
-    let mut course = Course::START;
-    // An adopted container is not kept waiting: its health is unknown now.
-    let mut first = age > probe.interval;
+/// One run of a container that is probed.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// Its task.
+    pub task: TaskId,
+    /// The container.
+    pub container: ContainerId,
+    /// When it began, in milliseconds since the epoch.
+    pub started_at: Option<u64>,
+    /// How long ago that is.
+    pub age: Duration,
+    /// What an earlier agent knew of its health.
+    pub known: Health,
+}
+
+/// Probes a container until it ends; aborted by dropping its handle.
+pub async fn watch(shared: Arc<Shared>, probes: Arc<Semaphore>, run: Run, probe: Probe) {
+    let container = &run.container;
+    let started = Instant::now().checked_sub(run.age).unwrap_or_else(Instant::now);
+    let mut course = Course { health: run.known, failures: 0 };
+    // An adopted container is not kept waiting: what is known of it is old.
+    let mut first = run.age > probe.interval || run.known != Health::Starting;
     loop {
         let starting = course.health == Health::Starting && started.elapsed() < probe.start_period;
         if !first {
@@ -107,30 +117,40 @@ pub async fn watch(
         }
         first = false;
         let Ok(_turn) = probes.acquire().await else { return };
-        if !shared.lock().runs(&container) {
+        if !shared.lock().runs(container) {
             return;
         }
         let within = started.elapsed() < probe.start_period;
-        let (success, output) = run(&shared, &container, &probe).await;
+        let (success, output) = ask(&shared, container, &probe).await;
         course = course.step(success, within, probe.retries);
-        let mut state = shared.lock();
-        let Some(seen) = state.observed.tasks.get_mut(&task) else { return };
-        if seen.container.as_ref().is_none_or(|c| c.id != container) {
-            return;
-        }
-        seen.health = course.health;
-        if success {
-            seen.health_output.clear();
-        } else {
-            seen.health_output = output;
-        }
-        drop(state);
+        let Some(is_news) = take_in(&shared, &run, course, success, output) else { return };
         shared.touch();
+        if is_news {
+            let (shared, task) = (shared.clone(), run.task.clone());
+            // Whether it could be written is said in the log; the probe goes on.
+            let _ = tokio::task::spawn_blocking(move || execute::save(&shared, &task)).await;
+        }
     }
 }
 
+/// Takes what a probe said into the memory. Whether that is other than what the record says; `None` when the container is gone.
+fn take_in(shared: &Shared, run: &Run, course: Course, success: bool, output: String) -> Option<bool> {
+    let mut state = shared.lock();
+    let seen = state.observed.tasks.get_mut(&run.task)?;
+    if seen.container.as_ref().is_none_or(|c| c.id != run.container) {
+        return None;
+    }
+    seen.health = course.health;
+    seen.health_output = if success { String::new() } else { output };
+    let known = (course.health != Health::Starting)
+        .then_some(KnownHealth { health: course.health, started_at: run.started_at });
+    let is_news = seen.record.health != known;
+    seen.record.health = known;
+    Some(is_news)
+}
+
 /// One probe: whether it succeeded, and what it said.
-async fn run(shared: &Arc<Shared>, container: &ContainerId, probe: &Probe) -> (bool, String) {
+async fn ask(shared: &Arc<Shared>, container: &ContainerId, probe: &Probe) -> (bool, String) {
     let process = ProcessConfig { args: probe.command.clone(), ..ProcessConfig::default() };
     let (engine, container, timeout) = (shared.engine.clone(), container.clone(), probe.timeout);
     let result = tokio::task::spawn_blocking(move || crate::probe::run(&engine, &container, process, timeout)).await;

@@ -7,12 +7,14 @@ use orch_api::control::{AddressRequest, NetworkConnect};
 use orch_api::error::ErrorDetail;
 use orch_api::node::{ContainerRequest, Created};
 use orch_engine::config::ContainerId;
+use orch_engine::image::{Image, ImageError};
 use orch_spec::assignment::{
     DesiredTask, EndpointAssignment, NetworkName, PortAssignment, TaskAssignment, TaskId, TaskNetwork,
 };
 use orch_spec::model::{MountSource, NamespaceMode, NetworkMode, PortSpec, Protocol, ServiceSpec};
 
 use crate::execute::random_id;
+use crate::fetch::fetch_named;
 use crate::record::LocalTask;
 use crate::{Shared, chain};
 
@@ -29,12 +31,7 @@ pub(crate) async fn create(
     desired: DesiredTask,
 ) -> Result<Created, ErrorDetail> {
     let id = random_id();
-    let image = shared.engine.images().resolve(&request.spec.image).map_err(|e| {
-        let detail = ErrorDetail::new("image_missing", chain(&e));
-        ErrorDetail { subjects: [request.spec.image.clone()].into(), ..detail }
-            .with_exit_code(125)
-            .with_hint("`orch image ls` shows what there is; `orch image load` and `orch image import` bring more")
-    })?;
+    let image = image(shared, &request.spec.image).await?;
     if request.publish_all {
         publish_all(&mut request.spec, image.config.exposed_ports.keys());
     }
@@ -84,6 +81,21 @@ pub(crate) async fn create(
     drop(state);
     shared.touch();
     Ok(Created { id, name })
+}
+
+/// The image of this name, fetched if only another node has it.
+async fn image(shared: &Arc<Shared>, name: &str) -> Result<Image, ErrorDetail> {
+    let images = shared.engine.images();
+    if matches!(images.resolve(name), Err(ImageError::NotFound(_))) {
+        let text = |why| format!("image {name} could not be fetched from another node: {why}");
+        fetch_named(shared, name).await.map_err(|why| ErrorDetail::new("failed", text(why)).with_exit_code(125))?;
+    }
+    images.resolve(name).map_err(|e| {
+        let detail = ErrorDetail::new("image_missing", chain(&e));
+        ErrorDetail { subjects: [name.to_owned()].into(), ..detail }
+            .with_exit_code(125)
+            .with_hint("`orch image ls` shows what there is; `orch image load` and `orch image import` bring more")
+    })
 }
 
 fn failed(error: &dyn std::error::Error) -> ErrorDetail {

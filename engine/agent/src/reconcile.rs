@@ -60,7 +60,9 @@ pub(crate) fn adopt(engine: &Engine, netd: &Netd, records: &Records) -> State {
             seen.container = observed(&info);
             seen.cluster = info.config.labels.get(label::CLUSTER).cloned().unwrap_or_default();
             if probe(&info).is_some() {
-                seen.health = Health::Starting;
+                let started_at = seen.container.as_ref().and_then(|container| container.started_at);
+                let known = seen.record.health.filter(|known| known.started_at == started_at);
+                seen.health = known.map_or(Health::Starting, |known| known.health);
             }
         }
     }
@@ -416,14 +418,17 @@ fn watch_health(
         let probe = shared.engine.inspect(&container).ok().as_ref().and_then(probe);
         let handle = match probe {
             Some(probe) => {
-                if let Some(seen) = shared.lock().observed.tasks.get_mut(&id)
-                    && seen.health == Health::None
-                {
-                    seen.health = Health::Starting;
+                let mut known = Health::Starting;
+                if let Some(seen) = shared.lock().observed.tasks.get_mut(&id) {
+                    if seen.health == Health::None {
+                        seen.health = Health::Starting;
+                    }
+                    known = seen.health;
                 }
                 let age = Duration::from_millis(now_ms().saturating_sub(started.unwrap_or_else(now_ms)));
-                let watch = health::watch(shared.clone(), probes.clone(), id.clone(), container.clone(), probe, age);
-                tokio::spawn(watch)
+                let run =
+                    health::Run { task: id.clone(), container: container.clone(), started_at: started, age, known };
+                tokio::spawn(health::watch(shared.clone(), probes.clone(), run, probe))
             }
             None => tokio::spawn(std::future::ready(())),
         };

@@ -73,6 +73,18 @@ pub struct TaskRecord {
     pub ports: Vec<PublishedPort>,
     /// Why it could not be made or started.
     pub error: Option<TaskError>,
+    /// What its health probe said last: the next agent begins with it, so that nobody takes a task for unwell only because its agent was
+    /// started anew.
+    pub health: Option<KnownHealth>,
+}
+
+/// What a health probe said of one run of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownHealth {
+    /// What it said.
+    pub health: Health,
+    /// When that run began; see [`ObservedContainer::started_at`].
+    pub started_at: Option<u64>,
 }
 
 /// What the node is doing to a task at the moment.

@@ -536,7 +536,7 @@ pub struct NetworkView {
 pub struct NetworkCreate {
     /// Full name.
     pub name: String,
-    /// `bridge`, or empty for it.
+    /// `bridge`, or empty for it: each node's containers for themselves. `overlay`: reaches over to other nodes, for containers of stacks.
     pub driver: String,
     /// IPv4 subnet in CIDR form; `None` = from the pool.
     pub subnet4: Option<String>,

@@ -19,6 +19,9 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// Gives the addresses of this holder back.
     fn release_address(&self, network: String, holder: String) -> BoxFuture<'_, Result<(), ErrorDetail>>;
 
+    /// The id of the image that got this name last on another node; `None` where there is none, or this node may not ask for it.
+    fn image_named(&self, name: String) -> BoxFuture<'_, Option<String>>;
+
     /// Who else has the image with this id.
     fn image_holders(&self, image: String) -> BoxFuture<'_, Result<Holders, ErrorDetail>>;
 
