@@ -53,7 +53,7 @@ pub enum LaunchError {
         source: io::Error,
     },
     /// A mount whose owners cannot be mapped to the container's own ids.
-    #[error("cannot map the owners of {} to the container's own ids (`userns_mode: auto`); its file system must know idmapped mounts, or it must be mounted read-only", path.display())]
+    #[error("cannot map the owners of {} to the container's own ids (`userns_mode: auto`); its file system must know idmapped mounts (a tmpfs since Linux 6.3), or it must be mounted read-only", path.display())]
     Unmapped {
         /// What is mounted.
         path: PathBuf,
