@@ -12,6 +12,7 @@ use orch_tests::output::Output;
 use orch_tests::process::Identity;
 use orch_tests::segment::address;
 use orch_tests::wait::{PATIENCE, eventually, saw, took, until};
+use serde_json::Value;
 
 /// A task on every node, which only waits.
 const EVERYWHERE: &str = "
@@ -97,16 +98,17 @@ fn a_leader_that_stood_still_decides_nothing_and_nothing_restarts() {
     assert_eq!(all_running(&hosts), before, "containers run on as they were");
 }
 
-#[test]
-fn a_minority_takes_nothing_and_a_majority_everything_whoever_led() {
-    let hosts = Hosts::managers(5);
+/// Cuts managers in two, the leader among the few and then among the many.
+fn cut_in_two(hosts: &Hosts) {
+    let count = hosts.hosts.len();
     for leader_is_cut in [true, false] {
         let leader = hosts.leader(1);
-        let others: Vec<usize> = (1..=5).filter(|number| *number != leader).collect();
+        let others: Vec<usize> = (1..=count).filter(|number| *number != leader).collect();
+        let minority = (count - 1) / 2;
         let (few, most) = if leader_is_cut {
-            (vec![leader, others[0]], others[1..].to_vec())
+            ([&[leader], &others[..minority - 1]].concat(), others[minority - 1..].to_vec())
         } else {
-            (others[..2].to_vec(), [&[leader], &others[2..]].concat())
+            (others[..minority].to_vec(), [&[leader], &others[minority..]].concat())
         };
         make(hosts.host(most[0]), &format!("before-{leader_is_cut}"));
         hosts.part(&few, &most);
@@ -115,7 +117,10 @@ fn a_minority_takes_nothing_and_a_majority_everything_whoever_led() {
         for number in &most {
             make(hosts.host(*number), &format!("{taken}-{number}"));
         }
-        took(&format!("cut (leader among the few: {leader_is_cut}) → majority has taken three changes"), begun);
+        took(
+            &format!("cut (leader among the few: {leader_is_cut}) → majority has taken {} changes", most.len()),
+            begun,
+        );
         for number in &few {
             let output = hosts.host(*number).orch(&[CHANGE, &[&format!("{refused}=1")]].concat()).fails();
             assert!(output.stderr.contains("leader"), "it says why: {}", output.told());
@@ -128,11 +133,21 @@ fn a_minority_takes_nothing_and_a_majority_everything_whoever_led() {
         let known = made(hosts.host(most[0]));
         assert!(known.iter().any(|name| name.starts_with(&taken)));
         assert!(!known.contains(&refused), "what was refused is not done: {known:?}");
-        for number in 1..=5 {
+        for number in 1..=count {
             assert_eq!(made(hosts.host(number)), known, "host {number}");
         }
-        took("healed → all five agree", healed);
+        took("healed → all agree", healed);
     }
+}
+
+#[test]
+fn a_minority_takes_nothing_and_a_majority_everything_whoever_led() {
+    cut_in_two(&Hosts::managers(5));
+}
+
+#[test]
+fn one_of_three_takes_nothing_and_the_others_everything_whoever_led() {
+    cut_in_two(&Hosts::managers(3));
 }
 
 #[test]
@@ -193,15 +208,15 @@ fn callers(hosts: &Hosts) -> Vec<String> {
     (1..=hosts.hosts.len()).map(caller).collect()
 }
 
-/// Whether who asks on a host reaches the containers of all three: through the address of the service, and by each of the addresses that the
+/// Whether who asks on a host reaches the containers of all hosts: through the address of the service, and by each of the addresses that the
 /// other one's name has.
 fn reaches_all(hosts: &Hosts, number: usize, caller: &str) -> Result<(), String> {
-    let script = "for i in 1 2 3 4 5 6 7 8 9; do timeout 2 wget -q -O - http://web/ || echo failed; done | sort -u; \
+    let script = "for i in $(seq 25); do timeout 2 wget -q -O - http://web/ || { echo failed; break; }; done | sort -u; \
         nslookup direct 127.0.0.11 2>/dev/null | awk '/^Address/ && !/127.0.0.11/ {print $NF}' | sort -u | \
         while read a; do timeout 2 wget -q -O - http://$a/ || echo failed; done";
     let asked = hosts.host(number).orch(&["container", "exec", caller, "sh", "-c", script]);
     let names = asked.lines();
-    if names.len() == 6 && !names.contains(&"failed") {
+    if names.len() == 2 * hosts.hosts.len() && !names.contains(&"failed") {
         Ok(())
     } else {
         Err(format!("host {number}: {}", asked.told()))
@@ -398,10 +413,11 @@ fn index(host: &Host) -> u64 {
     asked.json_lines().iter().filter_map(|event| event["index"].as_u64()).max().unwrap_or(0)
 }
 
-/// Whether all fifty run, and elsewhere than on a node.
-fn whole_without(host: &Host, gone: &str) -> Result<(), String> {
+/// Whether all fifty run, and elsewhere than on these nodes.
+fn whole_without(host: &Host, gone: &[String]) -> Result<(), String> {
     let tasks = host.ps();
-    let well = tasks.iter().filter(|task| task["state"] == "running" && task["node"] != gone).count();
+    let is_well = |task: &&Value| task["state"] == "running" && gone.iter().all(|node| task["node"] != **node);
+    let well = tasks.iter().filter(is_well).count();
     if well == 50 { Ok(()) } else { Err(format!("{well} of {}", tasks.len())) }
 }
 
@@ -409,7 +425,7 @@ fn is_made_whole(hosts: &Hosts, asked: usize, gone: usize) {
     let (host, id) = (hosts.host(asked), hosts.id(gone));
     let (since, begun, day) = (index(host), Instant::now(), time_of_day());
     hosts.segment.cut(u8::try_from(gone).expect("a few hosts")).expect("there is a cable");
-    eventually(2 * PATIENCE, "all fifty run on the others", || whole_without(host, &id));
+    eventually(2 * PATIENCE, "all fifty run on the others", || whole_without(host, std::slice::from_ref(&id)));
     took("host gone → its fifty-task service whole elsewhere", begun);
     tell_parts(host, since, day);
 }
@@ -440,6 +456,92 @@ fn what_the_leaders_host_had_runs_elsewhere_when_it_is_gone() {
     hosts.host(other).stack(FIFTY);
     hosts.host(other).up();
     is_made_whole(&hosts, other, leader);
+}
+
+#[test]
+fn five_managers_go_on_without_two_and_with_a_leader_that_is_deaf_and_after_all_were_killed() {
+    let hosts = with_busybox(Hosts::managers(5));
+    hosts.host(1).stack(EVERYWHERE);
+    hosts.host(1).up();
+    let before = all_running(&hosts);
+    let others = |leader: usize| (1..=5).filter(|number| *number != leader).collect::<Vec<_>>();
+
+    let leader = hosts.leader(1);
+    let (gone, asked) = (others(leader)[0], others(leader)[1]);
+    let agent = hosts.host(leader).agent().expect("the leader runs");
+    hosts.host(gone).kill_agent();
+    hosts.host(leader).signal(agent, Signal::SIGSTOP);
+    let begun = Instant::now();
+    make(hosts.host(asked), "without-two");
+    took("five managers, the leader stopped and another killed → change taken", begun);
+    assert_ne!(hosts.leader(asked), leader);
+    lasts(begun, Duration::from_secs(10));
+    hosts.host(leader).signal(agent, Signal::SIGCONT);
+    hosts.host(gone).start_agent();
+    hosts.all_vote();
+
+    let leader = hosts.leader(1);
+    let others = others(leader);
+    hosts.deafen(leader, &others);
+    let begun = Instant::now();
+    make(hosts.host(others[0]), "the-leader-is-deaf");
+    took("five managers, the leader deaf → change taken", begun);
+    assert_ne!(hosts.leader(others[0]), leader);
+    hosts.heal();
+    hosts.all_vote();
+
+    hosts.hosts.iter().for_each(|host| host.kill_agent());
+    let begun = Instant::now();
+    hosts.hosts.iter().for_each(|host| host.start_agent());
+    make(hosts.host(5), "all-were-killed");
+    took("all five agents killed → change taken", begun);
+    hosts.all_vote();
+    hosts.all_ready(1);
+    for number in 1..=5 {
+        assert_eq!(made(hosts.host(number)), ["all-were-killed", "the-leader-is-deaf", "without-two"], "host {number}");
+    }
+    assert_eq!(all_running(&hosts), before, "containers run on as they were");
+}
+
+#[test]
+fn three_of_five_hosts_have_everything_while_two_are_gone_and_all_names_are_right_when_these_are_back() {
+    let hosts = with_busybox(Hosts::managers(5));
+    let leader = hosts.leader(1);
+    let gone = [leader, leader % 5 + 1];
+    let stays = (leader + 1) % 5 + 1;
+    // Two stacks: one of which every host has its part, and one that moves.
+    let host = hosts.host(stays);
+    hosts.host(gone[1]).stack(NAMES);
+    hosts.host(gone[1]).up();
+    host.stack(FIFTY);
+    host.up();
+    let callers = callers(&hosts);
+    for number in 1..=5 {
+        eventually(PATIENCE, "every caller reaches all", || reaches_all(&hosts, number, &callers[number - 1]));
+    }
+    let ids = gone.map(|number| hosts.id(number));
+    let (since, begun, day) = (index(host), Instant::now(), time_of_day());
+    let ports = gone.map(|number| u8::try_from(number).expect("a few hosts"));
+    ports.iter().for_each(|port| hosts.segment.cut(*port).expect("there is a cable"));
+    eventually(2 * PATIENCE, "all fifty run on the other three", || whole_without(host, &ids));
+    took("two of five hosts gone, the leader's among them → fifty tasks whole elsewhere", begun);
+    tell_parts(host, since, day);
+    lasts(begun, Duration::from_secs(20));
+    ports.iter().for_each(|port| hosts.segment.mend(*port).expect("there is a cable"));
+    let mended = Instant::now();
+    for number in 1..=5 {
+        eventually(PATIENCE, "every caller reaches all again", || reaches_all(&hosts, number, &callers[number - 1]));
+    }
+    took("mended → all five reach all, one looked at after the other", mended);
+    hosts.all_vote();
+    hosts.all_ready(stays);
+    eventually(PATIENCE, "no slot runs twice", || {
+        let all: usize = all_running(&hosts).iter().map(BTreeMap::len).sum();
+        if all == 50 + 3 * 5 { Ok(()) } else { Err(format!("{all} containers run")) }
+    });
+    eventually(PATIENCE, "those of every host are the same", || {
+        if self::callers(&hosts) == callers { Ok(()) } else { Err("other callers run".to_owned()) }
+    });
 }
 
 /// Gives a host a disk of its own for its state, as small as it can be, with what it has.
