@@ -10,6 +10,8 @@
 
 #[path = "simulation/agent.rs"]
 mod agent;
+#[path = "simulation/endpoints.rs"]
+mod endpoints;
 #[path = "simulation/network.rs"]
 mod network;
 #[path = "simulation/node.rs"]
@@ -117,6 +119,9 @@ fn require_coverage(total: &Summary) {
         ("members removed", total.removed),
         ("voters made of learners", total.promoted),
         ("sums of states", total.sums),
+        ("events told to those who follow", total.followed),
+        ("managers followed", total.attached),
+        ("snapshots in the midst of what is followed", total.skipped),
     ] {
         assert!(count > 10, "the seeds have seen too few {what} to mean anything: {count}");
     }

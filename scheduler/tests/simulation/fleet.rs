@@ -7,6 +7,8 @@
 //! | O1 as desired in the end, O4 every update ends | [`World::require_rest`] |
 //! | N1 nobody is told anything older, or with a gap | [`crate::agent::Agent::hear`] |
 //! | T8, N1 nothing that a node said is followed by what it said before | [`crate::oracle::Oracle::heard`] |
+//! | T9, T10, O7 nothing piles up, and nothing is made because a container ended | [`crate::tasks`], after every entry |
+//! | I3, I6 what nodes are told of others | [`crate::endpoints`], and [`World::untold`] at rest |
 //! | N3 suspect within two seconds, and back without anybody's doing | [`World::cut_shortly`] |
 //! | N4 nothing is replaced when a node was away for a moment | [`World::cut_shortly`] |
 //! | N5 a new leader restarts nothing and marks nobody | [`World::change_leader`], [`World::observe`] |
@@ -17,8 +19,8 @@ use std::time::{Duration, Instant};
 
 use orch_api::session::{AssignmentChange, Said, Told};
 use orch_core::{
-    ApplyStack, Availability, ClusterSettings, Command, NodeState, Scale, Serving, State, Turn, UpOptions, UpdateNode,
-    UpdateService,
+    ApplyStack, Assignments, Availability, ClusterSettings, Command, NodeState, Scale, Serving, State, Turn, UpOptions,
+    UpdateNode, UpdateService,
 };
 use orch_scheduler::peer::heartbeat::{PERIOD, Pulse, SUSPECT_AFTER, Seen};
 use orch_scheduler::peer::session::LEADERLESS;
@@ -326,6 +328,9 @@ impl World {
         }
         let told = serde_json::from_slice(bytes).expect("a message of ours");
         agent.hear(told);
+        if agent.told.version > 0 {
+            self.oracle.assigned.has(&agent.name, &agent.told);
+        }
     }
 
     /// A manager's state is another one: it tells its nodes what that is for them, and what of theirs is in the log.
@@ -352,6 +357,10 @@ impl World {
                     }
                 };
                 if let Some(message) = message {
+                    if !up.twisted {
+                        crate::endpoints::names_are_right(&up.state, &new);
+                        self.oracle.assigned.tells(name, &new);
+                    }
                     served.told = Some(new);
                     self.send(manager, place, &message);
                 }
@@ -576,7 +585,17 @@ impl World {
             Some(format!("{} has {id}, which nobody wants", agent.name))
         });
         let unready = state.nodes.values().find(|node| node.state != NodeState::Ready);
-        extra.or_else(|| unready.map(|node| format!("{} is {:?}", node.facts.hostname, node.state)))
+        let unready = unready.map(|node| format!("{} is {:?}", node.facts.hostname, node.state));
+        extra.or(unready).or_else(|| self.untold(state))
+    }
+
+    /// I3: whom nodes lack that they should know of, or know of though he is gone.
+    fn untold(&self, state: &State) -> Option<String> {
+        let derived = Assignments::new(state);
+        self.fleet.agents.iter().find_map(|agent| {
+            let due = Assignment { version: agent.told.version, ..derived.of(state, &agent.name) };
+            (agent.told != due).then(|| format!("{} has {:?} and not {due:?}", agent.name, agent.told))
+        })
     }
 
     /// Every task with its starts, as its node has it.

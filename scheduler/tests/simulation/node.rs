@@ -153,6 +153,9 @@ impl Up {
                         crate::tasks::check(&before, &self.state, &command);
                         oracle.heard(&before, &self.state, &command);
                     }
+                    if !self.twisted {
+                        oracle.happened.applied(&self.state);
+                    }
                     // At the same indexes everywhere, so that there is something to compare.
                     if !self.twisted && (self.state.index.is_multiple_of(COMPARED) || batch.applied.members.is_some()) {
                         oracle.state(&self.state);

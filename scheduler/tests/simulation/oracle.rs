@@ -29,6 +29,9 @@ use orch_scheduler::replica::wire::{self, Frame};
 use orch_spec::assignment::{NodeId, NodeReport, TaskId, TaskStatus};
 use raft::eraftpb::MessageType;
 
+use crate::endpoints::Assigned;
+use crate::world::Happened;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Oracle {
@@ -54,6 +57,10 @@ pub(crate) struct Oracle {
     promises: BTreeMap<u64, (u64, u64)>,
     /// The last index whose entry was looked at for what it does to tasks.
     looked: u64,
+    /// What happened, for those who follow.
+    pub(crate) happened: Happened,
+    /// What nodes were told.
+    pub(crate) assigned: Assigned,
     /// Everything that was ever true of a task, as its node has it.
     spoken: BTreeMap<TaskId, Vec<TaskStatus>>,
 }
@@ -238,6 +245,8 @@ impl Oracle {
         self.states.split_off(&(last + 1));
         self.latest_index = self.latest_index.min(last);
         self.looked = self.looked.min(last);
+        self.happened.forget(last);
+        self.assigned.forget(last);
         let lost = self.acknowledged.range(last + 1..).next();
         assert_eq!(lost, None, "R6: what was acknowledged is lost with the power");
         self.last_acknowledged = self.last_acknowledged.min(last);

@@ -31,6 +31,9 @@ pub(crate) struct Summary {
     pub(crate) led_on: u64,
     pub(crate) sums: u64,
     pub(crate) damaged_snapshots: u64,
+    pub(crate) followed: u64,
+    pub(crate) attached: u64,
+    pub(crate) skipped: u64,
 }
 
 impl AddAssign for Summary {
@@ -63,6 +66,10 @@ impl AddAssign for Summary {
         self.returned += returned;
         self.led_on += led_on;
         self.sums += sums;
-        self.damaged_snapshots += other.damaged_snapshots;
+        let Self { damaged_snapshots, followed, attached, skipped, .. } = other;
+        self.damaged_snapshots += damaged_snapshots;
+        self.followed += followed;
+        self.attached += attached;
+        self.skipped += skipped;
     }
 }

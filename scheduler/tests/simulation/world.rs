@@ -23,6 +23,10 @@ pub(crate) use fleet::Desk;
 use fleet::Fleet;
 #[path = "twist.rs"]
 mod twist;
+#[path = "watch.rs"]
+mod watch;
+pub(crate) use watch::Happened;
+use watch::Watchers;
 
 const MS: u64 = 1_000;
 const SECOND: u64 = 1_000 * MS;
@@ -78,6 +82,7 @@ pub(crate) struct World {
     network: Network,
     oracle: Oracle,
     fleet: Fleet,
+    watchers: Watchers,
     summary: Summary,
     next_command: u64,
     trouble: bool,
@@ -159,6 +164,7 @@ impl World {
             network: Network::new(weather),
             oracle: Oracle::default(),
             fleet: Fleet::new(with_nodes),
+            watchers: Watchers::new(seed),
             summary: Summary::default(),
             next_command: 0,
             trouble: true,
@@ -377,6 +383,7 @@ impl World {
         let node = &mut self.nodes[place];
         let Some(up) = node.living(life) else { return };
         up.working = false;
+        let mut restored = false;
         match up.apply(&mut self.oracle) {
             Some(Done::Applied(batch)) => {
                 for (_, change) in &batch.applied.changes {
@@ -410,11 +417,15 @@ impl World {
                 let delay = self.random.below(50_000) as u64;
                 self.at(delay, Event::Built(place, life, index, term, bytes.to_vec()));
             }
-            Some(Done::Restored) => self.summary.restored += 1,
+            Some(Done::Restored) => {
+                self.summary.restored += 1;
+                restored = true;
+            }
             Some(Done::Checked) | None => {}
         }
         self.pump(place);
         self.tell(place);
+        self.watch(place, restored);
     }
 
     fn invite(&mut self, name: &NodeId, id: u64) {
@@ -463,6 +474,7 @@ impl World {
                 self.at(delay, Event::Tick(place, life));
                 self.at(delay, Event::Steward(place, life));
                 self.pump(place);
+                self.watch(place, false);
             }
             Err(error) if node.damaged => {
                 let _ = error;
@@ -705,6 +717,7 @@ impl World {
         let end = self.now + SECOND;
         self.run_until(end);
         let leader = self.leader().expect("R14: there is a leader when everything is well");
+        self.watch_to_the_end(leader);
         let up = self.nodes[leader].up.as_ref().expect("a leader is up");
         self.oracle.settle(&up.state, up.replica.identity().id);
         let (index, sum, members) = (up.state.index, hash(&up.state), up.state.members.clone());

@@ -3,8 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use orch_core::{Command, Explanation, State, Task, Usage};
-use orch_spec::assignment::{DesiredTask, NodeReport, TaskId, TaskState};
+use orch_core::{Availability, Command, Explanation, NodeState, State, Task, Usage};
+use orch_spec::assignment::{DesiredTask, NodeId, NodeReport, TaskId, TaskState};
+use serde::Serialize;
+
+/// Former specifications that a service remembers at most.
+const HISTORY: usize = 10;
+/// What one record of the state takes at most, written down: bytes. The files here are small; what could grow would be a list of what happened.
+const RECORD: usize = 64 << 10;
 
 /// Looks at everything. `before` is the state before the last entry, `command` what that said.
 pub(crate) fn check(before: &State, state: &State, command: &Command) {
@@ -17,6 +23,69 @@ pub(crate) fn check(before: &State, state: &State, command: &Command) {
     the_only_copy_stays(before, state, command);
     slots_run_once(state);
     lists_are_right(state);
+    former_ones_go(state);
+    records_stay_small(state);
+    nothing_is_made_without_cause(before, state, command);
+}
+
+/// T9: beside the task that stays a slot has only such as a node has yet to say that they are gone, and a service remembers a few
+/// specifications.
+fn former_ones_go(state: &State) {
+    for task in state.tasks.values().filter(|task| task.is_retiring()) {
+        let has_container = task.told.is_some() && task.status.state != TaskState::Removed;
+        let on_a_node = task.node.as_ref().is_some_and(|node| state.nodes.contains_key(node));
+        assert!(has_container && on_a_node, "T9: {} is gone and still there: {task:?}", task.container_name);
+    }
+    for (name, service) in state.stacks.values().flat_map(|stack| &stack.services) {
+        assert!(service.history.len() <= HISTORY, "T9: {name} remembers {} specifications", service.history.len());
+    }
+}
+
+/// T10: no record grows with what happens. What grows does not shrink, so that it is enough to look now and then.
+fn records_stay_small(state: &State) {
+    if !state.index.is_multiple_of(64) {
+        return;
+    }
+    fn is_small(name: &str, record: &impl Serialize) {
+        let length = serde_json::to_vec(record).expect("a record serialises").len();
+        assert!(length <= RECORD, "T10: {name} takes {length} bytes");
+    }
+    state.tasks.values().for_each(|task| is_small(&task.container_name, task));
+    state.nodes.iter().for_each(|(id, node)| is_small(id.as_str(), node));
+    for (name, service) in state.stacks.values().flat_map(|stack| &stack.services) {
+        is_small(name, service);
+    }
+    let others = (&state.timers, &state.successors, &state.withdrawing, &state.removed_nodes);
+    is_small("what waits", &others);
+}
+
+/// O7: the end of a container makes no new task; its node starts it again, later each time. New tasks are what people asked for, the next
+/// step of an update, or in the place of what is where it cannot stay; and never two in one slot at once.
+fn nothing_is_made_without_cause(before: &State, state: &State, command: &Command) {
+    let fresh: Vec<&Task> = state.tasks.values().filter(|task| !before.tasks.contains_key(&task.id)).collect();
+    let slots: BTreeSet<_> = fresh.iter().map(|task| (&task.stack, &task.service, task.slot)).collect();
+    let one_offs = fresh.iter().any(|task| task.one_off);
+    assert!(one_offs || slots.len() == fresh.len(), "O7: one entry makes two tasks in one slot");
+    if !matches!(command, Command::Report { report: NodeReport::Tasks(_) | NodeReport::Applied { .. }, .. }) {
+        return;
+    }
+    for task in fresh {
+        let rolls = |state: &State| {
+            let service = state.stacks.get(&task.stack).and_then(|stack| stack.services.get(&task.service));
+            service.is_some_and(orch_core::Service::is_rolling)
+        };
+        let stays = |other: &&Task| other.node.as_ref().is_some_and(|node| may_stay(before, node));
+        let mut former = before.slot_tasks(&task.stack, &task.service, task.slot).filter(|other| other.is_replica());
+        let is_guest = task.namespace_parents().next().is_some();
+        let cause = rolls(before) || rolls(state) || is_guest || former.any(|other| !stays(&other));
+        assert!(cause, "O7: {} is made anew because a container ended", task.container_name);
+    }
+}
+
+/// Whether tasks of a node may go on being there.
+fn may_stay(state: &State, node: &NodeId) -> bool {
+    let node = state.nodes.get(node);
+    node.is_some_and(|node| node.state != NodeState::Down && node.availability != Availability::Drain)
 }
 
 /// T1, T3, T4: a task's node is for good; once on its way out it goes, unless its node came back or its successor failed.
