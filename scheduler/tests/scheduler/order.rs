@@ -300,6 +300,31 @@ fn a_state_machine_that_stands_still_silences_no_heartbeat() {
 }
 
 #[test]
+fn a_disk_that_stands_still_silences_no_heartbeat_and_no_answer_to_one() {
+    let mut leader = with_learner();
+    leader.propose(2);
+    leader.look();
+    assert!(!leader.writes.is_empty(), "there is something to write");
+    leader.said();
+    for _ in 0..4 {
+        leader.replica.tick();
+        leader.look();
+    }
+    assert!(leader.said().contains(&MessageType::MsgHeartbeat), "the others would call an election");
+
+    let mut follower = Stage::new(2, &SimulatedDisk::default());
+    follower.hear(1, message(MessageType::MsgHeartbeat, 1, 2, 3));
+    follower.write();
+    follower.said();
+    let mut append = message(MessageType::MsgAppend, 1, 2, 3);
+    append.set_entries(vec![raft::eraftpb::Entry { term: 3, index: 1, ..raft::eraftpb::Entry::default() }].into());
+    follower.hear(1, append);
+    assert!(!follower.writes.is_empty(), "there is something to write");
+    follower.hear(1, message(MessageType::MsgHeartbeat, 1, 2, 3));
+    assert_eq!(follower.said(), [MessageType::MsgHeartbeatResponse], "the leader would take it for gone");
+}
+
+#[test]
 fn a_snapshot_that_nobody_fetches_keeps_its_receiver_waiting_for_a_time_only() {
     let mut stage = with_learner();
     // It has nothing.
