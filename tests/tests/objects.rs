@@ -132,6 +132,34 @@ fn a_verb_of_several_names_does_what_it_can_and_says_what_it_could_not() {
 }
 
 #[test]
+fn two_orchs_of_one_host_choose_other_subnets_and_say_whose_one_is() {
+    let host = Host::with_busybox();
+    let (instance, data) = (format!("{}b", host.instance()), host.folder().join("other"));
+    let other = |arguments: &[&str]| {
+        let call = host.invoke(arguments).env("ORCH_INSTANCE", &instance).env("ORCH_RUN_DIR", "/run/other");
+        call.env("ORCH_DATA_DIR", &data.to_string_lossy()).run()
+    };
+    // Its agent begins before there is a network on this host.
+    other(&["image", "load", "-i", &image::archive("busybox").to_string_lossy()]).ok();
+    let stack = "name: twin\nservices: {a: {image: busybox, init: true, command: sleep infinity}}";
+    host.stack(stack);
+    host.up();
+    let network = || host.orch(&["network", "inspect", "twin_default"]).ok().json();
+    let subnet = network()[0]["subnet4"].as_str().unwrap().to_owned();
+    // As when both chose it while the other one was down.
+    host.write("same.yaml", &format!("{stack}\nnetworks: {{default: {{ipam: {{config: [{{subnet: {subnet}}}]}}}}}}"));
+    let clash = format!("its subnet {subnet} overlaps {subnet}, which this host reaches by orb-");
+    let up = ["-f", "same.yaml", "up", "-d", "--wait", "--wait-timeout", "20"];
+    other(&up).fails().says(&[&clash, "a network of another orch", "`orch down` and `orch up`"]);
+    other(&["down"]).ok();
+    other(&["up", "-d", "--wait", "--wait-timeout", "20"]).ok();
+    assert_ne!(other(&["network", "inspect", "twin_default"]).ok().json()[0]["subnet4"], *subnet);
+    assert_eq!((host.running().len(), network()[0]["subnet4"].as_str()), (1, Some(subnet.as_str())));
+    other(&["down", "-t", "1"]).ok();
+    host.down();
+}
+
+#[test]
 fn events_tell_a_containers_life_and_can_be_resumed() {
     let host = Host::with_busybox();
     host.stack("name: e\nservices: {a: {image: busybox, command: 'true'}}");

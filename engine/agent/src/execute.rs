@@ -19,6 +19,7 @@ use orch_spec::assignment::{
     TaskAssignment, TaskId, TaskNetwork, VolumeAssignment,
 };
 
+use crate::local::DEFAULT_NETWORK;
 use crate::lower::{HostNames, LowerContext, lower};
 use crate::plan::{Operation, StartCause};
 use crate::reconcile::{observed, refresh};
@@ -190,6 +191,9 @@ fn create_network(shared: &Arc<Shared>, name: &NetworkName) {
     }
 }
 
+/// What the names of bridges begin with, whoever's they are.
+const BRIDGE: &str = "orb-";
+
 /// A subnet that the host reaches otherwise would cut the host off from it.
 fn refuse_the_hosts_subnet(shared: &Arc<Shared>, config: &NetworkConfig) -> Result<(), String> {
     if shared.netd.networks().iter().any(|known| known.id == config.id) {
@@ -198,10 +202,16 @@ fn refuse_the_hosts_subnet(shared: &Arc<Shared>, config: &NetworkConfig) -> Resu
     let routes = shared.netd.host_routes().map_err(|e| chain(&e))?;
     for subnet in [config.subnet4, config.subnet6].into_iter().flatten() {
         if let Some(route) = routes.iter().find(|route| route.overlaps(&subnet)) {
+            let device = device_of(route).unwrap_or_else(|| "another way".to_owned());
+            let whose = if device.starts_with(BRIDGE) { ", a network of another orch" } else { "" };
+            let way = if config.id.0 == DEFAULT_NETWORK {
+                "`orch network rm bridge` has another one chosen"
+            } else {
+                "choose another one under `ipam`, or have one chosen by `orch down` and `orch up`"
+            };
             return Err(format!(
-                "network {}: its subnet {subnet} overlaps {route}, which this host reaches by {}; choose another one under `ipam`",
-                config.id,
-                device_of(route).unwrap_or_else(|| "another way".to_owned())
+                "network {}: its subnet {subnet} overlaps {route}, which this host reaches by {device}{whose}; {way}",
+                config.id
             ));
         }
     }
