@@ -419,6 +419,10 @@ mod tests {
             lead(&socket, "127.0.0.2");
             let (first, again) = (conntrack.towards(&vip).unwrap(), conntrack.towards(&vip).unwrap());
             assert_eq!(leads(&mut conntrack), ["127.0.0.2"]);
+            // Beyond a few addresses all flows are looked through at once, and those to others are left out.
+            let others: BTreeSet<IpAddr> = (20..28).map(|last| IpAddr::from([127, 0, 0, last])).collect();
+            assert_eq!(conntrack.towards(&others).unwrap().len(), 0);
+            assert_eq!(conntrack.towards(&others.union(&vip).copied().collect()).unwrap().len(), 1);
             assert_eq!(conntrack.delete(first).unwrap(), 1);
             assert_eq!(leads(&mut conntrack), [""; 0]);
             lead(&socket, "127.0.0.3");
