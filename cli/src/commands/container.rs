@@ -4,7 +4,7 @@ mod run;
 
 use anyhow::Result;
 use orch_api::client::{Client, ClientError};
-use orch_api::control::{ActRequest, Action, ApplyResponse, DesiredRequest, IndexResponse};
+use orch_api::control::{ActRequest, Action, ApplyResponse, DesiredRequest, IndexResponse, TaskView};
 use orch_api::node::{ContainerView, PruneRequest, StopRequest};
 use orch_spec::assignment::{DesiredTask, TaskState};
 
@@ -201,6 +201,8 @@ async fn act_on_task(client: &Client, view: &ContainerView, action: Action, stop
     if matches!(action, Action::Pause | Action::Kill) && !matches!(view.state, TaskState::Running | TaskState::Paused) {
         return Err(Failure::new(Exit::Failed, format!("container {} does not run", view.name)).into());
     }
+    let look = async || client.get::<TaskView>(&format!("/v1/tasks/{}", escape(&view.task))).await;
+    let before = look().await?.status.started_at;
     client.post::<ApplyResponse>(&format!("/v1/stacks/{}/act", escape(&view.stack)), &request).await?;
     let reached = |state: TaskState| match action {
         Action::Stop | Action::Kill => {
@@ -210,7 +212,7 @@ async fn act_on_task(client: &Client, view: &ContainerView, action: Action, stop
         _ => matches!(state, TaskState::Running | TaskState::Exited | TaskState::Failed),
     };
     loop {
-        let task: orch_api::control::TaskView = client.get(&format!("/v1/tasks/{}", escape(&view.task))).await?;
+        let task = look().await?;
         let starts = matches!(action, Action::Start | Action::Restart);
         if starts && task.status.state == TaskState::Failed {
             let message = format!("container {}: {}", view.name, task.status.error);
@@ -219,7 +221,9 @@ async fn act_on_task(client: &Client, view: &ContainerView, action: Action, stop
         if !task.blocked.is_empty() {
             return Err(Failure::new(Exit::Failed, format!("container {}: {}", view.name, task.blocked)).into());
         }
-        if !task.again && reached(task.status.state) {
+        // A manager without a leader answers with what it has, which may be older than the change: only another run shows that it was made.
+        let is_past = task.again || action == Action::Restart && task.status.started_at == before;
+        if !is_past && reached(task.status.state) {
             return Ok(());
         }
         tokio::time::sleep(LOOK).await;
