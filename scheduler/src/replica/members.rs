@@ -137,13 +137,20 @@ impl Replica {
         self.handover.is_some_and(|tried| tried + HANDOVER > self.ticks)
     }
 
-    /// A leader that cannot write cannot answer anybody, though its heartbeats keep it in office.
+    /// A leader that cannot write cannot answer anybody, though its heartbeats keep it in office. Where nobody else writes faster either,
+    /// as on hosts that are all overloaded, it stays: a change of leader would only add to what waits.
     pub(super) fn hand_over_when_stalled(&mut self) {
         let waits = self.unwritten.front().is_some_and(|write| write.since + STALLED <= self.ticks);
-        let stalled = waits || self.full.is_some();
+        let stalled = self.full.is_some() || waits && self.is_overtaken();
         if stalled && !self.has_just_handed_over() && self.hand_over().is_some() {
             tracing::warn!("the disk of the control log does not keep up: another manager is asked to lead");
         }
+    }
+
+    /// Whether whoever would lead next has on disk what this leader has not.
+    fn is_overtaken(&self) -> bool {
+        let successor = self.successor().and_then(|id| self.raw.raft.prs().get(id));
+        successor.is_some_and(|progress| progress.matched > self.raw.raft.raft_log.persisted)
     }
 
     /// A leader that has no room for what it is asked lets another one lead, who may have: changes are for that one then.

@@ -105,6 +105,15 @@ impl Stage {
         self.look();
     }
 
+    /// The replicas 2 and 3 say that they have the log up to an index on disk.
+    fn others_have(&mut self, index: u64) {
+        let (own, term) = (self.replica.identity().id, self.replica.raft().term);
+        for other in [2, 3] {
+            let answer = message(MessageType::MsgAppendResponse, other, own, term);
+            self.hear(other, raft::eraftpb::Message { index, ..answer });
+        }
+    }
+
     fn said(&mut self) -> Vec<MessageType> {
         let frames = std::mem::take(&mut self.sent);
         let messages = frames.into_iter().filter_map(|bytes| match wire::decode(bytes) {
@@ -322,6 +331,42 @@ fn a_disk_that_stands_still_silences_no_heartbeat_and_no_answer_to_one() {
     assert!(!follower.writes.is_empty(), "there is something to write");
     follower.hear(1, message(MessageType::MsgHeartbeat, 1, 2, 3));
     assert_eq!(follower.said(), [MessageType::MsgHeartbeatResponse], "the leader would take it for gone");
+}
+
+/// A leader of three that vote, of which the others have on disk all that it has.
+fn of_three() -> Stage {
+    let mut stage = with_learner();
+    stage.replica.add_member(2, "node-3".into(), "node-3:1".to_owned());
+    for _ in 0..100 {
+        stage.look();
+        stage.settle();
+        stage.others_have(stage.replica.raft().raft_log.last_index());
+        stage.replica.tick();
+        if stage.replica.configuration() == (vec![1, 2, 3], vec![]) {
+            stage.settle();
+            stage.said();
+            return stage;
+        }
+    }
+    panic!("they never come to vote: {:?}", stage.replica.configuration());
+}
+
+#[test]
+fn a_leader_whose_disk_stands_still_hands_over_to_who_has_written_more_and_to_nobody_else() {
+    let mut stage = of_three();
+    let before = stage.replica.raft().raft_log.last_index();
+    stage.propose(9);
+    stage.look();
+    assert!(!stage.writes.is_empty(), "there is something to write");
+    let mut hands_over = |index: u64| {
+        (0..60).any(|_| {
+            stage.replica.tick();
+            stage.others_have(index);
+            stage.replica.raft().lead_transferee.is_some()
+        })
+    };
+    assert!(!hands_over(before), "nobody writes faster: another leader would have the same to wait for");
+    assert!(hands_over(before + 1), "another one could have answered by now");
 }
 
 #[test]
