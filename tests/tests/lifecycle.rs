@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use orch_tests::host::Host;
+use orch_tests::machine::Place;
 use orch_tests::wait::{PATIENCE, eventually};
 
 #[test]
@@ -303,5 +304,24 @@ fn created_containers_wait_for_start() {
     host.orch(&["rm", "-f", "-s"]).ok();
     assert!(host.ps().is_empty());
     host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn no_link_stays_of_a_container_whose_namespace_somebody_holds() {
+    let host = Host::with_busybox();
+    host.start_agent();
+    host.stack("services: {web: {image: busybox, init: true, command: sleep infinity}}");
+    host.up();
+    let holder = host.sh(
+        Place::Host,
+        "nsenter --net=/run/orch/netd/netns/$(ls /run/orch/netd/netns) sleep 1000 >/dev/null 2>&1 </dev/null & echo $!",
+    );
+    host.down();
+    eventually(PATIENCE, "its link has gone", || {
+        let links = host.sh(Place::Host, "ip -o link");
+        if links.contains("orv-") { Err(links) } else { Ok(()) }
+    });
+    host.sh(Place::Host, &format!("kill {holder}"));
     host.leaves_no_trace();
 }

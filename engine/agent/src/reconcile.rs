@@ -18,7 +18,7 @@ use crate::plan::Operation;
 use crate::record::Records;
 use crate::state::State;
 use crate::task::{ContainerState, GOOD_RUN_MS, ObservedContainer};
-use crate::{Shared, cluster, execute, fetch, names, now_ms, underlay};
+use crate::{Shared, cluster, execute, fetch, names, now_ms, removal, underlay};
 
 /// After so long without a change a burst is over.
 const MEMORY_REST: Duration = Duration::from_secs(2);
@@ -172,6 +172,7 @@ pub(crate) fn spawn(shared: &Arc<Shared>, link: NodeLink) {
     tokio::spawn(reporter(shared.clone(), reports));
     tokio::spawn(cluster::follow(shared.clone()));
     tokio::spawn(underlay::watch(shared.clone()));
+    tokio::spawn(removal::see_off(shared.clone()));
     tokio::spawn(run(shared.clone()));
     tokio::spawn(give_memory_back(shared.clone()));
     shared.touch();

@@ -1,17 +1,26 @@
 //! Taking sandboxes out of the kernel, all that are waiting in one go: the kernel waits for a grace period with its network lock held
 //! whenever it takes links down, once for a message however many links it names.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use orch_netd::{Netd, SandboxId};
+use tokio::sync::Notify;
 
-use crate::chain;
+use crate::{Shared, chain};
+
+/// After so long nearly all links of removed sandboxes have gone by themselves.
+const USUALLY_GONE: Duration = Duration::from_millis(300);
+/// After so long they are given up until the next removal.
+const SURELY_GONE: Duration = Duration::from_secs(5);
 
 /// Who comes while a removal is under way waits for the next one, which takes all who wait.
 #[derive(Debug, Default)]
 pub(crate) struct Removals {
     rounds: Mutex<Rounds>,
     over: Condvar,
+    /// Sandboxes were removed.
+    removed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -44,10 +53,27 @@ impl Removals {
             rounds = self.lock();
             rounds.over += 1;
             self.over.notify_all();
+            self.removed.notify_one();
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Rounds> {
         self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sees, for ever, that the links of removed sandboxes go. They go with their namespaces, which something may hold for minutes: a connection
+/// whose last packet nobody acknowledges any more is enough.
+pub(crate) async fn see_off(shared: Arc<Shared>) {
+    loop {
+        shared.removals.removed.notified().await;
+        tokio::time::sleep(USUALLY_GONE).await;
+        let netd = shared.netd.clone();
+        match tokio::task::spawn_blocking(move || netd.settle(SURELY_GONE)).await {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => tracing::warn!("links of removed containers stay"),
+            Ok(Err(e)) => tracing::warn!(error = chain(&e), "links of removed containers cannot be looked after"),
+            Err(e) => tracing::error!(error = %e, "links of removed containers were not looked after"),
+        }
     }
 }
