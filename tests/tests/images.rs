@@ -219,6 +219,8 @@ services:
 #[test]
 fn a_name_means_the_image_that_got_it_last_wherever_that_was() {
     let hosts = Hosts::cluster(&["manager"]);
+    // Who is not is not asked.
+    hosts.all_ready(1);
     import(hosts.host(1), "app", 1);
     import(hosts.host(2), "app", 2);
     let id = |number: usize| {
