@@ -204,6 +204,19 @@ impl Netd {
         self.shared.settle(timeout)
     }
 
+    /// Deletes the links of removed sandboxes that have not gone by themselves, because something holds their namespaces. One look, so that it
+    /// can be taken while others come up.
+    ///
+    /// # Errors
+    /// When links cannot be listed; what cannot be deleted is looked for again the next time.
+    pub fn delete_lingering(&self) -> Result<(), NetdError> {
+        let left = self.shared.lingering()?;
+        if !left.is_empty() {
+            self.shared.delete_by_hand(&left);
+        }
+        Ok(())
+    }
+
     /// All networks.
     pub fn networks(&self) -> Vec<NetworkConfig> {
         lock(&self.shared.state).networks.values().map(|network| network.record.config.clone()).collect()
@@ -324,39 +337,40 @@ impl Shared {
         let start = Instant::now();
         let mut by_hand = false;
         loop {
-            let leaving: Vec<String> = lock(&self.state).leaving.iter().cloned().collect();
-            if leaving.is_empty() {
-                return Ok(true);
-            }
-            let present: BTreeSet<String> = lock(&self.links)
-                .links()
-                .map_err(NetdError::link("list links"))?
-                .into_iter()
-                .map(|link| link.name)
-                .collect();
-            {
-                let mut state = lock(&self.state);
-                for name in leaving.iter().filter(|name| !present.contains(*name)) {
-                    state.leaving.remove(name);
-                }
-            }
-            let left: Vec<String> = leaving.into_iter().filter(|name| present.contains(name)).collect();
+            let left = self.lingering()?;
             if left.is_empty() {
-                continue;
+                return Ok(true);
             }
             if start.elapsed() >= timeout {
                 return Ok(false);
             }
             if !by_hand && start.elapsed() >= SETTLE_PATIENCE {
                 by_hand = true;
-                tracing::warn!(
-                    links = left.len(),
-                    "something holds the namespaces of removed sandboxes: deleting their links"
-                );
-                let _ = self.delete_links(&left);
+                self.delete_by_hand(&left);
             }
             std::thread::sleep(SETTLE_INTERVAL);
         }
+    }
+
+    /// Links of removed sandboxes that are still there.
+    fn lingering(&self) -> Result<Vec<String>, NetdError> {
+        let leaving: Vec<String> = lock(&self.state).leaving.iter().cloned().collect();
+        if leaving.is_empty() {
+            return Ok(leaving);
+        }
+        let links = lock(&self.links).links().map_err(NetdError::link("list links"))?;
+        let present: BTreeSet<String> = links.into_iter().map(|link| link.name).collect();
+        let (left, gone): (Vec<String>, Vec<String>) = leaving.into_iter().partition(|name| present.contains(name));
+        let mut state = lock(&self.state);
+        for name in gone {
+            state.leaving.remove(&name);
+        }
+        Ok(left)
+    }
+
+    fn delete_by_hand(&self, left: &[String]) {
+        tracing::warn!(links = left.len(), "something holds the namespaces of removed sandboxes: deleting their links");
+        let _ = self.delete_links(left);
     }
 
     fn host_routes(&self) -> Result<Vec<Prefix>, NetdError> {

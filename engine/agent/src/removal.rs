@@ -9,10 +9,10 @@ use tokio::sync::Notify;
 
 use crate::{Shared, chain};
 
-/// After so long nearly all links of removed sandboxes have gone by themselves.
-const USUALLY_GONE: Duration = Duration::from_millis(300);
-/// After so long they are given up until the next removal.
-const SURELY_GONE: Duration = Duration::from_secs(5);
+/// After so long links of removed sandboxes have gone by themselves, unless something holds their namespaces.
+const GONE_AFTER: Duration = Duration::from_secs(1);
+/// So long at most is waited for a second without a removal.
+const LONGEST_REST: Duration = Duration::from_secs(10);
 
 /// Who comes while a removal is under way waits for the next one, which takes all who wait.
 #[derive(Debug, Default)]
@@ -67,11 +67,13 @@ impl Removals {
 pub(crate) async fn see_off(shared: Arc<Shared>) {
     loop {
         shared.removals.removed.notified().await;
-        tokio::time::sleep(USUALLY_GONE).await;
+        let rest =
+            async { while tokio::time::timeout(GONE_AFTER, shared.removals.removed.notified()).await.is_ok() {} };
+        // Where removals never end, some that are just going are deleted with the others.
+        let _ = tokio::time::timeout(LONGEST_REST, rest).await;
         let netd = shared.netd.clone();
-        match tokio::task::spawn_blocking(move || netd.settle(SURELY_GONE)).await {
-            Ok(Ok(true)) => {}
-            Ok(Ok(false)) => tracing::warn!("links of removed containers stay"),
+        match tokio::task::spawn_blocking(move || netd.delete_lingering()).await {
+            Ok(Ok(())) => {}
             Ok(Err(e)) => tracing::warn!(error = chain(&e), "links of removed containers cannot be looked after"),
             Err(e) => tracing::error!(error = %e, "links of removed containers were not looked after"),
         }
