@@ -11,7 +11,7 @@ use orch_engine::image::{Image, ImageError};
 use orch_spec::assignment::{
     DesiredTask, EndpointAssignment, NetworkName, PortAssignment, TaskAssignment, TaskId, TaskNetwork,
 };
-use orch_spec::model::{MountSource, NamespaceMode, NetworkMode, PortSpec, Protocol, ServiceSpec};
+use orch_spec::model::{ExposeSpec, MountSource, NamespaceMode, NetworkMode, PortSpec, ServiceSpec};
 
 use crate::execute::random_id;
 use crate::fetch::fetch_named;
@@ -86,11 +86,15 @@ pub(crate) async fn create(
 /// The image of this name, fetched if only another node has it.
 async fn image(shared: &Arc<Shared>, name: &str) -> Result<Image, ErrorDetail> {
     let images = shared.engine.images();
-    if matches!(images.resolve(name), Err(ImageError::NotFound(_))) {
+    let mut found = images.resolve(name);
+    if matches!(found, Err(ImageError::NotFound(_))) {
         let text = |why| format!("image {name} could not be fetched from another node: {why}");
-        fetch_named(shared, name).await.map_err(|why| ErrorDetail::new("failed", text(why)).with_exit_code(125))?;
+        let fetched = fetch_named(shared, name).await;
+        if fetched.map_err(|why| ErrorDetail::new("failed", text(why)).with_exit_code(125))? {
+            found = images.resolve(name);
+        }
     }
-    images.resolve(name).map_err(|e| {
+    found.map_err(|e| {
         let detail = ErrorDetail::new("image_missing", chain(&e));
         ErrorDetail { subjects: [name.to_owned()].into(), ..detail }
             .with_exit_code(125)
@@ -104,28 +108,16 @@ fn failed(error: &dyn std::error::Error) -> ErrorDetail {
 
 /// Adds the ports that the image and `expose` name and that are not published otherwise: `80/tcp`, `8000-8010/udp`.
 fn publish_all<'i>(spec: &mut ServiceSpec, exposed: impl Iterator<Item = &'i String>) {
-    let mut wanted: Vec<(u16, u16, Protocol)> = exposed.filter_map(|text| exposed_ports(text)).collect();
-    wanted.extend(spec.expose.iter().map(|ports| (ports.start, ports.end, ports.protocol)));
-    for (first, last, protocol) in wanted {
-        for target in first..=last {
+    // What an image calls a port may be none.
+    let mut wanted: Vec<ExposeSpec> = exposed.filter_map(|text| text.parse().ok()).collect();
+    wanted.extend(spec.expose.iter().cloned());
+    for ExposeSpec { start, end, protocol } in wanted {
+        for target in start..=end {
             if !spec.ports.iter().any(|port| port.target == target && port.protocol == protocol) {
                 spec.ports.push(PortSpec { target, protocol, ..PortSpec::default() });
             }
         }
     }
-}
-
-/// What an image says of its ports; `None` for what is no port.
-fn exposed_ports(text: &str) -> Option<(u16, u16, Protocol)> {
-    let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    let protocol = match protocol {
-        "tcp" => Protocol::Tcp,
-        "udp" => Protocol::Udp,
-        "sctp" => Protocol::Sctp,
-        _ => return None,
-    };
-    let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
-    Some((first.parse().ok()?, last.parse().ok()?, protocol))
 }
 
 /// Takes a name, or makes one up.
