@@ -63,6 +63,7 @@ pub use config::{
     PublishedPort, Sandbox, SandboxConfig, SandboxId,
 };
 pub use error::{NetdError, NetdErrors};
+pub use name::BRIDGE_PREFIX;
 pub use namespace::Namespace;
 pub use netd::Netd;
 pub use netlink::NetlinkError;

@@ -5,7 +5,7 @@ use crate::config::{NetworkId, SandboxId};
 use crate::hash::hash;
 
 /// What every bridge's name begins with, whatever the instance: one pattern lets a foreign firewall know all of them.
-pub(crate) const BRIDGE_PREFIX: &str = "orb-";
+pub const BRIDGE_PREFIX: &str = "orb-";
 /// What the name of every host end of a veth pair begins with.
 const VETH_PREFIX: &str = "orv-";
 /// What the name of every tunnel begins with.

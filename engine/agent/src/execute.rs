@@ -191,9 +191,6 @@ fn create_network(shared: &Arc<Shared>, name: &NetworkName) {
     }
 }
 
-/// What the names of bridges begin with, whoever's they are.
-const BRIDGE: &str = "orb-";
-
 /// A subnet that the host reaches otherwise would cut the host off from it.
 fn refuse_the_hosts_subnet(shared: &Arc<Shared>, config: &NetworkConfig) -> Result<(), String> {
     if shared.netd.networks().iter().any(|known| known.id == config.id) {
@@ -203,7 +200,7 @@ fn refuse_the_hosts_subnet(shared: &Arc<Shared>, config: &NetworkConfig) -> Resu
     for subnet in [config.subnet4, config.subnet6].into_iter().flatten() {
         if let Some(route) = routes.iter().find(|route| route.overlaps(&subnet)) {
             let device = device_of(route).unwrap_or_else(|| "another way".to_owned());
-            let whose = if device.starts_with(BRIDGE) { ", a network of another orch" } else { "" };
+            let whose = if device.starts_with(orch_netd::BRIDGE_PREFIX) { ", a network of another orch" } else { "" };
             let way = if config.id.0 == DEFAULT_NETWORK {
                 "`orch network rm bridge` has another one chosen"
             } else {
