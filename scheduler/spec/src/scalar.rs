@@ -1,7 +1,7 @@
 //! Scalars with a form of their own: each function checks a text and gives its canonical form, or says what is wrong in
 //! words that follow "`key`:".
 
-use crate::model::{ByteSize, Constraint, Duration, NanoCpus, Ratio};
+use crate::model::{ByteSize, Constraint, Duration, ExposeSpec, NanoCpus, Ratio};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 type Canonical = Result<String, String>;
@@ -86,11 +86,7 @@ pub(crate) fn published(text: &str) -> Canonical {
 }
 
 pub(crate) fn exposed(text: &str) -> Canonical {
-    let (ports, proto) = text.split_once('/').unwrap_or((text, "tcp"));
-    protocol(proto)?;
-    port_range(ports)
-        .map(|_| text.to_owned())
-        .ok_or_else(|| format!("invalid containerPort: `{text}`; write for example `3000`, `8000-8010` or `53/udp`"))
+    text.parse::<ExposeSpec>().map(|_| text.to_owned())
 }
 
 pub(crate) fn restart(text: &str) -> Canonical {

@@ -99,7 +99,7 @@ fn process(spec: &mut ServiceSpec, node: &Node) {
 
 fn networking(spec: &mut ServiceSpec, node: &Node) {
     spec.ports = items(node, "ports").iter().map(port).collect();
-    spec.expose = texts(node, "expose").iter().filter_map(|text| expose(text)).collect();
+    spec.expose = texts(node, "expose").iter().filter_map(|text| text.parse().ok()).collect();
     spec.network_mode = match text(node, "network_mode") {
         None => NetworkMode::Stack,
         Some(mode) => match (mode.as_str(), mode.split_once(':')) {
@@ -149,12 +149,6 @@ fn port(node: &Node) -> PortSpec {
         name: text(node, "name"),
         app_protocol: text(node, "app_protocol"),
     }
-}
-
-fn expose(text: &str) -> Option<ExposeSpec> {
-    let (ports, proto) = text.split_once('/').map_or((text, None), |(ports, proto)| (ports, Some(proto)));
-    let (start, end) = crate::scalar::port_range(ports)?;
-    Some(ExposeSpec { start, end, protocol: protocol(proto) })
 }
 
 fn attachment(node: &Node) -> NetworkAttachment {

@@ -4,8 +4,10 @@ use super::deploy::{BlkioConfig, DeploySpec, DeviceRequest, RestartPolicy};
 use super::mount::{MountSpec, TmpfsSpec, VolumesFrom};
 use super::network::{NetworkAttachment, NetworkMode, PortSpec, Protocol};
 use super::value::{ByteSize, Data, DataMap, Duration, NanoCpus};
+use crate::scalar;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 /// One service of a stack, merged, interpolated and resolved: nothing in it refers to the client's files or variables
 /// (bind mounts' absolute source paths apart).
@@ -230,6 +232,24 @@ pub struct ExposeSpec {
     pub end: u16,
     /// Transport.
     pub protocol: Protocol,
+}
+
+impl FromStr for ExposeSpec {
+    type Err = String;
+
+    /// Reads `3000`, `8000-8010` or `53/udp`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let protocol = match scalar::protocol(protocol)?.as_str() {
+            "udp" => Protocol::Udp,
+            "sctp" => Protocol::Sctp,
+            _ => Protocol::Tcp,
+        };
+        let (start, end) = scalar::port_range(ports).ok_or_else(|| {
+            format!("invalid containerPort: `{text}`; write for example `3000`, `8000-8010` or `53/udp`")
+        })?;
+        Ok(Self { start, end, protocol })
+    }
 }
 
 /// `service[:alias]`.
