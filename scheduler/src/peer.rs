@@ -52,6 +52,15 @@ const LOST_MS: u32 = 3000;
 /// How often a node that was removed asks whether that is so.
 const REMOVED_PAUSE: Duration = Duration::from_secs(60);
 
+/// By which thread the other end serves a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// By those of everything else.
+    Ordinary,
+    /// By the one that must not wait ([`urgency`](crate::urgency)): what is said there must be little.
+    Urgent,
+}
+
 /// An upgraded connection to another node.
 pub type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
 
@@ -224,8 +233,16 @@ impl Peers {
     /// # Errors
     /// The system's, what TLS has against it, or [`io::ErrorKind::NotConnected`] for a host that is alone.
     pub async fn connect(&self, address: &str, name: &str) -> io::Result<TlsStream<TcpStream>> {
+        self.connect_in(Lane::Ordinary, address, name).await
+    }
+
+    async fn connect_in(&self, lane: Lane, address: &str, name: &str) -> io::Result<TlsStream<TcpStream>> {
         let present = self.present().ok_or(io::ErrorKind::NotConnected)?;
-        connect_tls(address, name, present.client.clone()).await
+        let config = match lane {
+            Lane::Ordinary => present.client.clone(),
+            Lane::Urgent => present.urgent.clone(),
+        };
+        connect_tls(address, name, config).await
     }
 
     /// Sends one request over a connection of its own.
@@ -262,28 +279,13 @@ impl Peers {
     /// The connection's, and what the other side has refused with.
     pub async fn upgrade(
         &self,
+        lane: Lane,
         address: &str,
         name: &str,
         path: &str,
         protocol: &'static str,
     ) -> Result<Upgraded, CallError> {
-        let stream = self.connect(address, name).await?;
-        self.noted(upgrade(stream, path, protocol).await)
-    }
-
-    /// The same over a connection that asks not to be kept waiting; what is said there must be little.
-    ///
-    /// # Errors
-    /// See [`Peers::upgrade`].
-    pub async fn upgrade_urgent(
-        &self,
-        address: &str,
-        name: &str,
-        path: &str,
-        protocol: &'static str,
-    ) -> Result<Upgraded, CallError> {
-        let present = self.present().ok_or(io::ErrorKind::NotConnected).map_err(io::Error::from)?;
-        let stream = connect_tls(address, name, present.urgent.clone()).await?;
+        let stream = self.connect_in(lane, address, name).await?;
         self.noted(upgrade(stream, path, protocol).await)
     }
 }

@@ -15,7 +15,7 @@ use orch_core::State;
 use orch_spec::assignment::NodeId;
 
 use super::forward::{Leader, Place, place_in};
-use super::{Peers, Upgraded};
+use super::{Lane, Peers, Upgraded};
 use crate::identity::ManagerAddress;
 
 /// How often a node says that it lives.
@@ -145,7 +145,7 @@ async fn keep_talking(peers: Peers, manager: ManagerAddress) {
 /// Beats at one manager as long as it answers.
 async fn talk(peers: &Peers, manager: &ManagerAddress) -> Option<()> {
     let name = if manager.node.0.is_empty() { MANAGER_NAME.to_owned() } else { node_name(&manager.node.0) };
-    let upgrading = peers.upgrade_urgent(&manager.address, &name, "/v1/peer/heartbeat", HEARTBEAT);
+    let upgrading = peers.upgrade(Lane::Urgent, &manager.address, &name, "/v1/peer/heartbeat", HEARTBEAT);
     let mut connection = tokio::time::timeout(ANSWER_TIME, upgrading).await.ok()?.ok()?;
     let mut number = 0;
     loop {

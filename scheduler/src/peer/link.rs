@@ -21,7 +21,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::forward::Leader;
 use super::session::Delivery;
-use super::{Peers, Upgraded, session as manager};
+use super::{Lane, Peers, Upgraded, session as manager};
 use crate::identity::ManagerAddress;
 use crate::link::merge;
 
@@ -239,7 +239,7 @@ async fn connect(
 ) -> Result<Upgraded, super::CallError> {
     let name = if manager.node.0.is_empty() { MANAGER_NAME.to_owned() } else { node_name(&manager.node.0) };
     let path = format!("/v1/peer/session?number={session}&since={since}");
-    let upgrading = peers.upgrade(&manager.address, &name, &path, SESSION);
+    let upgrading = peers.upgrade(Lane::Ordinary, &manager.address, &name, &path, SESSION);
     let elapsed = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
     tokio::time::timeout(Duration::from_secs(5), upgrading).await.map_err(elapsed)?
 }

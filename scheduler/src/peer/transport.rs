@@ -16,7 +16,7 @@ use orch_spec::assignment::NodeId;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::Peers;
+use super::{Lane, Peers};
 use crate::control::Control;
 use crate::transport::{LARGEST_MESSAGE, Transport};
 
@@ -85,14 +85,14 @@ impl Transport for TlsTransport {
     fn send(&self, to: &NodeId, message: Bytes) {
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         let lanes = lanes.entry(to.clone()).or_insert_with(|| {
-            let lane = |bound, is_urgent: bool| {
+            let queue = |bound, lane| {
                 let (sender, queue) = mpsc::channel(bound);
                 let (peers, control, to) = (self.peers.clone(), self.control.get().cloned(), to.clone());
-                let runtime = if is_urgent { &self.urgent } else { &self.ordinary };
-                runtime.spawn(carry(peers, control, to, queue, is_urgent));
+                let runtime = if lane == Lane::Urgent { &self.urgent } else { &self.ordinary };
+                runtime.spawn(carry(peers, control, to, queue, lane));
                 sender
             };
-            Lanes { small: lane(SMALL_QUEUE, true), large: lane(LARGE_QUEUE, false) }
+            Lanes { small: queue(SMALL_QUEUE, Lane::Urgent), large: queue(LARGE_QUEUE, Lane::Ordinary) }
         });
         let lane = if message.len() > LARGE { &lanes.large } else { &lanes.small };
         // Full: raft says it again.
@@ -100,7 +100,7 @@ impl Transport for TlsTransport {
     }
 }
 
-async fn carry(peers: Peers, control: Option<Control>, to: NodeId, mut queue: mpsc::Receiver<Bytes>, is_urgent: bool) {
+async fn carry(peers: Peers, control: Option<Control>, to: NodeId, mut queue: mpsc::Receiver<Bytes>, lane: Lane) {
     let mut reachable = true;
     while let Some(first) = queue.recv().await {
         let Some(address) = address(&peers, control.as_ref(), &to) else {
@@ -109,12 +109,7 @@ async fn carry(peers: Peers, control: Option<Control>, to: NodeId, mut queue: mp
             continue;
         };
         let name = node_name(&to.0);
-        let upgrading = async {
-            match is_urgent {
-                true => peers.upgrade_urgent(&address, &name, "/v1/peer/raft", RAFT).await,
-                false => peers.upgrade(&address, &name, "/v1/peer/raft", RAFT).await,
-            }
-        };
+        let upgrading = peers.upgrade(lane, &address, &name, "/v1/peer/raft", RAFT);
         let connection = match tokio::time::timeout(CONNECT_TIME, upgrading).await {
             Ok(Ok(connection)) => connection,
             failed => {

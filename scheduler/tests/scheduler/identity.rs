@@ -17,13 +17,13 @@ use orch_scheduler::Control;
 use orch_scheduler::identity::Identity;
 use orch_scheduler::identity::authority::{Authority, Request};
 use orch_scheduler::identity::certificate::Subject;
-use orch_scheduler::peer::Peers;
 use orch_scheduler::peer::entry::{self, Host};
 use orch_scheduler::peer::forward::Leader;
 use orch_scheduler::peer::guard::{Members, guarded};
 use orch_scheduler::peer::heartbeat::Pulse;
 use orch_scheduler::peer::listener::{self, Ways};
 use orch_scheduler::peer::renewal::{authority, renew_there};
+use orch_scheduler::peer::{Lane, Peers};
 use orch_scheduler::server::cluster::{Manager, leader_routes, own_routes, urgent_routes};
 use orch_spec::role::Role;
 use rustls::pki_types::CertificateDer;
@@ -333,7 +333,7 @@ async fn a_heartbeat_is_answered_while_everything_else_waits_for_a_processor() {
         async move { peers.post(&address, &node_name("node"), "/v1/peer/departure", Vec::new()).await }
     });
     let name = node_name("node");
-    let upgrading = host.peers.upgrade_urgent(&cluster.address, &name, "/v1/peer/heartbeat", HEARTBEAT);
+    let upgrading = host.peers.upgrade(Lane::Urgent, &cluster.address, &name, "/v1/peer/heartbeat", HEARTBEAT);
     let mut connection = upgrading.await.expect("it is let in");
     for number in 1..=3 {
         session::write(&mut connection, &Beat { number, counted: false, leader: None }).await.expect("it is taken");
