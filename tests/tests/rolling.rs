@@ -19,12 +19,7 @@ fn hosts() -> Hosts {
     let token = hosts.token(&["worker"]);
     (2..=3).for_each(|number| drop(hosts.join(number, &token).ok()));
     hosts.host(1).load("busybox");
-    let ready = || {
-        let states = hosts.states(1);
-        let well = states.len() == 3 && states.values().all(|state| state == "ready");
-        if well { Ok(()) } else { Err(format!("{states:?}")) }
-    };
-    eventually(PATIENCE, "the nodes are ready", ready);
+    hosts.so_many_ready(1, 3);
     hosts
 }
 

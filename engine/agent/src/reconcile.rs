@@ -28,8 +28,8 @@ const MEMORY_PAUSE: Duration = Duration::from_secs(20);
 const OPERATIONS_AT_ONCE: usize = 16;
 /// Stops and removals at once: each only waits, for a process to end or for the network namespaces that go together with its own.
 const STOPS_AT_ONCE: usize = 64;
-/// How many times as long as a plan and what follows from it took the next ones wait for: each looks at every task, and two hundred that start at once make a
-/// thousand changes.
+/// How many times as long as a plan and what follows from it took the next ones wait for: each looks at every task, and two hundred that
+/// start at once make a thousand changes.
 const PLAN_REST: u32 = 4;
 /// A shorter rest than this, the resolution of timers, is put together with the next ones: a single container never waits for a plan.
 const LEAST_REST: Duration = Duration::from_millis(1);
