@@ -5,6 +5,7 @@
 //! `#### env NAME=VALUE` sets a variable. `UPDATE_EXPECT=1` rewrites the expectations: read the difference afterwards.
 
 use orch_spec::load::{LoadRequest, Loaded, ReadError, Source, load};
+use orch_spec::model::Protocol;
 use orch_spec::output::to_yaml;
 use orch_spec::render::render_plain;
 use std::collections::BTreeMap;
@@ -119,6 +120,14 @@ fn a_spec_survives_json_and_postcard_and_its_debug_text_shows_no_secret() {
         assert_eq!(spec, postcard::from_bytes(&bytes).expect("deserialises"));
         assert!(!format!("{spec:?}").contains("hunter2"), "{}: a secret is shown", script.display());
     }
+}
+
+#[test]
+fn an_exposed_port_has_the_protocol_that_was_checked() {
+    let (loaded, ..) = run("services:\n  names:\n    image: x:1\n    expose: [53/UDP, 80]\n");
+    let spec = loaded.spec.expect("it is a good stack");
+    let exposed: Vec<_> = spec.services["names"].expose.iter().map(|ports| (ports.start, ports.protocol)).collect();
+    assert_eq!(exposed, [(53, Protocol::Udp), (80, Protocol::Tcp)]);
 }
 
 #[test]
