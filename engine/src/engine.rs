@@ -210,6 +210,8 @@ pub(crate) struct Inner {
     links: Mutex<BTreeMap<String, Arc<ShimLink>>>,
     /// Held while a shim is started, so that a group gets one.
     spawning: Mutex<()>,
+    /// Held while the tmpfs of secrets comes, goes, or gets a container's directory.
+    injecting: Mutex<()>,
     events: event::EventHub,
     /// Directories for the thread that empties the trash.
     trash: SyncSender<PathBuf>,

@@ -69,6 +69,7 @@ pub(super) fn open(config: EngineConfig) -> Result<Arc<Inner>, EngineError> {
         containers: Mutex::new(containers),
         links: Mutex::default(),
         spawning: Mutex::new(()),
+        injecting: Mutex::new(()),
         events: event::EventHub::default(),
         trash,
     });

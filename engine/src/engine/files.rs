@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
-use super::Inner;
+use super::{Inner, lock};
 use crate::config::{ContainerConfig, ContainerId, InjectedFile, Share};
 use crate::container::directory::{make, remove_tree};
 
@@ -94,10 +94,15 @@ impl Inner {
     /// Puts the contents of secrets and configs on a tmpfs: file `i` for the `i`th.
     pub(super) fn write_injected(&self, config: &ContainerConfig, files: &[InjectedFile]) -> Result<(), FilesError> {
         let root = self.secrets_root();
-        ensure_tmpfs(&root)?;
         let directory = root.join(&config.id.0);
-        remove_tree(&directory).map_err(failed("remove", &directory))?;
-        make(&directory, 0o710).map_err(failed("create", &directory))?;
+        {
+            // A second tmpfs would hide another container's files, and one that goes would leave these to the disk. With a directory on
+            // it, it stays.
+            let _injecting = lock(&self.injecting);
+            ensure_tmpfs(&root)?;
+            remove_tree(&directory).map_err(failed("remove", &directory))?;
+            make(&directory, 0o710).map_err(failed("create", &directory))?;
+        }
         for (index, file) in files.iter().enumerate() {
             let path = directory.join(index.to_string());
             let write = || -> io::Result<()> {
@@ -120,6 +125,7 @@ impl Inner {
                 tracing::warn!(path = %directory.display(), error = %e, "generated files stay behind");
             }
         }
+        let _injecting = lock(&self.injecting);
         let empty = std::fs::read_dir(&root).is_ok_and(|mut entries| entries.next().is_none());
         if empty {
             // EINVAL: the run directory is on a tmpfs itself and nothing is mounted. EBUSY: somebody looks at it; next time.

@@ -300,6 +300,38 @@ fn secrets_are_in_memory_only_and_shown_inside() {
 }
 
 #[test]
+fn secrets_of_containers_that_come_and_go_at_the_same_time_do_not_take_each_other_away() {
+    const AT_ONCE: usize = 8;
+    const ROUNDS: usize = 40;
+    needs_root!();
+    let host = Host::new();
+    let come_and_go = || {
+        let mut config = host.container(&["/bin/true"]);
+        config.files = vec![InjectedFile {
+            target: "/run/secrets/key".to_owned(),
+            content: b"s3cr3t".to_vec(),
+            digest: "d".to_owned(),
+            uid: 0,
+            gid: 0,
+            mode: 0o400,
+            secret: true,
+        }];
+        let id = config.id.clone();
+        host.engine().create(config).unwrap();
+        let file = host.config.run_dir.join("files").join(&id.0).join("0");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "s3cr3t");
+        assert_eq!(nix::sys::statfs::statfs(&file).unwrap().filesystem_type(), nix::sys::statfs::TMPFS_MAGIC);
+        host.engine().remove(&id, false, false).unwrap();
+    };
+    for _ in 0..ROUNDS {
+        std::thread::scope(|scope| (0..AT_ONCE).for_each(|_| drop(scope.spawn(come_and_go))));
+    }
+    let path = host.config.run_dir.join("files");
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!path.exists() && !mounts.contains(path.to_str().unwrap()), "{mounts}");
+}
+
+#[test]
 fn an_unprivileged_container_can_write_to_its_own_streams() {
     needs_root!();
     let host = Host::new();
