@@ -216,7 +216,7 @@ impl Inner {
             }
         }
         if !config.files.is_empty() {
-            self.write_injected(&config, &config.files)?;
+            self.write_injected(&config, &config.files).inspect_err(|_| self.remove_generated(&config.id))?;
         }
         let containers = &self.data.containers;
         let path = directory::create(containers, &config).map_err(|source| {
