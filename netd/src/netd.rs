@@ -28,7 +28,7 @@ use crate::relay::Relay;
 use crate::service::Balancing;
 use crate::straying::Straying;
 use crate::sync::SyncReport;
-use crate::watch::Watch;
+use crate::watch::{Hearing, Watch};
 
 /// How often to look whether the kernel has let go of a link.
 const SETTLE_INTERVAL: Duration = Duration::from_millis(2);
@@ -87,6 +87,7 @@ pub(crate) struct Shared {
     pub(crate) links: Mutex<LinkSocket>,
     pub(crate) forgetting: Forgetting,
     pub(crate) foreign: Mutex<Foreign>,
+    pub(crate) hearing: Hearing,
     pub(crate) relay: Relay,
     /// Locked while wires change; whoever holds it may lock the others but `network_changes`.
     pub(crate) cluster: Mutex<ClusterState>,
@@ -128,12 +129,16 @@ impl Netd {
         crate::check::instance(&config.instance)?;
         let host = Arc::new(Namespace::current().map_err(NetdError::system("open the host's network namespace"))?);
         let names = Names::new(&config.instance);
+        // Here, in the host's namespace: what happens from now on is heard.
+        let watching = NetdError::system("watch nf_tables for changes by other programs");
+        let (hearing, ears) = Hearing::open().map_err(watching)?;
         let shared = Arc::new(Shared {
             run_dir: RunDir::new(&config.run_dir),
             table: Mutex::new(Table::new(&names.table())?),
             links: Mutex::new(LinkSocket::open().map_err(NetdError::system("open an rtnetlink socket"))?),
             forgetting: Forgetting::start().map_err(NetdError::system("open a conntrack socket"))?,
             foreign: Mutex::new(Foreign::new(&config.instance)),
+            hearing,
             relay: Relay::new(Arc::clone(&host)),
             cluster: Mutex::default(),
             mesh_ports: Mutex::default(),
@@ -149,7 +154,7 @@ impl Netd {
             lock(&shared.table).disown();
         }
         shared.adopt()?;
-        let watch = Watch::start(Arc::clone(&shared))?;
+        let watch = Watch::start(Arc::clone(&shared), ears)?;
         Ok(Netd { shared, _watch: watch })
     }
 

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -170,10 +171,27 @@ pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
 /// A connected netlink socket of the namespace in which it was opened.
 #[derive(Debug)]
 pub(crate) struct NetlinkSocket {
-    socket: Socket,
+    socket: Arc<Socket>,
     port: u32,
     sequence: u32,
     answer: Vec<u8>,
+}
+
+/// A socket's place in a multicast group, which may be taken and left while somebody reads the socket.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    socket: Arc<Socket>,
+    group: u32,
+}
+
+impl Membership {
+    pub(crate) fn join(&self) -> io::Result<()> {
+        self.socket.add_membership(self.group)
+    }
+
+    pub(crate) fn leave(&self) -> io::Result<()> {
+        self.socket.drop_membership(self.group)
+    }
 }
 
 /// One message from the kernel.
@@ -221,12 +239,12 @@ impl NetlinkSocket {
         setsockopt(&socket, sockopt::ReceiveTimeout, &answer).map_err(io::Error::from)?;
         let port = socket.bind_auto()?.port_number();
         socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(NetlinkSocket { socket, port, sequence: 1, answer: Vec::with_capacity(64 << 10) })
+        Ok(NetlinkSocket { socket: Arc::new(socket), port, sequence: 1, answer: Vec::with_capacity(64 << 10) })
     }
 
-    /// Subscribes to a multicast group.
-    pub(crate) fn subscribe(&self, group: u32) -> io::Result<()> {
-        self.socket.add_membership(group)
+    /// This socket's place in a multicast group, not taken yet.
+    pub(crate) fn membership(&self, group: u32) -> Membership {
+        Membership { socket: Arc::clone(&self.socket), group }
     }
 
     /// Sends all requests; the answer has the error of each one that failed. The kernel goes on after a failed one.
@@ -297,7 +315,7 @@ impl NetlinkSocket {
     /// Waits for notices and hands them to `each`; `Ok(false)` when `stop` can be read or was closed instead. Lost notices
     /// count as one without type and body.
     pub(crate) fn listen(&mut self, stop: BorrowedFd<'_>, mut each: impl FnMut(&Message<'_>)) -> io::Result<bool> {
-        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN), PollFd::new(stop, PollFlags::POLLIN)];
+        let mut fds = [PollFd::new((*self.socket).as_fd(), PollFlags::POLLIN), PollFd::new(stop, PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::NONE) {
             Err(Errno::EINTR) => return Ok(true),
             Err(errno) => return Err(errno.into()),

@@ -31,6 +31,7 @@ mod message {
     pub(super) const NEW_SET_ELEMENT: u16 = 12;
     pub(super) const DELETE_SET_ELEMENT: u16 = 14;
     pub(super) const GET_CHAIN: u16 = 4;
+    pub(super) const GET_GENERATION: u16 = 16;
 }
 
 /// The address family of a table, `NFPROTO_*`.
@@ -402,6 +403,18 @@ fn get(kind: u16, family: Family, body: impl FnOnce(&mut Vec<u8>)) -> Batch {
         body(b);
     });
     batch
+}
+
+/// How often nf_tables was changed in the socket's network namespace, by whomever.
+pub(crate) fn generation(socket: &mut NetlinkSocket) -> Result<Option<u32>, NetlinkError> {
+    let mut request = Batch::new();
+    request.push(SUBSYSTEM | message::GET_GENERATION, netlink::ACK, |b| b.extend_from_slice(&[0; 4]));
+    let mut generation = None;
+    socket.dump(request, |_, body| {
+        let mut attributes = netlink::attributes(body.get(4..).unwrap_or(&[]));
+        generation = attributes.find(|(kind, _)| *kind == 1).and_then(|(_, value)| be32(value));
+    })?;
+    Ok(generation)
 }
 
 /// All chains of a family.

@@ -1,15 +1,17 @@
 //! One thread that hears what others do to nf_tables: a firewall that comes up after us, or a program that takes out what
 //! is not its own.
 
-use std::io;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use crate::error::NetdError;
 use crate::netd::{Shared, lock};
-use crate::netlink::{self, Message, NetlinkSocket};
+use crate::netlink::{self, Membership, Message, NetlinkSocket};
+use crate::nft;
 
 /// `NFNLGRP_NFTABLES`.
 const GROUP: u32 = 7;
@@ -17,8 +19,26 @@ const GROUP: u32 = 7;
 /// Stops the thread when dropped.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    stop: Option<UnixStream>,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// Whether the thread is told of changes. As long as anybody on the machine is, in whichever network namespace, the kernel writes a
+/// notice for each element that changes in any of them (`nfnetlink_has_listeners`), which costs it more than the change.
+#[derive(Debug)]
+pub(crate) struct Hearing {
+    membership: Membership,
+    /// A byte: notices may have been lost. The end: so shall the thread.
+    wake: UnixStream,
+    /// Asks how many changes there were; locked while the thread is told of none.
+    asking: Mutex<NetlinkSocket>,
+}
+
+/// The thread's ends.
+#[derive(Debug)]
+pub(crate) struct Ears {
+    socket: NetlinkSocket,
+    woken: UnixStream,
 }
 
 /// What the notices since the last look amount to.
@@ -30,39 +50,73 @@ struct Heard {
     foreign: bool,
 }
 
+/// What notices that were lost amount to: they may have been any.
+const ANYTHING: Heard = Heard { ours: true, foreign: true };
+
+impl Hearing {
+    /// Hears what happens in the calling thread's network namespace from now on.
+    pub(crate) fn open() -> io::Result<(Hearing, Ears)> {
+        let socket = NetlinkSocket::open(libc::NETLINK_NETFILTER)?;
+        let membership = socket.membership(GROUP);
+        membership.join()?;
+        let asking = Mutex::new(NetlinkSocket::open(libc::NETLINK_NETFILTER)?);
+        let (wake, woken) = UnixStream::pair()?;
+        Ok((Hearing { membership, wake, asking }, Ears { socket, woken }))
+    }
+
+    /// Changes many elements, of which nobody need be told. Others' changes meanwhile are noticed when it is done.
+    pub(crate) fn without<T>(&self, change: impl FnOnce() -> T) -> T {
+        let mut asking = lock(&self.asking);
+        let before = nft::generation(&mut asking);
+        if let Err(error) = self.membership.leave() {
+            tracing::debug!(%error, "the kernel goes on telling of changes of nf_tables");
+        }
+        let outcome = change();
+        if let Err(error) = self.membership.join() {
+            tracing::error!(%error, "no longer watching nf_tables for changes by other programs");
+        }
+        let missed = !matches!((before, nft::generation(&mut asking)), (Ok(one), Ok(other)) if one == other);
+        if missed {
+            // A thread that is gone, or has not read as many bytes as a stream holds, needs none.
+            let _ = (&self.wake).write(&[0]);
+        }
+        outcome
+    }
+}
+
 impl Watch {
-    pub(crate) fn start(shared: Arc<Shared>) -> Result<Watch, NetdError> {
-        let action = "watch nf_tables for changes by other programs";
-        let (stop, stopped) = UnixStream::pair().map_err(NetdError::system(action))?;
-        // Opened here, in the host's namespace, and not on the thread: what happens from now on is heard.
-        let socket = NetlinkSocket::open(libc::NETLINK_NETFILTER).map_err(NetdError::system(action))?;
-        socket.subscribe(GROUP).map_err(NetdError::system(action))?;
+    pub(crate) fn start(shared: Arc<Shared>, ears: Ears) -> Result<Watch, NetdError> {
+        let watching = Arc::clone(&shared);
         let watch = move || {
-            if let Err(error) = run(&shared, socket, &stopped) {
+            if let Err(error) = run(&watching, ears) {
                 tracing::error!(%error, "no longer watching nf_tables for changes by other programs");
             }
         };
         let thread = std::thread::Builder::new().name("netd-watch".into()).spawn(watch);
-        Ok(Watch { stop: Some(stop), thread: Some(thread.map_err(NetdError::system(action))?) })
+        let thread = thread.map_err(NetdError::system("watch nf_tables for changes by other programs"))?;
+        Ok(Watch { shared, thread: Some(thread) })
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        drop(self.stop.take());
+        let _ = self.shared.hearing.wake.shutdown(Shutdown::Write);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-fn run(shared: &Shared, mut socket: NetlinkSocket, stop: &UnixStream) -> io::Result<()> {
+fn run(shared: &Shared, Ears { mut socket, mut woken }: Ears) -> io::Result<()> {
     let own_port = lock(&shared.table).socket().port();
     let name = shared.names.table();
     loop {
         let mut heard = Heard::default();
-        if !socket.listen(stop.as_fd(), |message| heard.hear(message, own_port, &name))? {
-            return Ok(());
+        if !socket.listen(woken.as_fd(), |message| heard.hear(message, own_port, &name))? {
+            if woken.read(&mut [0; 64])? == 0 {
+                return Ok(());
+            }
+            heard = ANYTHING;
         }
         if heard.ours {
             let mut table = lock(&shared.table);
@@ -85,9 +139,8 @@ impl Heard {
         const NEW_GENERATION: u16 = 15;
         /// Elements, in which other firewalls' changes do not concern us.
         const ELEMENTS: std::ops::RangeInclusive<u16> = 12..=14;
-        // Notices that were lost may have been any.
         if message.kind == 0 {
-            *self = Heard { ours: true, foreign: true };
+            *self = ANYTHING;
             return;
         }
         let kind = message.kind & 0xff;
