@@ -5,6 +5,7 @@
 #[allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "shared by test programs that use a part each")]
 mod support;
 
+use orch_engine::cgroup::{Cgroup, CgroupPlan, Layout, settings};
 use orch_engine::config::Resources;
 use support::{Fixture, eventually};
 
@@ -129,4 +130,21 @@ fn the_unified_hierarchy_alone_filters_freezes_and_kills() {
     let outcome = running.wait();
     assert_eq!(outcome.code(), 137);
     assert_eq!(outcome.stderr.matches("Operation not permitted").count(), 2, "{outcome:?}");
+}
+
+#[test]
+fn stacks_that_come_and_go_do_not_take_away_the_group_above_both() {
+    const ROUNDS: usize = 400;
+    needs_root!();
+    let layout = Layout::detect().unwrap();
+    let settings = settings(&Resources { pids: Some(20), ..Resources::default() }, &layout).unwrap();
+    let come_and_go = &|stack: usize| {
+        let path = format!("orch-test-above-{}/{stack}/container", std::process::id());
+        let plan = CgroupPlan { layout: layout.clone(), path, settings: settings.clone(), devices: None };
+        for _ in 0..ROUNDS {
+            let group = Cgroup::create(&plan).map_err(|e| orch_engine::chain(&e)).unwrap();
+            group.remove().unwrap();
+        }
+    };
+    std::thread::scope(|scope| (0..3).for_each(|stack| drop(scope.spawn(move || come_and_go(stack)))));
 }

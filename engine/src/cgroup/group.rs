@@ -19,6 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// v2 controllers that we pass down where the host has them.
 const PASSED_DOWN: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
+/// How often a group's parents may vanish while it is made; each time somebody else's group has gone at that very moment.
+const PARENT_LOSSES: u32 = 100;
 
 /// One container's group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,23 +102,36 @@ impl Cgroup {
 
     fn make(&self) -> Result<(), CgroupError> {
         for hierarchy in self.layout.v2.iter().chain(&self.layout.v1) {
-            let directory = hierarchy.directory(&self.path);
-            // Usually the parents are there: one call. They may vanish meanwhile, when the last sibling is removed.
             let mut tries = 0;
             loop {
-                match fs::create_dir(&directory) {
-                    Ok(()) => break,
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => break,
-                    Err(error) if error.kind() == io::ErrorKind::NotFound && tries < 5 => {
-                        self.make_parents(hierarchy)?
-                    }
-                    Err(source) => return Err(CgroupError::Create { path: directory, source }),
+                match self.make_in(hierarchy) {
+                    // The shims of other groups take away the parents that they leave empty.
+                    Err(error) if error.is_gone() && tries < PARENT_LOSSES => tries += 1,
+                    made => break made?,
                 }
-                tries += 1;
             }
-            if hierarchy.controllers.contains("cpuset") && self.layout.v1.contains(hierarchy) {
-                inherit_cpuset(&directory)?;
+        }
+        Ok(())
+    }
+
+    fn make_in(&self, hierarchy: &Hierarchy) -> Result<(), CgroupError> {
+        let directory = hierarchy.directory(&self.path);
+        let create = || match fs::create_dir(&directory) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                Err(CgroupError::Create { path: directory.clone(), source })
             }
+            _ => Ok(()),
+        };
+        // Usually the parents are there: one call.
+        match create() {
+            Err(error) if error.is_gone() => {
+                self.make_parents(hierarchy)?;
+                create()?;
+            }
+            made => made?,
+        }
+        if hierarchy.controllers.contains("cpuset") && self.layout.v1.contains(hierarchy) {
+            inherit_cpuset(&directory)?;
         }
         Ok(())
     }

@@ -100,6 +100,18 @@ pub enum CgroupError {
     },
 }
 
+impl CgroupError {
+    /// Whether the group was not there, or went meanwhile: its files then say ENODEV to who has them open.
+    pub(super) fn is_gone(&self) -> bool {
+        match self {
+            Self::Read { source, .. } | Self::Write { source, .. } | Self::Create { source, .. } => {
+                matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
+            }
+            _ => false,
+        }
+    }
+}
+
 /// One hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hierarchy {
