@@ -320,6 +320,15 @@ fn a_read_only_root_leaves_dev_shm_and_volumes_writable() {
 }
 
 #[test]
+fn a_tmpfs_in_place_of_dev_shm_is_everybodys() {
+    needs_root!();
+    let mut fixture = shell("stat -c %a /dev/shm; stat -f -c %b /dev/shm");
+    let kind = MountKind::Tmpfs { options: "size=1m".to_owned() };
+    fixture.config.mounts = vec![Mount { target: "/dev/shm".to_owned(), kind, read_only: false }];
+    assert_eq!(fixture.run().success(), "1777\n256");
+}
+
+#[test]
 fn limits_devices_and_parameters_are_as_configured() {
     needs_root!();
     let mut fixture = shell(

@@ -205,7 +205,8 @@ fn user_mount(mount: &Mount, context: &PrepareContext) -> Result<PlannedMount, P
         }
         MountKind::Tmpfs { options } => {
             let (options, attrs) = tmpfs_options(options).map_err(refuse)?;
-            let inherit_mode = !options.iter().any(|(key, _)| key == "mode");
+            // What is at /dev/shm is a directory that we made: it says nothing of what whoever writes there may do.
+            let inherit_mode = target != "/dev/shm" && !options.iter().any(|(key, _)| key == "mode");
             Ok(PlannedMount { target, source: MountSource::Tmpfs { options, inherit_mode }, attrs: attrs | locked })
         }
     }
