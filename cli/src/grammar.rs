@@ -22,7 +22,9 @@ const PROJECT: &str = "project-name-after-verb";
 
 /// The whole grammar. What a verb takes is put together when it was typed: for all of them that would take longer than most commands.
 pub(crate) fn command() -> clap::Command {
-    Cli::command().mut_subcommands(|verb| if STACK_VERBS.contains(&verb.get_name()) { of_a_stack(verb) } else { verb })
+    // The last of an option that stands twice counts, as with Docker: people have the first one in an alias.
+    let all = Cli::command().args_override_self(true);
+    all.mut_subcommands(|verb| if STACK_VERBS.contains(&verb.get_name()) { of_a_stack(verb) } else { verb })
 }
 
 fn of_a_stack(verb: clap::Command) -> clap::Command {

@@ -300,6 +300,20 @@ fn container_run_takes_variables_of_files_an_address_and_names() {
     assert_eq!(output.stdout, "1\nas it $stands \"here\"\non\n");
     run(&["--env-file", "none.env", "busybox", "true"]).code(2).says(&["none.env"]);
 
+    host.write("labels", "kept=as it $stands\n# not this\n  bare\nother=file\n");
+    // The last of an option that stands twice counts, as people expect who have the first one in an alias.
+    let twice = ["--name", "not", "--name", "named", "-h", "x", "--hostname", "box.example.org"];
+    let files = ["--label-file", "labels", "--label", "other=word"];
+    host.orch(&[&["container", "run"], &twice[..], &files, &["busybox", "cat", "/etc/hosts"]].concat())
+        .ok()
+        .prints(&["\tbox.example.org box\n"]);
+    let labels = host.orch(&["container", "inspect", "named"]).ok().json()[0]["config"]["labels"].clone();
+    for (key, value) in [("kept", "as it $stands"), ("bare", ""), ("other", "word")] {
+        assert_eq!(labels[key], value, "{labels}");
+    }
+    host.orch(&["container", "rm", "named"]).ok();
+    run(&["--label-file", "none", "busybox", "true"]).code(1).says(&["none"]);
+
     host.orch(&["network", "create", "--subnet", "172.30.7.0/24", "seven"]).ok();
     let own = ["--network", "seven", "--ip", "172.30.7.9", "--network-alias", "nine"];
     host.orch(

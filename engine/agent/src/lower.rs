@@ -286,7 +286,11 @@ fn etc_hosts(task: &TaskAssignment, hostname: &str, context: &LowerContext<'_>) 
     };
     let names = match task.spec.domainname.as_ref().or(network.spec.domainname.as_ref()) {
         Some(domain) => format!("{hostname}.{domain} {hostname}"),
-        None => hostname.to_owned(),
+        // One with its domain in it is found by its first part too.
+        None => match hostname.split_once('.') {
+            Some((first, _)) => format!("{hostname} {first}"),
+            None => hostname.to_owned(),
+        },
     };
     // Writing to a string cannot fail.
     for address in addresses(network) {

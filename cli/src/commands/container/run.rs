@@ -132,7 +132,7 @@ fn service(args: &ContainerRun, env_files: &[String]) -> Result<ServiceSpec> {
 
 /// Options that may be repeated.
 fn lists(args: &ContainerRun, keys: &mut serde_json::Map<String, Value>) {
-    let lists: [(&str, &Vec<String>); 19] = [
+    let lists: [(&str, &Vec<String>); 17] = [
         ("tmpfs", &args.tmpfs),
         ("ports", &args.publish),
         ("expose", &args.expose),
@@ -143,8 +143,6 @@ fn lists(args: &ContainerRun, keys: &mut serde_json::Map<String, Value>) {
         ("devices", &args.device),
         ("device_cgroup_rules", &args.device_cgroup_rule),
         ("sysctls", &args.sysctl),
-        ("labels", &args.label),
-        ("label_file", &args.label_file),
         ("extra_hosts", &args.add_host),
         ("dns", &args.dns),
         ("dns_search", &args.dns_search),
@@ -199,6 +197,10 @@ fn words(args: &ContainerRun, keys: &mut serde_json::Map<String, Value>) {
 /// Options that the file writes in another way.
 fn structures(args: &ContainerRun, env_files: &[String], keys: &mut serde_json::Map<String, Value>) -> Result<()> {
     let mut put = |key: &str, value: Value| drop(keys.insert(key.to_owned(), value));
+    let labels = labels(args)?;
+    if !labels.is_empty() {
+        put("labels", labels.into());
+    }
     let mut mounts: Vec<Value> = args.volume.iter().map(|text| text.clone().into()).collect();
     for text in &args.mount {
         mounts.push(mount(text)?);
@@ -225,6 +227,18 @@ fn structures(args: &ContainerRun, env_files: &[String], keys: &mut serde_json::
         put("blkio_config", json!({"weight": weight}));
     }
     Ok(())
+}
+
+/// Those of `--label-file`, line by line as they stand, which is how Docker reads them, and behind them those of `--label`.
+fn labels(args: &ContainerRun) -> Result<Vec<String>> {
+    let mut labels = Vec::new();
+    for path in &args.label_file {
+        let text = std::fs::read_to_string(path).with_context(|| format!("read the label file {path}"))?;
+        let lines = text.lines().map(str::trim_start);
+        labels.extend(lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned));
+    }
+    labels.extend(args.label.iter().cloned());
+    Ok(labels)
 }
 
 /// A `--mount` in the long form of the file.
