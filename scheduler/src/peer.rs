@@ -38,7 +38,7 @@ use orch_spec::assignment::NodeId;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_rustls::client::TlsStream;
 
 use crate::identity::certificate::{Certificate, Unreadable};
@@ -99,6 +99,8 @@ struct Inner {
     membership: watch::Sender<Option<Membership>>,
     /// The managers have said that this node was removed.
     removed: watch::Sender<bool>,
+    /// Another manager did not take this node for one.
+    doubted: Notify,
 }
 
 /// See the module. Cheap to clone.
@@ -118,6 +120,7 @@ impl Peers {
             present: Mutex::default(),
             membership: watch::Sender::new(membership),
             removed: watch::Sender::new(false),
+            doubted: Notify::new(),
         };
         let peers = Self(Arc::new(inner));
         peers.reload()?;
@@ -189,6 +192,22 @@ impl Peers {
     /// Whether a manager has said that this node was removed from the cluster.
     pub fn is_removed(&self) -> bool {
         *self.0.removed.borrow()
+    }
+
+    /// Waits until a manager has said that this node was removed from the cluster.
+    pub(crate) async fn removed(&self) {
+        // The sender lives as long as this.
+        let _ = self.0.removed.subscribe().wait_for(|removed| *removed).await;
+    }
+
+    /// Another manager has refused what only a manager may do.
+    pub(crate) fn doubt(&self) {
+        self.0.doubted.notify_one();
+    }
+
+    /// Waits until another manager has refused what only a manager may do.
+    pub(crate) async fn doubted(&self) {
+        self.0.doubted.notified().await;
     }
 
     /// Waits before something is asked of the managers again: what is usual, and long once they have said that this node was removed. Its

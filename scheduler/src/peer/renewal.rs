@@ -18,6 +18,8 @@ use crate::identity::certificate::Subject;
 
 /// Pause after a renewal that failed.
 const AGAIN: Duration = Duration::from_secs(5);
+/// How long a manager that others do not take for one hopes for a leader.
+const DOUBT: Duration = Duration::from_secs(1);
 /// A clock may be set: the time is looked at at least so often.
 const LOOK: Duration = Duration::from_secs(3600);
 
@@ -139,6 +141,20 @@ async fn removed(leadership: &mut Option<tokio::sync::watch::Receiver<Leadership
     }
 }
 
+/// Waits until another manager has not taken this one for a manager, and nobody leads it: it may have been made a worker while it could
+/// not be told. For ever on a worker. Who only knows less than this manager refuses it too, but then there is a leader, at the latest in a
+/// moment.
+async fn doubted(peers: &Peers, leadership: Option<&tokio::sync::watch::Receiver<Leadership>>) {
+    let Some(leadership) = leadership else { return std::future::pending().await };
+    loop {
+        peers.doubted().await;
+        tokio::time::sleep(DOUBT).await;
+        if leadership.borrow().leader.is_none() {
+            return;
+        }
+    }
+}
+
 /// Renews for ever. `role_changed` wakes it; `control` is there on a manager. Ends when the role is another one than the membership says,
 /// and tells it: the process starts again as what it has become.
 pub async fn keep(
@@ -158,14 +174,18 @@ pub async fn keep(
         };
         let due = certificate.renew_at(share);
         let wait = due.duration_since(clock::now()).unwrap_or_default();
+        let known = leadership.clone();
+        let mut is_doubted = false;
         if !wait.is_zero() {
             tokio::select! {
                 () = tokio::time::sleep(wait.min(LOOK)) => continue,
                 () = role_changed.notified() => {}
                 () = removed(&mut leadership) => {}
+                () = doubted(&peers, known.as_ref()) => is_doubted = true,
             }
         }
-        let is_removed = leadership.as_ref().is_some_and(|known| known.borrow().standing == Standing::Removed);
+        let is_removed =
+            is_doubted || leadership.as_ref().is_some_and(|known| known.borrow().standing == Standing::Removed);
         let renewed = match &control {
             Some(control) if !is_removed => renew_here(control, &peers).map(|()| None),
             _ => renew_there(&peers).await.map(Some),

@@ -16,7 +16,7 @@ use orch_spec::assignment::NodeId;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::{Lane, Peers};
+use super::{CallError, Lane, Peers};
 use crate::control::Control;
 use crate::transport::{LARGEST_MESSAGE, Transport};
 
@@ -113,6 +113,9 @@ async fn carry(peers: Peers, control: Option<Control>, to: NodeId, mut queue: mp
         let connection = match tokio::time::timeout(CONNECT_TIME, upgrading).await {
             Ok(Ok(connection)) => connection,
             failed => {
+                if matches!(&failed, Ok(Err(CallError::Refused(why))) if why.code == "forbidden") {
+                    peers.doubt();
+                }
                 if std::mem::replace(&mut reachable, false) {
                     let error = match failed {
                         Ok(Err(error)) => orch_api::error::chain(&error),

@@ -164,7 +164,15 @@ async fn leave(Inject(manager): Injected, body: Body<LeaveRequest>) -> Reply<()>
         return Err(ErrorDetail::new("conflict", "this host is alone: there is no cluster to leave").into());
     }
     let others = manager.leader.control.read(|state| state.security.members.keys().filter(|id| **id != node).count());
-    let left = if others == 0 { Ok(()) } else { say_farewell(&manager, &node).await };
+    // Who was removed has nobody to tell, and may hear of it only now.
+    let farewell = async {
+        tokio::select! {
+            biased;
+            () = host.peers.removed() => Ok(()),
+            said = say_farewell(&manager, &node) => said,
+        }
+    };
+    let left = if others == 0 { Ok(()) } else { farewell.await };
     match left {
         Err(detail) if !force => return Err(detail.with_hint("`--force` leaves without telling anybody").into()),
         Err(detail) => tracing::warn!(error = %detail, "the others could not be told that this node leaves"),
