@@ -1,0 +1,141 @@
+//! What is done to hosts.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use orch_tests::fault::Chance;
+use orch_tests::host::Host;
+use orch_tests::process::Identity;
+
+use crate::fleet::Fleet;
+use crate::stream::Excuse;
+
+/// A fault of one host, by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Its agent is killed.
+    Agent(usize),
+    /// Its agent stands still.
+    Still(usize),
+    /// Its cable is cut.
+    Cut(usize),
+    /// All its processes are killed, and its cable is cut meanwhile.
+    Gone(usize),
+    /// The processes of one container are killed.
+    Container(usize, u64),
+    /// A shim is killed.
+    Shim(usize, u64),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Agent(number) => write!(f, "host {number}: agent killed"),
+            Self::Still(number) => write!(f, "host {number}: agent stands still"),
+            Self::Cut(number) => write!(f, "host {number}: cable cut"),
+            Self::Gone(number) => write!(f, "host {number}: gone"),
+            Self::Container(number, _) => write!(f, "host {number}: a container's process killed"),
+            Self::Shim(number, _) => write!(f, "host {number}: a shim killed"),
+        }
+    }
+}
+
+impl Fault {
+    pub(crate) fn draw(fleet: &Fleet, chance: &mut Chance) -> Self {
+        let number = usize::try_from(chance.below(fleet.count as u64)).expect("a few hosts") + 1;
+        let which = chance.below(1 << 20);
+        match chance.below(12) {
+            0..=2 => Self::Agent(number),
+            3..=4 => Self::Still(number),
+            5..=7 => Self::Cut(number),
+            8..=9 => Self::Gone(number),
+            10 => Self::Container(number, which),
+            _ => Self::Shim(number, which),
+        }
+    }
+
+    pub(crate) fn host(&self) -> usize {
+        match self {
+            Self::Agent(n)
+            | Self::Still(n)
+            | Self::Cut(n)
+            | Self::Gone(n)
+            | Self::Container(n, _)
+            | Self::Shim(n, _) => *n,
+        }
+    }
+
+    /// Nobody can ask this host for anything meanwhile.
+    pub(crate) fn silences(&self) -> bool {
+        !matches!(self, Self::Container(..) | Self::Shim(..))
+    }
+
+    /// When requests may fail for a fault that lasted so long. Whoever is gone for good takes its tasks along, until that is noticed; an agent
+    /// that does not run takes nothing back of what its host leads to.
+    pub(crate) fn excuses(&self, from: Instant, lifted: Instant) -> Vec<Excuse> {
+        let host = self.host();
+        let own = Excuse { host, from, until: lifted + Duration::from_secs(4) };
+        let all = |seconds| Excuse { host: 0, from, until: from + Duration::from_secs(seconds) };
+        match self {
+            Self::Agent(_) | Self::Still(_) => vec![own],
+            Self::Cut(_) | Self::Gone(_) => vec![own, all(5)],
+            Self::Container(..) | Self::Shim(..) => vec![all(2)],
+        }
+    }
+
+    pub(crate) fn begin(&self, fleet: &Fleet) {
+        let host = fleet.hosts.host(self.host());
+        let port = u8::try_from(self.host()).expect("a few hosts");
+        match self {
+            Self::Agent(_) => host.kill_agent(),
+            Self::Still(_) => host.signal(host.agent().expect("an agent runs"), Signal::SIGSTOP),
+            Self::Cut(_) => fleet.hosts.segment.cut(port).expect("there is a cable"),
+            Self::Gone(_) => {
+                fleet.hosts.segment.cut(port).expect("there is a cable");
+                let agent = host.agent().expect("an agent runs");
+                all_end(host, &[&[agent][..], &host.shims()].concat());
+            }
+            Self::Container(_, which) => {
+                let running: Vec<Identity> = fleet.hosts.running(self.host()).into_values().collect();
+                one_ends(host, &running, *which);
+            }
+            Self::Shim(_, which) => one_ends(host, &host.shims(), *which),
+        }
+    }
+
+    pub(crate) fn lift(&self, fleet: &Fleet) {
+        let host = fleet.hosts.host(self.host());
+        let port = u8::try_from(self.host()).expect("a few hosts");
+        match self {
+            Self::Agent(_) => host.start_agent(),
+            Self::Still(_) => {
+                let still = |pid: &i32| host.processes().command(*pid).contains("orch agent");
+                let pids = host.processes().all().into_iter().filter(still);
+                pids.filter_map(|pid| host.processes().identity(pid)).for_each(|p| host.signal(p, Signal::SIGCONT));
+            }
+            Self::Cut(_) => fleet.hosts.segment.mend(port).expect("there is a cable"),
+            Self::Gone(_) => {
+                fleet.hosts.segment.mend(port).expect("there is a cable");
+                host.start_agent();
+            }
+            Self::Container(..) | Self::Shim(..) => {}
+        }
+    }
+}
+
+fn one_ends(host: &Host, of: &[Identity], which: u64) {
+    if !of.is_empty() {
+        let place = usize::try_from(which).expect("it is small") % of.len();
+        host.signal(of[place], Signal::SIGKILL);
+    }
+}
+
+/// At once, as at a power cut: numbers are found first.
+fn all_end(host: &Host, of: &[Identity]) {
+    let outer: Vec<i32> = of.iter().filter_map(|process| host.outer(process.pid)).collect();
+    for pid in outer {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
