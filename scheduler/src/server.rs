@@ -29,7 +29,7 @@ use orch_core::{
     Act, Action, Answer, ApplyStack, AttachTask, Command, DetachTask, Down, Hint, NetworkDefinition, NewNetwork,
     NewVolume, Refusal, ReserveAddress, RunOneOff, Scale, SetTaskDesired, State, Task, UpOptions,
 };
-use orch_spec::assignment::{NetworkName, TaskId};
+use orch_spec::assignment::{NetworkName, NodeId, TaskId};
 use orch_spec::model::{IpamPool, ServiceSpec, StackSpec};
 use serde::Deserialize;
 
@@ -534,13 +534,14 @@ async fn ensure_default_network(control: &Control, name: &NetworkName) -> Result
     }
 }
 
-/// An address on a network for a container of no stack; the default network is made by the first one that asks.
+/// An address on a network for a container of no stack, which runs on `node`; the default network is made by the first one that asks.
 ///
 /// # Errors
 /// When there is no such network, it is full, or the address is taken.
 pub async fn reserve_address(
     control: &Control,
     network: String,
+    node: Option<NodeId>,
     request: AddressRequest,
 ) -> Result<AddressResponse, ErrorDetail> {
     let name = NetworkName(network);
@@ -555,6 +556,8 @@ pub async fn reserve_address(
         aliases: request.aliases,
         ipv4: request.ipv4,
         ipv6: request.ipv6,
+        mac: request.mac,
+        node,
     };
     let (index, answer) = control.propose(Command::ReserveAddress(command)).await.map_err(|e| Refused::from(e).0)?;
     Ok(AddressResponse { index, ipv4: answer.addresses.0, ipv6: answer.addresses.1 })
@@ -576,7 +579,7 @@ async fn reserve(
     body: Body<AddressRequest>,
 ) -> Reply<AddressResponse> {
     let Json(request) = body?;
-    Ok(Json(reserve_address(&server.control, name, request).await?))
+    Ok(Json(reserve_address(&server.control, name, None, request).await?))
 }
 
 /// `?holder=`.

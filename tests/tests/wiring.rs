@@ -1,5 +1,6 @@
 //! Containers that are taken onto networks, and off them, while they run.
 
+use orch_tests::cluster::Hosts;
 use orch_tests::host::Host;
 use orch_tests::machine::Place;
 use orch_tests::wait::{PATIENCE, eventually};
@@ -106,4 +107,45 @@ fn a_container_of_no_stack_joins_a_stacks_network_and_keeps_it_from_going() {
     host.orch(&["container", "rm", "-f", "guest"]).ok();
     assert_eq!(host.sh(Place::Host, "ls /sys/class/net | grep -c orb- || true").trim(), "1", "the default one stays");
     host.leaves_no_trace();
+}
+
+#[test]
+fn a_container_of_no_stack_talks_with_a_stacks_containers_on_other_hosts() {
+    let hosts = Hosts::cluster(&["worker", "worker"]);
+    for host in &hosts.hosts {
+        host.load("busybox");
+    }
+    let first = hosts.host(1);
+    first.stack(
+        "
+name: far
+services:
+  page:
+    image: busybox
+    command: sh -c 'mkdir /page; echo from afar > /page/index.html; exec httpd -f -h /page'
+    init: true
+    stop_grace_period: 1s
+    deploy: {placement: {constraints: [node.role == manager]}}
+",
+    );
+    first.up();
+    // Where nothing of the stack runs, with the address of its interface made up by nobody else.
+    let third = hosts.host(3);
+    let serve = "mkdir /page; echo from a guest > /page/index.html; exec httpd -f -h /page";
+    let run = ["container", "run", "-d", "--init", "--name", "guest", "--network", "far_default"];
+    let named = ["--network-alias", "visitor", "--mac-address", "02:00:5e:00:53:07", "busybox", "sh", "-c", serve];
+    third.orch(&[&run[..], &named[..]].concat()).ok();
+    let fetch = |url: &str| format!("timeout 3 wget -q -O - {url}");
+    eventually(PATIENCE, "the guest reaches the service by its name", || {
+        let answer = third.orch(&["container", "exec", "guest", "sh", "-c", &fetch("http://page/")]);
+        if answer.stdout == "from afar\n" { Ok(()) } else { Err(format!("{answer:?}")) }
+    });
+    for name in ["guest", "visitor"] {
+        eventually(PATIENCE, "the service reaches the guest by its names", || {
+            let answer = first.orch(&["exec", "-T", "page", "sh", "-c", &fetch(&format!("http://{name}/"))]);
+            if answer.stdout == "from a guest\n" { Ok(()) } else { Err(format!("{answer:?}")) }
+        });
+    }
+    third.orch(&["container", "rm", "-f", "guest"]).ok();
+    first.down();
 }

@@ -150,7 +150,8 @@ impl ControlPlane for Plane {
     ) -> BoxFuture<'_, Result<AddressResponse, ErrorDetail>> {
         Box::pin(async move {
             if let Some(leader) = self.here() {
-                return orch_scheduler::server::reserve_address(&leader.control, network, request).await;
+                let node = Some(self.peers.node().clone());
+                return orch_scheduler::server::reserve_address(&leader.control, network, node, request).await;
             }
             let path = &format!("/v1/peer/addresses/{}", escape(&network));
             let request = &request;

@@ -214,12 +214,15 @@ async fn assemble(
         let attachment = spec.networks.get(&network);
         let v4 = |a: std::net::IpAddr| if let std::net::IpAddr::V4(a) = a { Some(a) } else { None };
         let v6 = |a: std::net::IpAddr| if let std::net::IpAddr::V6(a) = a { Some(a) } else { None };
+        let mac = attachment.and_then(|a| a.mac_address.clone());
+        let mac = mac.or_else(|| spec.mac_address.clone().filter(|_| order == 0));
         let request = AddressRequest {
             holder: id.to_owned(),
             name: name.to_owned(),
             aliases: attachment.map(|a| a.aliases.clone()).unwrap_or_default(),
             ipv4: attachment.and_then(|a| a.ipv4_address).and_then(v4),
             ipv6: attachment.and_then(|a| a.ipv6_address).and_then(v6),
+            mac: mac.clone(),
         };
         let address = shared.control.reserve_address(network.clone(), request).await.map_err(|e| e.with_exit_code(125));
         let address = match address {
@@ -234,9 +237,7 @@ async fn assemble(
             network: NetworkName(network),
             ipv4: address.ipv4,
             ipv6: address.ipv6,
-            mac: attachment
-                .and_then(|a| a.mac_address.clone())
-                .or_else(|| spec.mac_address.clone().filter(|_| order == 0)),
+            mac,
             interface_name: attachment.and_then(|a| a.interface_name.clone()),
             gw_priority: attachment.map_or(0, |a| a.gw_priority),
             links: BTreeMap::new(),
@@ -265,8 +266,14 @@ pub(crate) async fn connect(shared: &Arc<Shared>, id: &TaskId, request: NetworkC
         let message = format!("network {}: {name} is on it already", request.network);
         if there { Err(ErrorDetail::new("conflict", message)) } else { Ok(name.to_owned()) }
     })?;
-    let asked =
-        AddressRequest { holder: id.0.clone(), name, aliases: request.aliases, ipv4: request.ipv4, ipv6: request.ipv6 };
+    let asked = AddressRequest {
+        holder: id.0.clone(),
+        name,
+        aliases: request.aliases,
+        ipv4: request.ipv4,
+        ipv6: request.ipv6,
+        mac: None,
+    };
     let network = request.network;
     let address = shared.control.reserve_address(network.clone(), asked).await?;
     let endpoint = EndpointAssignment {

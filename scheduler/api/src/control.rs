@@ -572,6 +572,8 @@ pub struct AddressRequest {
     pub ipv4: Option<Ipv4Addr>,
     /// A certain address.
     pub ipv6: Option<Ipv6Addr>,
+    /// Its MAC address, where it is not the one that follows from the address.
+    pub mac: Option<String>,
 }
 
 /// Takes a container onto a further network.

@@ -8,7 +8,7 @@ use crate::command::{Answer, Changes, Command, Entry, Outcome};
 use crate::error::{Missing, Refusal};
 use crate::plan::{self, Moment, Planned, Records};
 use crate::settle::Settling;
-use crate::state::{Event, MeshPort, NetworkPhase, RevisionId, Stack, State, Timer, reservation_holder, vip_holder};
+use crate::state::{Event, MeshPort, NetworkPhase, RevisionId, Stack, State, Timer, vip_holder};
 use crate::{endpoint, rollout};
 
 impl State {
@@ -192,8 +192,12 @@ impl State {
         for (name, mut network) in records.networks {
             let former = self.networks.get(&name);
             let new = former.is_none();
-            if self.networks.get(&name) != Some(&network) {
+            if former != Some(&network) {
                 network.changed = index;
+            }
+            if former.is_some_and(|former| former.reservations != network.reservations || former.nodes != network.nodes)
+            {
+                network.endpoints_changed = index;
             }
             if new {
                 self.event(moment, "network", "create", &name.0, &name.0, &network.stack, &[]);
@@ -340,12 +344,8 @@ impl State {
     fn release_address(&mut self, name: &NetworkName, holder: &str, changes: &mut Changes) -> Result<(), Refusal> {
         let index = self.index;
         let Some(network) = self.networks.get_mut(name) else { return Err(Missing::Network(name.0.clone()).into()) };
-        if network.reservations.remove(holder).is_some() {
-            let holder = reservation_holder(holder);
-            for pool in [&mut network.pool4, &mut network.pool6].into_iter().flatten() {
-                pool.held.retain(|_, present| *present != holder);
-            }
-            network.changed = index;
+        if network.release(holder) {
+            (network.changed, network.endpoints_changed) = (index, index);
             changes.objects = true;
         }
         Ok(())

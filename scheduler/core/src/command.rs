@@ -389,6 +389,10 @@ pub struct ReserveAddress {
     pub ipv4: Option<Ipv4Addr>,
     /// A certain address.
     pub ipv6: Option<Ipv6Addr>,
+    /// Its MAC address, where it is not the one that follows from the address.
+    pub mac: Option<String>,
+    /// The node that it runs on, where that is one of ours.
+    pub node: Option<NodeId>,
 }
 
 /// See [`Command::AttachTask`].

@@ -13,7 +13,7 @@ use orch_spec::assignment::{
 use orch_spec::model::EndpointMode;
 
 use crate::identity;
-use crate::state::{Network, NodeState, Serving, State, Task, holder_of};
+use crate::state::{Network, NodeState, Reservation, Serving, State, Task, holder_of};
 
 /// How long a task that is to be stopped waits at most for nodes to let go of it, milliseconds: as long as it takes until a node that
 /// does not answer is suspect, and then it counts no more; and half of that again.
@@ -228,6 +228,15 @@ fn remotes(state: &State, task: &Task, remotes: &mut BTreeMap<NetworkName, Vec<R
     }
 }
 
+/// The endpoints of a container outside of stacks as other nodes see them.
+fn reserved(container: &Reservation) -> impl Iterator<Item = RemoteEndpoint> {
+    let addresses = [container.ipv4.map(IpAddr::V4), container.ipv6.map(IpAddr::V6)].into_iter().flatten();
+    let first = addresses.clone().next();
+    let mac = container.mac.clone().or_else(|| first.map(mac_of)).unwrap_or_default();
+    let node = container.node.clone();
+    addresses.filter_map(move |ip| Some(RemoteEndpoint { ip, mac: mac.clone(), node: node.clone()? }))
+}
+
 /// The MAC that every node makes for an address.
 fn mac_of(address: IpAddr) -> String {
     let bytes = match address {
@@ -275,9 +284,9 @@ pub(crate) fn overlay<'p>(
         .filter_map(|(id, node)| Some(OverlayPeer { node: id.clone(), underlay: node.facts.address? }));
     let peers: Vec<OverlayPeer> = peers.collect();
     let known: BTreeSet<&NodeId> = peers.iter().map(|peer| &peer.node).collect();
-    let remote = parts.filter_map(|part| part.remotes.get(&network.name)).flatten();
-    let mut endpoints: Vec<RemoteEndpoint> =
-        remote.filter(|endpoint| known.contains(&endpoint.node)).cloned().collect();
+    let of_tasks = parts.filter_map(|part| part.remotes.get(&network.name)).flatten().cloned();
+    let all = of_tasks.chain(network.reservations.values().flat_map(reserved));
+    let mut endpoints: Vec<RemoteEndpoint> = all.filter(|endpoint| known.contains(&endpoint.node)).collect();
     endpoints.sort();
     Some(OverlayAssignment {
         vni,

@@ -267,6 +267,12 @@ impl State {
         for network in self.networks.values_mut().filter(|network| network.nodes.contains(id)) {
             network.nodes.remove(id);
             network.endpoints_changed = index;
+            // Whatever it goes on to run, nobody is led there any more.
+            let there = network.reservations.iter().filter(|(_, container)| container.node.as_ref() == Some(id));
+            let there: Vec<String> = there.map(|(container, _)| container.clone()).collect();
+            for container in &there {
+                network.release(container);
+            }
         }
         self.mesh_changed = index;
         self.event(moment, "node", "remove", &id.0, &name, "", &[]);

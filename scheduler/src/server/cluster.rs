@@ -540,11 +540,13 @@ async fn proposal(Inject(manager): Injected, body: Body<Command>) -> Reply<Index
 /// `POST /v1/peer/addresses/{name}`.
 async fn reserve(
     Inject(manager): Injected,
+    Extension(admitted): Extension<Admitted>,
     Path(name): Path<String>,
     body: Body<AddressRequest>,
 ) -> Reply<AddressResponse> {
     let Json(request) = body?;
-    Ok(Json(super::reserve_address(&manager.leader.control, name, request).await?))
+    let node = Some(NodeId(admitted.name));
+    Ok(Json(super::reserve_address(&manager.leader.control, name, node, request).await?))
 }
 
 /// `?holder=`.

@@ -344,8 +344,12 @@ pub(crate) fn plan_reservation(state: &State, request: &ReserveAddress, moment: 
         aliases: request.aliases.clone(),
         ipv4: grant.ipv4,
         ipv6: grant.ipv6,
+        mac: request.mac.clone(),
+        node: request.node.clone().filter(|node| state.nodes.contains_key(node)),
     };
     let network = draft.network_mut(&request.network);
+    // A stack's network is only where its tasks are.
+    network.nodes.extend(reservation.node.clone());
     if let Some(former) = network.reservations.insert(request.holder.clone(), reservation) {
         // Another address than before: the former one is free again.
         for address in [former.ipv4.map(IpAddr::V4), former.ipv6.map(IpAddr::V6)].into_iter().flatten() {

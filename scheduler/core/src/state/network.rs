@@ -7,6 +7,7 @@ use orch_spec::assignment::{NetworkName, NodeId, TaskId};
 use orch_spec::model::{IpamPool, NetworkSpec, VolumeSpec};
 use serde::{Deserialize, Serialize};
 
+use super::reservation_holder;
 use crate::address::Pool;
 
 /// What a network shall be; another definition means another network under the same name.
@@ -150,6 +151,15 @@ impl Network {
         }
     }
 
+    /// Frees the addresses of a container outside of stacks; says whether it had any.
+    pub(crate) fn release(&mut self, container: &str) -> bool {
+        let holder = reservation_holder(container);
+        for pool in [&mut self.pool4, &mut self.pool6].into_iter().flatten() {
+            pool.held.retain(|_, present| *present != holder);
+        }
+        self.reservations.remove(container).is_some()
+    }
+
     /// Whether tasks may use it now.
     pub fn is_active(&self) -> bool {
         self.phase == NetworkPhase::Active
@@ -167,6 +177,7 @@ pub struct Vip {
 
 /// An address held by a container outside of stacks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Reservation {
     /// The container's name.
     pub name: String,
@@ -176,6 +187,10 @@ pub struct Reservation {
     pub ipv4: Option<Ipv4Addr>,
     /// Its address.
     pub ipv6: Option<Ipv6Addr>,
+    /// Its MAC address, where it is not the one that follows from the address.
+    pub mac: Option<String>,
+    /// Where it runs.
+    pub node: Option<NodeId>,
 }
 
 /// A named volume.

@@ -1,12 +1,16 @@
 //! What a cluster of several nodes does: where tasks go, what happens when nodes are lost, drained or come back, what is told of whom.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use orch_core::{
-    Availability, Command, Down, Explanation, Hint, NodeState, Refusal, RolloutState, Scale, Serving, Turn, UpdateNode,
+    Availability, Command, Down, Explanation, Hint, NodeState, Refusal, ReserveAddress, RolloutState, Scale, Serving,
+    Turn, UpdateNode,
 };
-use orch_spec::assignment::{Backend, DesiredTask, NodeId, NodeReport, TaskState, TaskStatus};
+use orch_spec::assignment::{
+    Backend, DesiredTask, NetworkName, NodeId, NodeReport, RemoteEndpoint, TaskState, TaskStatus,
+};
 use orch_spec::model::StackSpec;
 
 use crate::fleet::Fleet;
@@ -468,6 +472,48 @@ fn names_virtual_addresses_and_ports_lead_to_what_serves() {
     let _ = fleet.apply(Command::RemoveStack(Down { stack: "web".to_owned(), ..Down::default() }));
     fleet.settle();
     assert!(fleet.state.networks.is_empty() && fleet.state.tasks.is_empty() && fleet.state.revisions.is_empty());
+}
+
+#[test]
+fn a_container_of_no_stack_is_led_to_from_other_nodes_until_it_or_its_node_goes() {
+    let mut fleet = Fleet::new(2);
+    up(&mut fleet, "services: {app: {image: app, deploy: {placement: {constraints: ['node.id == n1']}}}}");
+    let network: NetworkName = "web_default".into();
+    let told = |fleet: &Fleet, node: &str| {
+        let told = fleet.assignments.of(&fleet.state, &node.into());
+        let found = told.networks.iter().find(|known| known.name == network).and_then(|known| known.overlay.clone());
+        (found.map(|overlay| overlay.endpoints).unwrap_or_default(), told.endpoints_version)
+    };
+    let names = |fleet: &Fleet| fleet.assignments.of(&fleet.state, &"n1".into()).names;
+    assert!(fleet.state.networks[&network].nodes == BTreeSet::from(["n1".into()]));
+    let reserve = |fleet: &mut Fleet, container: &str, mac: Option<&str>| {
+        let (network, holder, name) = (network.clone(), container.to_owned(), container.to_owned());
+        let (mac, node) = (mac.map(str::to_owned), Some("n2".into()));
+        let request = ReserveAddress { network, holder, name, mac, node, ..ReserveAddress::default() };
+        let answer = fleet.apply(Command::ReserveAddress(request)).result.expect("there is room");
+        IpAddr::V4(answer.addresses.0.expect("it has IPv4"))
+    };
+    let (_, before) = told(&fleet, "n1");
+    let ip = reserve(&mut fleet, "probe", Some("02:00:00:00:00:07"));
+    let (there, version) = told(&fleet, "n1");
+    assert_eq!(there, [RemoteEndpoint { ip, mac: "02:00:00:00:00:07".to_owned(), node: "n2".into() }]);
+    assert!(version > before, "who waits until all know of it waits for this");
+    assert!(names(&fleet).iter().any(|name| name.name == "probe" && name.addresses == [ip]));
+    // Its node is given the network, and the way to what runs elsewhere.
+    assert_eq!(told(&fleet, "n2").0.iter().map(|endpoint| endpoint.node.as_str()).collect::<Vec<_>>(), ["n1"]);
+
+    let release = Command::ReleaseAddress { network: network.clone(), holder: "probe".to_owned() };
+    assert!(fleet.apply(release).result.is_ok());
+    let (there, later) = told(&fleet, "n1");
+    assert!(there.is_empty() && later > version);
+
+    reserve(&mut fleet, "other", None);
+    assert_eq!(told(&fleet, "n1").0.len(), 1);
+    assert!(fleet.apply(Command::RemoveNode { node: "n2".into(), force: true }).result.is_ok());
+    assert!(fleet.state.networks[&network].reservations.is_empty() && told(&fleet, "n1").0.is_empty());
+    let _ = fleet.apply(Command::RemoveStack(Down { stack: "web".to_owned(), ..Down::default() }));
+    fleet.settle();
+    assert!(fleet.state.networks.is_empty(), "nothing is in its way");
 }
 
 #[test]

@@ -233,6 +233,9 @@ fn addresses_are_one_holders(state: &State) {
             for (address, holder) in &pool.held {
                 let there = match holder.split_once(':') {
                     Some(("task", id)) => state.tasks.contains_key(&id.into()),
+                    Some(("container", id)) => network.reservations.get(id).is_some_and(|container| {
+                        container.node.as_ref().is_none_or(|node| state.nodes.contains_key(node))
+                    }),
                     Some(("vip", key)) => {
                         network.vips.contains_key(key) && {
                             let (stack, service) = key.split_once('/').expect("stack and service");
