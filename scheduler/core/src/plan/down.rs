@@ -11,9 +11,10 @@ use crate::error::{Missing, Refusal};
 use crate::state::{Removing, State};
 
 pub(crate) fn plan(state: &State, request: &Down, moment: Moment) -> Result<Planned, Refusal> {
-    // An earlier `down` keeps the volumes, which still bear the stack's name: `down -v` after it removes them.
+    // An earlier `down` keeps the volumes, and networks that others are on; they still bear the stack's name.
     let keeps_volumes = || state.volumes.values().any(|volume| volume.stack == request.stack);
-    let is_there = state.stacks.contains_key(&request.stack) || request.volumes && keeps_volumes();
+    let keeps_networks = || state.networks.values().any(|network| network.stack == request.stack);
+    let is_there = state.stacks.contains_key(&request.stack) || request.volumes && keeps_volumes() || keeps_networks();
     if !is_there {
         return Err(Missing::Stack(request.stack.clone()).into());
     }
