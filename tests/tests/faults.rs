@@ -606,3 +606,49 @@ fn a_manager_whose_disk_was_full_decides_again_when_there_is_space() {
         hosts.all_vote();
     }
 }
+
+#[test]
+fn five_managers_go_on_while_one_has_a_full_disk_and_another_gets_another_address() {
+    let hosts = with_busybox(Hosts::managers(5));
+    hosts.host(1).stack(EVERYWHERE);
+    hosts.host(1).up();
+    let (short, before) = (hosts.leader(1), all_running(&hosts));
+    with_small_disk(hosts.host(short));
+    hosts.all_vote();
+    let leader = hosts.leader(1);
+    let others: Vec<usize> = (1..=5).filter(|number| *number != short).collect();
+    // The one that moves leads, where the one with the small disk does not.
+    let moving = if leader == short { others[0] } else { leader };
+    let asked = *others.iter().find(|number| **number != moving).expect("there are four");
+    let data = hosts.host(short).data().display().to_string();
+    hosts.host(short).sh(Place::Host, &format!("cat /dev/zero >{data}/ballast 2>/dev/null || true"));
+    let (former, now) = (address(u8::try_from(moving).expect("a few hosts")), address(101));
+    let script = format!("ip address del {former}/24 dev eth0; ip address add {now}/24 dev eth0");
+    hosts.host(moving).sh(Place::Host, &script);
+    let begun = Instant::now();
+    for number in 0..16 {
+        make_large(hosts.host(asked), &format!("large-{number}")).ok();
+    }
+    took("five managers, one short of space, another with another address → sixteen changes taken", begun);
+    assert_ne!(hosts.leader(asked), short, "who cannot write does not lead");
+    for number in others {
+        eventually(2 * PATIENCE, "all that can write know where it is", || {
+            let output = hosts.host(number).orch(&["cluster", "info", "--format", "json"]);
+            let known = if output.code == 0 { output.json()["managers"].to_string() } else { output.stderr };
+            if known.contains(&format!("{now}:")) && !known.contains(&format!("{former}:")) {
+                Ok(())
+            } else {
+                Err(known)
+            }
+        });
+    }
+    hosts.host(short).sh(Place::Host, &format!("rm {data}/ballast"));
+    hosts.all_vote();
+    hosts.all_ready(short);
+    make(hosts.host(moving), "by-the-moved");
+    for number in 1..=5 {
+        assert_eq!(made(hosts.host(number)), ["by-the-moved"], "host {number}");
+        assert_eq!(made_large(hosts.host(number)).len(), 16, "nothing that was acknowledged is lost");
+    }
+    assert_eq!(all_running(&hosts), before, "nothing was restarted");
+}

@@ -21,6 +21,10 @@ pub(crate) enum Fault {
     Still(usize),
     /// Its cable is cut.
     Cut(usize),
+    /// What others send does not arrive there any more.
+    Deaf(usize),
+    /// Its agent is killed again and again while it starts.
+    Crashes(usize, u64),
     /// All its processes are killed, and its cable is cut meanwhile.
     Gone(usize),
     /// The processes of one container are killed.
@@ -35,6 +39,8 @@ impl fmt::Display for Fault {
             Self::Agent(number) => write!(f, "host {number}: agent killed"),
             Self::Still(number) => write!(f, "host {number}: agent stands still"),
             Self::Cut(number) => write!(f, "host {number}: cable cut"),
+            Self::Deaf(number) => write!(f, "host {number}: hears nobody"),
+            Self::Crashes(number, _) => write!(f, "host {number}: agent killed again and again while it starts"),
             Self::Gone(number) => write!(f, "host {number}: gone"),
             Self::Container(number, _) => write!(f, "host {number}: a container's process killed"),
             Self::Shim(number, _) => write!(f, "host {number}: a shim killed"),
@@ -46,12 +52,14 @@ impl Fault {
     pub(crate) fn draw(fleet: &Fleet, chance: &mut Chance) -> Self {
         let number = usize::try_from(chance.below(fleet.count as u64)).expect("a few hosts") + 1;
         let which = chance.below(1 << 20);
-        match chance.below(12) {
+        match chance.below(15) {
             0..=2 => Self::Agent(number),
             3..=4 => Self::Still(number),
             5..=7 => Self::Cut(number),
             8..=9 => Self::Gone(number),
-            10 => Self::Container(number, which),
+            10 => Self::Deaf(number),
+            11 => Self::Crashes(number, which),
+            12 => Self::Container(number, which),
             _ => Self::Shim(number, which),
         }
     }
@@ -61,7 +69,9 @@ impl Fault {
             Self::Agent(n)
             | Self::Still(n)
             | Self::Cut(n)
+            | Self::Deaf(n)
             | Self::Gone(n)
+            | Self::Crashes(n, _)
             | Self::Container(n, _)
             | Self::Shim(n, _) => *n,
         }
@@ -79,8 +89,8 @@ impl Fault {
         let own = Excuse { host, from, until: lifted + Duration::from_secs(4) };
         let all = |seconds| Excuse { host: 0, from, until: from + Duration::from_secs(seconds) };
         match self {
-            Self::Agent(_) | Self::Still(_) => vec![own],
-            Self::Cut(_) | Self::Gone(_) => vec![own, all(5)],
+            Self::Agent(_) | Self::Still(_) | Self::Crashes(..) => vec![own],
+            Self::Cut(_) | Self::Deaf(_) | Self::Gone(_) => vec![own, all(5)],
             Self::Container(..) | Self::Shim(..) => vec![all(2)],
         }
     }
@@ -90,6 +100,21 @@ impl Fault {
         let port = u8::try_from(self.host()).expect("a few hosts");
         match self {
             Self::Agent(_) => host.kill_agent(),
+            Self::Deaf(number) => {
+                let others: Vec<usize> = (1..=fleet.count).filter(|other| other != number).collect();
+                fleet.hosts.deafen(*number, &others);
+            }
+            Self::Crashes(_, which) => {
+                host.kill_agent();
+                let mut chance = Chance::from(*which);
+                for _ in 0..4 {
+                    host.start_agent_without_waiting(&[]);
+                    chance.delay(Duration::from_millis(400));
+                    let pids = host.processes().all();
+                    let agents = pids.into_iter().filter(|pid| host.processes().command(*pid).contains("orch agent"));
+                    agents.filter_map(|pid| host.processes().identity(pid)).for_each(|p| host.kill(p, Signal::SIGKILL));
+                }
+            }
             Self::Still(_) => host.signal(host.agent().expect("an agent runs"), Signal::SIGSTOP),
             Self::Cut(_) => fleet.hosts.segment.cut(port).expect("there is a cable"),
             Self::Gone(_) => {
@@ -109,7 +134,8 @@ impl Fault {
         let host = fleet.hosts.host(self.host());
         let port = u8::try_from(self.host()).expect("a few hosts");
         match self {
-            Self::Agent(_) => host.start_agent(),
+            Self::Agent(_) | Self::Crashes(..) => host.start_agent(),
+            Self::Deaf(_) => fleet.hosts.heal(),
             Self::Still(_) => {
                 let still = |pid: &i32| host.processes().command(*pid).contains("orch agent");
                 let pids = host.processes().all().into_iter().filter(still);
