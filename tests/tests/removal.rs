@@ -38,25 +38,29 @@ fn own(hosts: &Hosts, number: usize) -> BTreeMap<String, Identity> {
     running
 }
 
+/// Does something while a host is away: without a process, or without a connection.
+#[track_caller]
+fn leaves_and(hosts: &Hosts, away: usize, stopped: bool, act: impl FnOnce()) {
+    let port = u8::try_from(away).expect("a few hosts");
+    if stopped {
+        hosts.host(away).stop_agent();
+        act();
+        hosts.host(away).start_agent();
+    } else {
+        hosts.segment.cut(port).expect("there is a cable");
+        act();
+        hosts.segment.mend(port).expect("there is a cable");
+    }
+}
+
 #[test]
 fn a_manager_that_is_demoted_while_it_is_away_comes_back_as_a_worker() {
     let hosts = managers();
     let leader = hosts.leader(1);
     let (asked, away) = (leader % 3 + 1, (leader + 1) % 3 + 1);
-    // Once without a connection, and once without a process.
     for stopped in [false, true] {
         let (before, name) = (own(&hosts, away), format!("host{away}"));
-        if stopped {
-            hosts.host(away).stop_agent();
-        } else {
-            hosts.segment.cut(u8::try_from(away).expect("a few hosts")).expect("there is a cable");
-        }
-        hosts.host(asked).orch(&["node", "demote", &name]).ok();
-        if stopped {
-            hosts.host(away).start_agent();
-        } else {
-            hosts.segment.mend(u8::try_from(away).expect("a few hosts")).expect("there is a cable");
-        }
+        leaves_and(&hosts, away, stopped, || drop(hosts.host(asked).orch(&["node", "demote", &name]).ok()));
         says_of_itself(&hosts, away, "it is a worker", |info| info["role"] == "worker" && info["connected"] == true);
         assert_eq!(own(&hosts, away), before, "what it runs goes on");
         // It does what it is told: nothing but another look at the cluster's state says so.
@@ -65,6 +69,24 @@ fn a_manager_that_is_demoted_while_it_is_away_comes_back_as_a_worker() {
         hosts.host(asked).orch(&["node", "promote", &name]).ok();
         says_of_itself(&hosts, away, "it is a manager", |info| info["role"] == "manager" && info["leader"] != "");
         hosts.all_vote();
+    }
+}
+
+#[test]
+fn a_manager_that_is_demoted_and_promoted_while_it_is_away_takes_part_anew() {
+    let hosts = managers();
+    let leader = hosts.leader(1);
+    let (asked, away) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    for stopped in [false, true] {
+        let (before, name) = (own(&hosts, away), format!("host{away}"));
+        leaves_and(&hosts, away, stopped, || {
+            hosts.host(asked).orch(&["node", "demote", &name]).ok();
+            hosts.host(asked).orch(&["node", "promote", &name]).ok();
+        });
+        says_of_itself(&hosts, away, "it is a manager", |info| info["role"] == "manager" && info["leader"] != "");
+        hosts.all_vote();
+        hosts.host(away).orch(&["node", "update", &name, "--label-add", "by=itself"]).ok();
+        assert_eq!(own(&hosts, away), before, "what it runs goes on");
     }
 }
 

@@ -253,11 +253,12 @@ async fn bind(address: SocketAddr) -> TcpListener {
     }
 }
 
-/// Keeps the certificate young, and starts the process again when the node's role has become another.
+/// Keeps the certificate young, and starts the process again when the node's role, or its manager's number, has become another.
 fn keep_certificate(host: &Host, control: Option<Control>, role_changed: Arc<Notify>) {
     let host = host.clone();
+    let number = entry::number(&host.data_dir);
     tokio::spawn(async move {
-        let become_other = renewal::keep(host.peers.clone(), control, role_changed).await;
+        let become_other = renewal::keep(host.peers.clone(), control, number, role_changed).await;
         let Some(mut membership) = host.peers.membership().borrow().clone() else { return };
         let Ok(role) = become_other.role.parse() else { return };
         let kept = entry::keep_invitation(&host, become_other.manager_number, &membership.cluster);

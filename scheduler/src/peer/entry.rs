@@ -325,6 +325,11 @@ pub fn invitation(data_dir: &Path) -> Option<Invitation> {
     serde_json::from_slice(&bytes).ok()
 }
 
+/// The number by which the other managers know this one.
+pub fn number(data_dir: &Path) -> u64 {
+    invitation(data_dir).map_or(FIRST, |invitation| invitation.id)
+}
+
 /// How long a manager that has lost its log asks the others: they may be starting, too.
 const READMISSION_TIME: Duration = Duration::from_secs(60);
 /// Pause between two rounds of asking them.
@@ -336,7 +341,7 @@ const READMISSION_PAUSE: Duration = Duration::from_millis(500);
 /// # Errors
 /// When nobody could be asked, or they cannot do without it.
 pub async fn readmit(host: &Host) -> Result<(), ErrorDetail> {
-    let former = invitation(&host.data_dir).map_or(FIRST, |invitation| invitation.id);
+    let former = number(&host.data_dir);
     let body = serde_json::to_vec(&ReadmissionRequest { former }).map_err(|e| failed("write the request", &e))?;
     let until = tokio::time::Instant::now() + READMISSION_TIME;
     loop {

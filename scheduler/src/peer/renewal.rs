@@ -18,6 +18,8 @@ use crate::identity::certificate::Subject;
 
 /// Pause after a renewal that failed.
 const AGAIN: Duration = Duration::from_secs(5);
+/// The first pause of a manager that has lost its place in the log and is still to hear what it is now.
+const SOON: Duration = Duration::from_millis(200);
 /// How long a manager that others do not take for one hopes for a leader.
 const DOUBT: Duration = Duration::from_secs(1);
 /// A clock may be set: the time is looked at at least so often.
@@ -155,14 +157,16 @@ async fn doubted(peers: &Peers, leadership: Option<&tokio::sync::watch::Receiver
     }
 }
 
-/// Renews for ever. `role_changed` wakes it; `control` is there on a manager. Ends when the role is another one than the membership says,
-/// and tells it: the process starts again as what it has become.
+/// Renews for ever. `role_changed` wakes it; `control` is there on a manager, which has this number. Ends when the role is another one than the
+/// membership says, or the manager has another number by now, and tells it: the process starts again as what it has become.
 pub async fn keep(
     peers: Peers,
     control: Option<Control>,
+    number: u64,
     role_changed: std::sync::Arc<tokio::sync::Notify>,
 ) -> CertificateAnswer {
     let mut share = random_share();
+    let mut pause = SOON;
     let mut leadership = control.as_ref().map(Control::leadership);
     loop {
         let Some(certificate) = peers.certificate() else {
@@ -196,12 +200,18 @@ pub async fn keep(
                 let until = peers.certificate().map_or(0, |certificate| millis(certificate.not_after));
                 tracing::info!(until, "this node's certificate was renewed");
                 let is = peers.membership().borrow().as_ref().map(|membership| membership.role.to_string());
+                // Numbers only grow: one that was demoted and promoted while it was away has a greater one.
+                let is_another = |answer: &CertificateAnswer| {
+                    is.is_some_and(|is| is != answer.role)
+                        || is_removed && answer.manager_number.is_some_and(|given| given > number)
+                };
+                if let Some(answer) = answer.filter(is_another) {
+                    return answer;
+                }
                 if is_removed {
                     // The record of the new role may follow the place in the log by a moment.
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                }
-                if let Some(answer) = answer.filter(|answer| is.is_some_and(|is| is != answer.role)) {
-                    return answer;
+                    tokio::time::sleep(pause).await;
+                    pause = AGAIN.min(2 * pause);
                 }
             }
             Err(error) => {

@@ -154,6 +154,7 @@ fn slots_run_once(fleet: &mut Fleet, asked: usize, services: &[Value], tasks: &[
 }
 
 fn addresses_are_given_once(fleet: &mut Fleet, asked: usize) -> Found {
+    fleet.addresses.clear();
     for stack in ["front", "back"] {
         if stack == "back" && !fleet.back {
             continue;
@@ -167,6 +168,7 @@ fn addresses_are_given_once(fleet: &mut Fleet, asked: usize) -> Found {
                 if !given.insert((network.clone(), text(address, "ipv4"))) {
                     return Err(format!("an address twice: {task}"));
                 }
+                fleet.addresses.insert(text(address, "ipv4"));
             }
         }
     }
@@ -209,6 +211,14 @@ fn runs_what_is_said(fleet: &mut Fleet, number: usize, tasks: &[Value]) -> Resul
     left("mount", &own.map(str::to_owned).collect::<Vec<_>>())?;
     left("file in /run", &traces::tree(&host.path("/run")))?;
     left("state", &traces::tree(&host.data()).into_iter().filter(|p| !p.contains("images")).collect::<Vec<_>>())?;
+    // The host leads to tasks and to whole networks, and to no other address of the containers' networks.
+    let led = host.sh(Place::Host, "nft list ruleset; ip neigh show nud permanent");
+    let addresses = led.split(|c: char| !c.is_ascii_digit() && c != '.').filter(|word| word.matches('.').count() == 3);
+    if let Some(gone) =
+        addresses.filter(|a| a.starts_with("10.") && !a.ends_with(".0")).find(|a| !fleet.addresses.contains(*a))
+    {
+        return Err(format!("host {number} leads to {gone}, which no task has"));
+    }
     // What has no name of its container is counted.
     let spaces = |kind: &str| {
         let all = processes.all();

@@ -1,6 +1,6 @@
 //! The hosts, the stacks on them, and what is expected of both.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +28,7 @@ services:
     deploy:
       replicas: @REPLICAS
       update_config: {parallelism: 2, order: start-first, failure_action: rollback, monitor: 500ms}
+      rollback_config: {parallelism: 2, order: start-first}
       restart_policy: {condition: any, delay: 200ms}
   caller:
     {image: busybox, init: true, command: [sleep, infinity], restart: always, deploy: {mode: global}}
@@ -84,6 +85,8 @@ pub(crate) struct Fleet {
     pub(crate) sure: bool,
     /// How much of each agent's log was looked at.
     pub(crate) read: Vec<usize>,
+    /// The addresses of all tasks.
+    pub(crate) addresses: BTreeSet<String>,
     /// What agents warned of, and how often.
     pub(crate) warned: BTreeMap<String, u64>,
     /// The longest time that a command took.
@@ -111,6 +114,7 @@ impl Fleet {
             back: true,
             sure: true,
             read,
+            addresses: BTreeSet::new(),
             warned: BTreeMap::new(),
             slowest: Duration::ZERO,
         };
