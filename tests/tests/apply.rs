@@ -253,6 +253,49 @@ fn a_dependency_that_fails_is_named_and_its_dependent_never_starts() {
 }
 
 #[test]
+fn what_could_not_be_made_is_made_by_the_next_up_when_nothing_is_in_its_way_any_more() {
+    let host = Host::with_busybox();
+    host.orch(&["container", "run", "-d", "--init", "--name", "wanted", "busybox", "sleep", "infinity"]).ok();
+    host.stack(
+        "name: n\nservices:
+  db: {image: busybox, command: sleep infinity, init: true, container_name: wanted}
+  app: {image: busybox, command: sleep infinity, init: true, depends_on: [db]}",
+    );
+    for _ in 0..2 {
+        host.orch(&["up", "-d", "--wait", "--wait-timeout", "30"]).fails().says(&["\"wanted\" is already in use"]);
+    }
+    host.orch(&["container", "rm", "-f", "wanted"]).ok();
+    host.orch(&["up", "-d", "--wait", "--wait-timeout", "30"]).ok();
+    assert_eq!(host.running().len(), 2);
+    host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
+fn who_takes_over_mounts_is_made_anew_with_their_owner() {
+    let host = Host::with_busybox();
+    let stack = |volumes: &str| {
+        host.stack(&format!(
+            "name: v\nservices:
+  owner: {{image: busybox, command: sleep infinity, init: true, volumes: {volumes}}}
+  guest: {{image: busybox, command: sleep infinity, init: true, volumes_from: [owner]}}
+  other: {{image: busybox, command: sleep infinity, init: true, depends_on: [owner]}}"
+        ));
+        host.up();
+        host.running()
+    };
+    let first = stack("[/one]");
+    host.exec("guest", "touch /one/kept");
+    let second = stack("[/one, /two]");
+    assert_ne!(first["v-guest-1"], second["v-guest-1"]);
+    assert_eq!(first["v-other-1"], second["v-other-1"]);
+    host.exec("owner", "touch /two/new");
+    host.exec("guest", "ls /one/kept /two/new");
+    host.orch(&["down", "-v", "-t", "2"]).ok();
+    host.leaves_no_trace();
+}
+
+#[test]
 fn services_of_one_stack_that_are_up_survive_another_stack_of_the_same_host() {
     let host = Host::with_busybox();
     host.stack("name: one\nservices: {a: {image: busybox, command: sleep infinity, init: true}}");

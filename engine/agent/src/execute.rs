@@ -103,6 +103,10 @@ fn on_task(shared: &Arc<Shared>, id: &TaskId, act: impl FnOnce(&Arc<Shared>, &Ta
             state.failed(id, error);
         }
         if let Some(seen) = state.observed.tasks.get_mut(id) {
+            if error.is_some() && seen.container.is_none() {
+                // Whoever asked for another try has had it; where there is a container, its start counts.
+                seen.record.restart_generation = task.restart_generation;
+            }
             seen.record.error = error;
         }
         drop(state);

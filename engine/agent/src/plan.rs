@@ -238,8 +238,9 @@ fn task_operation(
     if task.desired == DesiredTask::Removed {
         return removal(&task.id, seen, out);
     }
+    let asked = seen.record.restart_generation < task.restart_generation;
     let Some(container) = &seen.container else {
-        let may = seen.record.error.is_none() && task.desired != DesiredTask::Stopped;
+        let may = (seen.record.error.is_none() || asked) && task.desired != DesiredTask::Stopped;
         let lending = lenders(task, by_id.values().copied()).map(|(lender, _)| &lender.id);
         if may && ready(task, observed) && made(owners(task).chain(lending), observed) {
             out.operations.push(Operation::CreateContainer(id()));
@@ -247,7 +248,6 @@ fn task_operation(
         return;
     };
     let runs = matches!(container.state, ContainerState::Running | ContainerState::Paused);
-    let asked = seen.record.restart_generation < task.restart_generation;
     match (task.desired, container.state) {
         (DesiredTask::Stopped, _) if runs => {
             out.operations.push(Operation::StopContainer { task: id(), by_request: true });

@@ -360,6 +360,14 @@ fn before_creation(state: &State, task: &Task) -> Vec<Wait> {
             }
         }
     }
+    // Made before them, it would be made without their mounts: its node knows only of those that it has been told of.
+    for from in state.revision(task.revision).spec.volumes_from.iter().filter(|from| !from.container) {
+        let comes = |other: &&Task| other.is_replica() && other.told.is_none() && other.goal != DesiredTask::Removed;
+        if let Some(lender) = state.service_tasks(&task.stack, &from.source).find(comes) {
+            let name = &lender.container_name;
+            wait("mounts", name, format!("container {name}, whose mounts it takes over"));
+        }
+    }
     if task.node.is_none() {
         let text = if task.unplaced.is_empty() {
             "a node to run on".to_owned()

@@ -300,13 +300,15 @@ fn pausing_and_thawing_follow_what_is_desired() {
 }
 
 #[test]
-fn what_could_not_be_made_is_not_tried_again_by_itself() {
+fn what_could_not_be_made_is_tried_again_when_somebody_asks_and_not_by_itself() {
     let mut host = Host::new(vec![task("db", DesiredTask::Running)]);
     host.execute(&Operation::CreateNetwork(NetworkName::from("s_default")));
     host.execute(&Operation::CreateVolume("s_data".into()));
     let error = TaskError { message: "no such image".into(), code: 125, at: NOW };
     host.observed.tasks.entry(TaskId::from("db")).or_default().record.error = Some(error);
     assert_eq!(host.settle(), "");
+    host.assignment.tasks[0].restart_generation = 1;
+    assert_eq!(host.settle(), "create container of db\nstart container of db: restart asked for\n");
 }
 
 #[test]

@@ -230,6 +230,13 @@ fn recreate_reason(
             short(want.image_id)
         ));
     }
+    // Which mounts it has of another was settled when its container was made.
+    let lenders = new.spec.volumes_from.iter().filter(|from| !from.container);
+    reasons.extend(
+        lenders
+            .filter(|from| cascade.recreated.contains(&from.source))
+            .map(|from| format!("it takes over the mounts of service {}, which is recreated", from.source)),
+    );
     let cluster = draft.state.is_cluster();
     if reasons.is_empty()
         && cluster
