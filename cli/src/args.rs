@@ -80,7 +80,7 @@ pub(crate) struct Global {
     )]
     pub progress: ProgressMode,
     /// When to use colour
-    #[arg(long, global = true, value_enum, default_value_t = ColorMode::Auto, help_heading = COMMON_OPTIONS)]
+    #[arg(long, alias = "ansi", global = true, value_enum, default_value_t = ColorMode::Auto, help_heading = COMMON_OPTIONS)]
     pub color: ColorMode,
     /// Say only what is asked for: names and ids
     #[arg(short = 'q', long, global = true, help_heading = COMMON_OPTIONS)]
@@ -497,10 +497,10 @@ pub(crate) struct Exec {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub index: u32,
     /// Without a terminal
-    #[arg(short = 'T', long)]
+    #[arg(short = 'T', long, alias = "no-TTY")]
     pub no_tty: bool,
     /// Keep standard input open (it is unless you say `--interactive=false`)
-    #[arg(short = 'i', long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(short = 'i', long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub interactive: bool,
     /// The service
     pub service: String,
@@ -566,10 +566,10 @@ pub(crate) struct Run {
     #[arg(short = 'w', long, value_name = "DIR")]
     pub workdir: Option<String>,
     /// Without a terminal
-    #[arg(short = 'T', long)]
+    #[arg(short = 'T', long, alias = "no-TTY")]
     pub no_tty: bool,
-    /// Keep standard input open
-    #[arg(short = 'i', long)]
+    /// Keep standard input open (it is unless you say `--interactive=false`)
+    #[arg(short = 'i', long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub interactive: bool,
     /// The service
     pub service: String,

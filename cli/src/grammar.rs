@@ -17,6 +17,10 @@ const STACK_VERBS: [&str; 27] = [
 /// Stack verbs that have used one of the two letters for something else.
 const TAKEN: [(&str, char); 3] = [("logs", 'f'), ("rm", 'f'), ("run", 'p')];
 
+/// What people's fingers and scripts say that is so anyway: `exec` and `run` have a terminal where there is one, nothing is asked.
+const ANYWAY: [(&str, Option<char>, &str); 4] =
+    [("exec", Some('t'), "tty"), ("run", Some('t'), "tty"), ("up", Some('y'), "yes"), ("create", Some('y'), "yes")];
+
 const FILE: &str = "file-after-verb";
 const PROJECT: &str = "project-name-after-verb";
 
@@ -42,7 +46,11 @@ fn of_a_stack(verb: clap::Command) -> clap::Command {
         .value_name("NAME")
         .help_heading(STACK_OPTIONS)
         .help("Name of the stack");
-    verb.arg(file).arg(project)
+    let anyway = ANYWAY.into_iter().filter(|(name, ..)| *name == verb.get_name());
+    let anyway: Vec<_> = anyway
+        .map(|(_, letter, word)| clap::Arg::new(word).short(letter).long(word).action(ArgAction::SetTrue).hide(true))
+        .collect();
+    verb.arg(file).arg(project).args(anyway)
 }
 
 /// Reads the command line.
@@ -98,6 +106,22 @@ mod tests {
         assert!(logs.follow);
         assert_eq!(logs.services, ["web"]);
         assert_eq!(cli.global.files, ["a.yaml"]);
+    }
+
+    #[test]
+    fn the_usual_letters_of_exec_and_run_take_nothing_for_their_value() {
+        for letters in ["-it", "-i", "-t", "-ti", "-iT", "--interactive=true"] {
+            let Command::Exec(exec) = parse(["orch", "exec", letters, "db", "sh"]).unwrap().command else { panic!() };
+            assert_eq!(
+                (exec.service.as_str(), exec.interactive, exec.no_tty),
+                ("db", true, letters == "-iT"),
+                "{letters}"
+            );
+            let Command::Run(run) = parse(["orch", "run", letters, "db", "sh"]).unwrap().command else { panic!() };
+            assert_eq!((run.service.as_str(), run.interactive), ("db", true), "{letters}");
+        }
+        let Command::Run(run) = parse(["orch", "run", "--interactive=false", "db"]).unwrap().command else { panic!() };
+        assert!(!run.interactive);
     }
 
     #[test]

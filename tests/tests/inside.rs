@@ -157,8 +157,14 @@ fn run_makes_a_container_beside_the_service_and_rm_takes_it_away() {
     assert_eq!(names(), ["r-base-1"]);
     host.orch(&["run", "-T", "--name", "once", "app"]).ok().prints(&["its own"]);
     assert!(host.ps().iter().any(|c| c["name"] == "once" && c["state"] == "exited"), "{:?}", host.ps());
-    let input = host.invoke(&["run", "--rm", "-T", "-i", "app", "cat"]).stdin("typed").run().ok();
-    assert_eq!(input.stdout, "typed");
+    for letters in ["-T", "-iT", "-it"] {
+        let input = host.invoke(&["run", "--rm", letters, "app", "cat"]).stdin("typed").run().ok();
+        assert_eq!(input.stdout, "typed", "{letters}");
+        let input = host.invoke(&["exec", letters, "base", "cat"]).stdin("typed").run().ok();
+        assert_eq!(input.stdout, "typed", "{letters}");
+    }
+    let input = host.invoke(&["run", "--rm", "--interactive=false", "app", "cat"]).stdin("typed").run().ok();
+    assert_eq!(input.stdout, "");
     host.orch(&["run", "--rm", "-T", "app", "no-such-command"]).code(127);
     host.down();
     host.leaves_no_trace();
@@ -337,6 +343,8 @@ fn container_run_takes_variables_of_files_an_address_and_names() {
     ] {
         run(&[option, value, "busybox", "true"]).code(2).says(&[value.rsplit('=').next().unwrap()]);
     }
+    run(&["--restart", "always", "busybox", "true"]).code(2).says(&["--restart"]);
+    run(&["--restart", "no", "busybox", "true"]).ok();
     run(&["-v", "./v:/v:sometimes", "busybox", "true"]).ok().says(&["warning", "sometimes"]);
     host.orch(&["container", "rm", "-f", "a"]).ok();
     host.orch(&["network", "rm", "seven"]).ok();

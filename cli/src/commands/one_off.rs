@@ -140,7 +140,7 @@ pub(super) async fn run(settings: &Settings, args: Run) -> Result<Exit> {
     }
     let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let tty = !args.no_tty && !args.detach && terminal;
-    let stdin = !args.detach && (args.interactive || terminal);
+    let stdin = !args.detach && args.interactive;
     let spec = overridden(service, &args, tty, stdin)?;
     let request = RunRequest {
         service: args.service.clone(),

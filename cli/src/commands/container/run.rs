@@ -29,6 +29,10 @@ pub(super) async fn run(settings: &Settings, args: ContainerRun) -> Result<Exit>
         let message = "-t with -i needs a terminal, and standard input is none";
         return Err(Failure::usage(message).hint("leave -t out, or run it from a terminal").into());
     }
+    if args.rm && args.restart.as_deref().is_some_and(|policy| policy != "no") {
+        let message = "--rm removes it once it has exited, and --restart starts it again then";
+        return Err(Failure::usage(message).hint("leave one of them out").into());
+    }
     spec.stdin_open = args.interactive;
     let client = client(settings)?;
     let request = ContainerRequest {
