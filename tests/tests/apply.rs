@@ -137,6 +137,23 @@ networks: {outer: {external: true}}",
 }
 
 #[test]
+fn a_network_that_others_are_on_goes_with_the_next_down() {
+    let host = Host::with_busybox();
+    host.stack("name: n\nservices: {a: {image: busybox, command: sleep infinity, init: true}}");
+    host.up();
+    let foreign = ["container", "run", "-d", "--init", "--name", "foreign", "--network", "n_default"];
+    host.orch(&[&foreign[..], &["busybox", "sleep", "infinity"]].concat()).ok();
+    let networks = || host.orch(&["network", "ls"]).ok().stdout;
+    host.orch(&["down", "-t", "2"]).ok().says(&["n_default stays: it is still in use by foreign"]);
+    assert!(networks().contains("n_default"));
+    host.orch(&["container", "rm", "-f", "foreign"]).ok();
+    host.down();
+    assert!(!networks().contains("n_default"));
+    host.orch(&["down"]).ok().says(&["nothing to remove"]);
+    host.leaves_no_trace();
+}
+
+#[test]
 fn an_external_volume_outlives_down_with_volumes() {
     let host = Host::with_busybox();
     host.stack("services: {a: {image: busybox, command: sleep infinity, init: true, volumes: ['mine:/m']}}\nvolumes: {mine: {external: true}}");

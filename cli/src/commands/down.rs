@@ -24,14 +24,10 @@ pub(super) async fn run(settings: &Settings, args: Down) -> Result<Exit> {
     };
     let view: Option<StackView> = match client.get(&format!("/v1/stacks/{}", escape(&stack))).await {
         Ok(view) => Some(view),
-        // Its volumes may have been kept by an earlier `down`.
+        // An earlier `down` may have kept its volumes, or a network that others were on.
         Err(ClientError::Refused(e)) if e.code == "not_found" => None,
         Err(e) => return Err(e.into()),
     };
-    if view.is_none() && !args.volumes {
-        nothing();
-        return Ok(Exit::Done);
-    }
     let images: BTreeSet<String> = view.iter().flat_map(|v| &v.services).map(|s| s.image.clone()).collect();
     let request = DownRequest {
         volumes: args.volumes,
