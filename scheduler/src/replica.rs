@@ -179,6 +179,7 @@ pub struct Replica {
     /// Nodes of numbers that the members do not name: those of whom a replica that has just joined heard.
     heard: BTreeMap<u64, NodeId>,
     removed: bool,
+    departure: members::Departure,
     audit: Audit,
     /// Why this replica takes part in nothing any more, when it was not removed.
     contradiction: Option<Contradiction>,
@@ -285,6 +286,7 @@ impl Replica {
             space,
             heard: BTreeMap::new(),
             removed: false,
+            departure: members::Departure::default(),
             audit: Audit::default(),
             contradiction: None,
             ticks: 0,
@@ -411,6 +413,7 @@ impl Replica {
             self.promote();
             self.hand_over_when_stalled();
         }
+        self.depart();
         self.tell_address();
     }
 

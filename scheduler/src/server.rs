@@ -99,7 +99,7 @@ impl From<ProposeError> for Refused {
         match error {
             ProposeError::Refused(refusal) => refusal.into(),
             other @ ProposeError::Unavailable(_) => {
-                let hint = "containers run on, and changes are taken again as soon as the log can be written";
+                let hint = "containers run on; give the command again when that is mended: `orch cluster info`, `orch node ls`";
                 Self(ErrorDetail::new("unavailable", other.to_string()).with_hint(hint))
             }
             other @ ProposeError::InTurn => {

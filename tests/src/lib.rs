@@ -20,6 +20,7 @@ pub mod machine;
 pub mod nameserver;
 pub mod output;
 pub mod plaintext;
+pub mod power;
 pub mod process;
 pub mod segment;
 pub mod terminal;

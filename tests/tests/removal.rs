@@ -126,3 +126,22 @@ fn a_manager_that_is_removed_while_it_is_cut_off_says_so_once_runs_on_and_leaves
     hosts.host(leader).orch(&["cluster", "join", "--token", &token, &to]).ok();
     hosts.all_vote();
 }
+
+#[test]
+fn nobody_is_demoted_or_removed_while_the_others_could_not_decide_alone() {
+    let hosts = Hosts::managers(3);
+    // The one that shall go leads and another is missing, then the other way round.
+    for leader_goes in [true, false] {
+        let leader = hosts.leader(1);
+        let (other, stays) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+        let (goes, missing) = if leader_goes { (leader, other) } else { (other, leader) };
+        let name = format!("host{goes}");
+        hosts.segment.cut(u8::try_from(missing).expect("a few hosts")).expect("there is a cable");
+        let refused = hosts.host(stays).start(&["node", "demote", &name]).ends(2 * PATIENCE).fails();
+        assert!(refused.stderr.contains("too few of the managers that vote are there"), "{}", refused.told());
+        // Changes go on being taken.
+        hosts.host(goes).orch(&["node", "update", &name, "--label-add", &format!("leads={leader_goes}")]).ok();
+        hosts.segment.mend(u8::try_from(missing).expect("a few hosts")).expect("there is a cable");
+        hosts.all_vote();
+    }
+}

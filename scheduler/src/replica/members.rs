@@ -1,5 +1,7 @@
 //! Who takes part: changes of the configuration, one at a time, and the handing over of leadership.
 
+use std::collections::BTreeMap;
+
 use orch_core::Command;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
 use raft::{ProgressState, StateRole};
@@ -15,8 +17,29 @@ const ADDRESS: u64 = 4 * ELECTION as u64;
 /// By so many ticks each voter calls an election later than the one before it, when the leader's process is gone: time for two messages and
 /// a write.
 const TURN: usize = 2;
+/// How long those who stay may take to say that they are there, when a manager shall go, ticks: ten heartbeats.
+const SURE: u64 = 2 * ELECTION as u64;
 /// The number of proposals that nobody waits for.
 const NOBODY: u64 = 0;
+
+/// A manager that shall go.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    /// The request.
+    number: u64,
+    /// Its number.
+    id: u64,
+    /// When that was asked for, tick.
+    since: u64,
+}
+
+/// The going of managers, as the leader sees it.
+#[derive(Debug, Default)]
+pub(super) struct Departure {
+    asked: Option<Asked>,
+    /// When each of the others was heard of last, tick.
+    spoke: BTreeMap<u64, u64>,
+}
 
 /// What a change of the members is to raft; `None` when it is nothing.
 pub(super) fn configuration_change(change: &MemberChange) -> Option<ConfChangeV2> {
@@ -59,11 +82,38 @@ impl Replica {
             };
             return self.fail(number, Failure::NotLeader(Some(successor)));
         }
-        if others && !self.survives_without(id) {
-            let why = format!("without {node} too few of the managers that vote are there to decide anything");
-            return self.fail(number, Failure::Busy(why));
+        if self.departure.asked.is_some() {
+            return self.fail(number, Failure::InTurn);
         }
-        self.change_members(number, MemberChange::Remove { id });
+        self.departure.asked = Some(Asked { number, id, since: self.ticks });
+        self.depart();
+    }
+
+    /// Removes the manager that shall go as soon as those who stay have said something since that was asked for: raft itself takes one that
+    /// died just now for one that is there, and without it nobody could decide anything any more, not even that the manager comes back.
+    pub(super) fn depart(&mut self) {
+        let Some(Asked { number, id, since }) = self.departure.asked else { return };
+        if !self.is_leader() {
+            self.departure.asked = None;
+            let leader = self.leader();
+            return self.fail(number, Failure::NotLeader(leader));
+        }
+        if self.survives_without(id, since) {
+            self.departure.asked = None;
+            self.change_members(number, MemberChange::Remove { id });
+        } else if self.ticks > since + SURE {
+            self.departure.asked = None;
+            let node = self.node_of(id).map_or_else(|| id.to_string(), |node| node.0);
+            let why = format!("without {node} too few of the managers that vote are there to decide anything");
+            self.fail(number, Failure::Busy(why));
+        }
+    }
+
+    /// Another replica has said something.
+    pub(super) fn note_speaker(&mut self, id: u64) {
+        if self.is_leader() {
+            self.departure.spoke.insert(id, self.ticks);
+        }
     }
 
     /// Hands the leadership to another voter, if one is up to date.
@@ -101,17 +151,17 @@ impl Replica {
         }
     }
 
-    /// Whether those voters that are heard of now could decide without this one.
-    fn survives_without(&self, id: u64) -> bool {
+    /// Whether those voters that were heard of after this tick could decide without this one.
+    fn survives_without(&self, id: u64, since: u64) -> bool {
         let voters = self.members.voters();
         if !voters.contains(&id) {
             return true;
         }
         let left: Vec<u64> = voters.into_iter().filter(|voter| *voter != id).collect();
-        let there = left.iter().filter(|voter| {
-            **voter == self.identity.id || self.raw.raft.prs().get(**voter).is_some_and(|p| p.recent_active)
-        });
-        there.count() > left.len() / 2
+        let spoke = |voter: &u64| self.departure.spoke.get(voter).is_some_and(|tick| *tick > since);
+        let there = left.iter().filter(|voter| **voter == self.identity.id || spoke(voter));
+        // Nobody is left where the only voter shall go, which the state refuses.
+        left.is_empty() || there.count() > left.len() / 2
     }
 
     /// The voter that has most of the log, if it has what it takes to lead at once.
@@ -205,6 +255,7 @@ impl Replica {
         if self.members.removed.contains_key(&self.identity.id) {
             return self.retire();
         }
+        self.departure.spoke.retain(|id, _| self.members.managers.contains_key(id));
         self.heard.retain(|id, _| !self.members.managers.contains_key(id));
         let mut expected = (self.members.voters(), self.members.learners());
         expected.0.sort_unstable();
@@ -219,6 +270,9 @@ impl Replica {
         self.proposals.deposed(0);
         self.proposals.expire(u64::MAX, &mut lost);
         self.out.failed.extend(lost);
+        if let Some(asked) = self.departure.asked.take() {
+            self.fail(asked.number, Failure::NotLeader(None));
+        }
         let parked = std::mem::take(&mut self.proposals.parked);
         self.out.failed.extend(parked.into_iter().map(|proposal| (proposal.number, Failure::NotLeader(None))));
     }

@@ -73,6 +73,7 @@ impl Replica {
     }
 
     fn step(&mut self, message: Message) {
+        self.note_speaker(message.from);
         if message.get_msg_type() == MessageType::MsgSnapshot {
             return self.announced(message);
         }

@@ -27,6 +27,8 @@ pub(crate) enum Fault {
     Crashes(usize, u64),
     /// All its processes are killed, and its cable is cut meanwhile.
     Gone(usize),
+    /// It loses its power, and is booted again.
+    Power(usize),
     /// The processes of one container are killed.
     Container(usize, u64),
     /// A shim is killed.
@@ -42,6 +44,7 @@ impl fmt::Display for Fault {
             Self::Deaf(number) => write!(f, "host {number}: hears nobody"),
             Self::Crashes(number, _) => write!(f, "host {number}: agent killed again and again while it starts"),
             Self::Gone(number) => write!(f, "host {number}: gone"),
+            Self::Power(number) => write!(f, "host {number}: no power"),
             Self::Container(number, _) => write!(f, "host {number}: a container's process killed"),
             Self::Shim(number, _) => write!(f, "host {number}: a shim killed"),
         }
@@ -52,12 +55,13 @@ impl Fault {
     pub(crate) fn draw(fleet: &Fleet, chance: &mut Chance) -> Self {
         let number = usize::try_from(chance.below(fleet.count as u64)).expect("a few hosts") + 1;
         let which = chance.below(1 << 20);
-        match chance.below(15) {
+        match chance.below(17) {
             0..=2 => Self::Agent(number),
             3..=4 => Self::Still(number),
             5..=7 => Self::Cut(number),
             8..=9 => Self::Gone(number),
             10 => Self::Deaf(number),
+            15..=16 => Self::Power(number),
             11 => Self::Crashes(number, which),
             12 => Self::Container(number, which),
             _ => Self::Shim(number, which),
@@ -71,6 +75,7 @@ impl Fault {
             | Self::Cut(n)
             | Self::Deaf(n)
             | Self::Gone(n)
+            | Self::Power(n)
             | Self::Crashes(n, _)
             | Self::Container(n, _)
             | Self::Shim(n, _) => *n,
@@ -90,7 +95,7 @@ impl Fault {
         let all = |seconds| Excuse { host: 0, from, until: from + Duration::from_secs(seconds) };
         match self {
             Self::Agent(_) | Self::Still(_) | Self::Crashes(..) => vec![own],
-            Self::Cut(_) | Self::Deaf(_) | Self::Gone(_) => vec![own, all(5)],
+            Self::Cut(_) | Self::Deaf(_) | Self::Gone(_) | Self::Power(_) => vec![own, all(5)],
             Self::Container(..) | Self::Shim(..) => vec![all(2)],
         }
     }
@@ -122,6 +127,10 @@ impl Fault {
                 let agent = host.agent().expect("an agent runs");
                 all_end(host, &[&[agent][..], &host.shims()].concat());
             }
+            Self::Power(_) => {
+                fleet.hosts.segment.cut(port).expect("there is a cable");
+                host.lose_power();
+            }
             Self::Container(_, which) => {
                 let running: Vec<Identity> = fleet.hosts.running(self.host()).into_values().collect();
                 one_ends(host, &running, *which);
@@ -142,7 +151,7 @@ impl Fault {
                 pids.filter_map(|pid| host.processes().identity(pid)).for_each(|p| host.signal(p, Signal::SIGCONT));
             }
             Self::Cut(_) => fleet.hosts.segment.mend(port).expect("there is a cable"),
-            Self::Gone(_) => {
+            Self::Gone(_) | Self::Power(_) => {
                 fleet.hosts.segment.mend(port).expect("there is a cable");
                 host.start_agent();
             }
