@@ -403,10 +403,14 @@ fn files_are_copied_both_ways_with_their_modes() {
     let script = host.folder().join("folder/script");
     std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o751)).unwrap();
     std::os::unix::fs::symlink("deep/file", host.folder().join("folder/link")).unwrap();
-    host.orch(&["cp", "folder", "a:/tmp"]).ok();
+    let socket = std::os::unix::net::UnixListener::bind(host.folder().join("folder/deep/socket")).unwrap();
+    host.orch(&["cp", "folder", "a:/tmp"]).ok().says(&["folder/deep/socket is left out"]);
+    drop(socket);
+    host.exec("a", "mkfifo /tmp/folder/pipe");
     assert_eq!(host.exec("a", "cat /tmp/folder/link; stat -c ' %a' /tmp/folder/script"), "content 751");
     host.exec("a", "echo from inside >/tmp/folder/deep/file");
-    host.orch(&["cp", "a:/tmp/folder", "back"]).ok();
+    host.orch(&["cp", "a:/tmp/folder", "back"]).ok().says(&["pipe is left out"]);
+    assert!(!host.folder().join("back/pipe").exists());
     assert_eq!(std::fs::read_to_string(host.folder().join("back/deep/file")).unwrap(), "from inside\n");
     assert_eq!(std::fs::read_link(host.folder().join("back/link")).unwrap().to_str(), Some("deep/file"));
     let tar = host.orch(&["cp", "a:/etc/passwd", "-"]).ok();

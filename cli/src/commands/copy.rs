@@ -1,6 +1,7 @@
 //! `cp`: tar streams between a container and here. Packing and unpacking on this side is done by the `tar` library; what is scoped in
 //! the container is the node's business.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -152,6 +153,11 @@ fn unpack(reader: impl std::io::Read, destination: &Path) -> Result<()> {
                 if rest.as_os_str().is_empty() { name } else { name.join(&rest) }
             }
         };
+        let kind = entry.header().entry_type();
+        if kind.is_fifo() || kind.is_character_special() || kind.is_block_special() {
+            printer::say(&format!("warning: {} is left out: it is a pipe or a device", path.display()));
+            continue;
+        }
         // `unpack_in` follows no link out of the base and refuses `..`; hard links name paths of the archive, so they are taken as they
         // are only when names are kept.
         let header = entry.header().clone();
@@ -204,7 +210,7 @@ async fn into(client: &Client, from: &Side, container: &str, path: &str, archive
             Ok(())
         }
         Side::Here(source) => {
-            let metadata = source.symlink_metadata().with_context(|| format!("find {}", source.display()))?;
+            source.symlink_metadata().with_context(|| format!("find {}", source.display()))?;
             let absolute = source.canonicalize().unwrap_or_else(|_| source.clone());
             // `dir/.` means the content of the directory.
             let content = source.to_string_lossy().ends_with("/.");
@@ -219,7 +225,7 @@ async fn into(client: &Client, from: &Side, container: &str, path: &str, archive
             };
             let (reader, writer) = std::io::pipe().context("make a pipe")?;
             let (packed, source) = (name, source.clone());
-            let pack = std::thread::spawn(move || pack(writer, &source, &packed, metadata.is_dir()));
+            let pack = std::thread::spawn(move || pack(writer, &source, &packed));
             let file = tokio::fs::File::from_std(std::fs::File::from(std::os::fd::OwnedFd::from(reader)));
             client.upload::<(), _>(Method::PUT, &url(&directory), chunks(file)).await?;
             pack.join().map_err(|_| anyhow::anyhow!("packing ended unexpectedly"))?
@@ -227,13 +233,25 @@ async fn into(client: &Client, from: &Side, container: &str, path: &str, archive
     }
 }
 
-fn pack(writer: impl std::io::Write, source: &Path, name: &str, directory: bool) -> Result<()> {
+/// Packs a file or a folder. Sockets are left out: an archive holds none, and without its process one is nothing.
+fn pack(writer: impl std::io::Write, source: &Path, name: &str) -> Result<()> {
     let mut builder = tar::Builder::new(writer);
     builder.follow_symlinks(false);
-    if directory {
-        builder.append_dir_all(name, source).with_context(|| format!("read {}", source.display()))?;
-    } else {
-        builder.append_path_with_name(source, name).with_context(|| format!("read {}", source.display()))?;
+    let mut left = vec![(source.to_owned(), PathBuf::from(name))];
+    while let Some((path, name)) = left.pop() {
+        let read = || format!("read {}", path.display());
+        let kind = path.symlink_metadata().with_context(read)?.file_type();
+        if kind.is_socket() {
+            printer::say(&format!("warning: {} is left out: it is a socket", path.display()));
+            continue;
+        }
+        builder.append_path_with_name(&path, &name).with_context(read)?;
+        if kind.is_dir() {
+            for entry in path.read_dir().with_context(read)? {
+                let entry = entry.with_context(read)?;
+                left.push((entry.path(), name.join(entry.file_name())));
+            }
+        }
     }
     builder.finish()?;
     Ok(())
