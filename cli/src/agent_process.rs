@@ -56,6 +56,8 @@ pub(crate) fn run(args: &args::Agent) -> Result<Exit> {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
+    // A command starts it by /proc/self/exe, and `ps`, `ss` and who looks for a port's owner would know it as "exe".
+    let _ = nix::sys::prctl::set_name(c"orch");
     // A session of its own: no terminal's signals, and no terminal to lose. Fails for a process that leads one already, which is as good.
     let _ = nix::unistd::setsid();
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -176,6 +176,8 @@ fn an_agent_that_a_command_started_leaves_when_nothing_runs() {
     let agent = host.agent().expect("the load has started one");
     let command = host.processes().command(agent.pid);
     assert!(command.contains("--idle-exit"), "{command}");
+    let name = host.sh(Place::Host, &format!("cat /proc/{}/comm", agent.pid));
+    assert_eq!(name.trim(), "orch", "what `ps` and `ss` call it");
     // Its minute of patience would be a test's minute of waiting: the same agent with less of it.
     host.stop_agent();
     host.start_agent_with(&["--idle-exit", "1"]);
