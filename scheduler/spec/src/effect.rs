@@ -13,6 +13,7 @@ pub(crate) fn warn(report: &mut Report, stack: &Node) {
     let mut effects = Effects { report };
     for (name, entry) in named(stack, "services") {
         effects.namespaces(name, &entry.node);
+        effects.lonely(name, &entry.node);
         effects.security(name, &entry.node);
         effects.logging(name, &entry.node);
         effects.mounts(name, &entry.node);
@@ -45,6 +46,25 @@ impl Effects<'_> {
                 let why = "it gets one of its own; those of network, processes and IPC can be shared";
                 self.none(format!("`{key}: {mode}` of service `{service}`"), span, why);
             }
+        }
+    }
+
+    /// What means something beside another key only. Docker refuses both.
+    fn lonely(&mut self, service: &str, node: &Node) {
+        let limits = node.get("deploy").and_then(|deploy| deploy.get("resources")).and_then(|r| r.get("limits"));
+        let limited = node.some("mem_limit").is_some() || limits.is_some_and(|limits| limits.some("memory").is_some());
+        // 0 and -1 bound nothing.
+        if let Some(swap) = node.some("memswap_limit").filter(|_| !limited)
+            && swap.scalar_text().is_some_and(|size| !size.starts_with(['-', '0']))
+        {
+            let why = "it bounds memory and swap together: give `mem_limit` too";
+            self.none(format!("`memswap_limit` of service `{service}`"), swap.span, why);
+        }
+        if text(node, "uts").is_some_and(|(mode, _)| mode == "host")
+            && let Some(name) = node.some("hostname")
+        {
+            let why = "with `uts: host` it has the host's name";
+            self.none(format!("`hostname` of service `{service}`"), name.span, why);
         }
     }
 
