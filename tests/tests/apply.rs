@@ -270,6 +270,28 @@ fn a_dependency_that_fails_is_named_and_its_dependent_never_starts() {
 }
 
 #[test]
+fn what_could_not_be_made_or_started_comes_up_by_itself_when_its_policy_says_so() {
+    let host = Host::with_busybox();
+    host.orch(&["container", "run", "-d", "--init", "--name", "wanted", "busybox", "sleep", "infinity"]).ok();
+    host.stack(
+        "name: n\nx-a: &a {image: busybox, command: sleep infinity, init: true, restart: always}\nservices:
+  named: {<<: *a, container_name: wanted}
+  mounted: {<<: *a, volumes: [{type: bind, source: ./later, target: /x, bind: {create_host_path: false}}]}
+  once: {<<: *a, restart: on-failure:1, volumes: [{type: bind, source: ./never, target: /x, bind: {create_host_path: false}}]}
+  after: {<<: *a, depends_on: [mounted]}",
+    );
+    host.orch(&["up", "-d"]).fails();
+    host.orch(&["container", "rm", "-f", "wanted"]).ok();
+    std::fs::create_dir(host.folder().join("later")).unwrap();
+    for service in ["named", "mounted", "after"] {
+        host.becomes(service, "running by itself", |seen| seen["state"] == "running");
+    }
+    host.becomes("once", "given up", |seen| seen["state"] == "failed" && seen["restarts"] == 1);
+    host.down();
+    host.leaves_no_trace();
+}
+
+#[test]
 fn what_could_not_be_made_is_made_by_the_next_up_when_nothing_is_in_its_way_any_more() {
     let host = Host::with_busybox();
     host.orch(&["container", "run", "-d", "--init", "--name", "wanted", "busybox", "sleep", "infinity"]).ok();

@@ -23,7 +23,7 @@ use crate::local::DEFAULT_NETWORK;
 use crate::lower::{HostNames, LowerContext, lower};
 use crate::plan::{Operation, StartCause};
 use crate::reconcile::{observed, refresh};
-use crate::task::{ObservedTask, TaskError};
+use crate::task::{ContainerState, ObservedTask, TaskError};
 use crate::{Shared, chain, names, now_ms};
 
 /// Why an operation on a task failed.
@@ -103,9 +103,14 @@ fn on_task(shared: &Arc<Shared>, id: &TaskId, act: impl FnOnce(&Arc<Shared>, &Ta
             state.failed(id, error);
         }
         if let Some(seen) = state.observed.tasks.get_mut(id) {
+            let record = &mut seen.record;
             if error.is_some() && seen.container.is_none() {
                 // Whoever asked for another try has had it; where there is a container, its start counts.
-                seen.record.restart_generation = task.restart_generation;
+                record.restart_generation = task.restart_generation;
+                record.restarts = record.restarts.saturating_add(record.error.is_some().into());
+            }
+            if error.is_some() && seen.container.as_ref().is_none_or(|c| c.state == ContainerState::Created) {
+                record.short_runs = record.short_runs.saturating_add(1);
             }
             seen.record.error = error;
         }

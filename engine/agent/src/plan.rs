@@ -8,7 +8,7 @@ use std::fmt;
 
 use orch_spec::assignment::{Assignment, DesiredTask, NetworkName, TaskAssignment, TaskId, TaskNetwork};
 
-use crate::task::{ContainerState, ObservedTask, ObservedTasks, Restart, restart};
+use crate::task::{ContainerState, ObservedTask, ObservedTasks, Restart, restart, retry};
 
 /// One act on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -206,8 +206,12 @@ fn images(desired: &[&TaskAssignment], observed: &Observed, now: u64, out: &mut 
         let needed = desired.iter().any(|task| {
             let may = !matches!(task.desired, DesiredTask::Removed | DesiredTask::Stopped);
             let seen = observed.tasks.get(&task.id);
-            may && task.image_id == *id
-                && seen.is_none_or(|seen| seen.container.is_none() && seen.record.error.is_none())
+            let tried = |seen: &ObservedTask| {
+                seen.record.error.is_none()
+                    || seen.record.restart_generation < task.restart_generation
+                    || retry(task, &seen.record) != Restart::Never
+            };
+            may && task.image_id == *id && seen.is_none_or(|seen| seen.container.is_none() && tried(seen))
         });
         if needed && missing.again_at <= now {
             out.operations.push(Operation::FetchImage(id.clone()));
@@ -240,7 +244,8 @@ fn task_operation(
     }
     let asked = seen.record.restart_generation < task.restart_generation;
     let Some(container) = &seen.container else {
-        let may = (seen.record.error.is_none() || asked) && task.desired != DesiredTask::Stopped;
+        let failed = seen.record.error.is_some() && !asked;
+        let may = task.desired != DesiredTask::Stopped && (!failed || is_due(retry(task, &seen.record), now, out));
         let lending = lenders(task, by_id.values().copied()).map(|(lender, _)| &lender.id);
         if may && ready(task, observed) && made(owners(task).chain(lending), observed) {
             out.operations.push(Operation::CreateContainer(id()));
@@ -260,8 +265,16 @@ fn task_operation(
         }
         (_, ContainerState::Running | ContainerState::Paused) => rewire(task, seen, observed, out),
         (_, ContainerState::Created) => {
-            if (seen.record.error.is_none() || asked) && ready(task, observed) && namespaces_run(task, observed) {
-                let cause = if asked { StartCause::Asked } else { StartCause::Desired };
+            let failed = seen.record.error.is_some() && !asked;
+            if failed && !is_due(retry(task, &seen.record), now, out) {
+                return;
+            }
+            if ready(task, observed) && namespaces_run(task, observed) {
+                let cause = match (asked, failed) {
+                    (true, _) => StartCause::Asked,
+                    (_, true) => StartCause::Policy,
+                    _ => StartCause::Desired,
+                };
                 out.operations.push(Operation::StartContainer { task: id(), cause });
             }
         }
@@ -276,17 +289,26 @@ fn task_operation(
                 let policy = if task.one_off { None } else { task.spec.restart_policy() };
                 match restart(policy, code, finished, &seen.record) {
                     Restart::Never => return release(task, seen, by_id, observed, out),
-                    Restart::At(at) if at > now => {
-                        out.wake_at = Some(out.wake_at.map_or(at, |other| other.min(at)));
-                        return;
-                    }
-                    Restart::At(_) => StartCause::Policy,
+                    other if !is_due(other, now, out) => return,
+                    _ => StartCause::Policy,
                 }
             };
             if ready(task, observed) && namespaces_run(task, observed) {
                 out.operations.push(Operation::StartContainer { task: id(), cause });
             }
         }
+    }
+}
+
+/// Whether the time for another try has come; when it comes later, it is looked at again then.
+fn is_due(restart: Restart, now: u64, out: &mut NodePlan) -> bool {
+    match restart {
+        Restart::Never => false,
+        Restart::At(at) if at > now => {
+            out.wake_at = Some(out.wake_at.map_or(at, |other| other.min(at)));
+            false
+        }
+        Restart::At(_) => true,
     }
 }
 

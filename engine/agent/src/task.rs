@@ -168,6 +168,17 @@ pub fn restart(policy: Option<EffectiveRestart>, exit_code: i32, finished_at: u6
     Restart::At(finished_at.saturating_add(wait))
 }
 
+/// Decides about a container that could not be made, or not be started for the first time: as if it had run and ended then. One that belongs to
+/// no stack stays as it is, and so does a one-off: somebody waits for its outcome.
+pub fn retry(task: &TaskAssignment, record: &TaskRecord) -> Restart {
+    match &record.error {
+        Some(error) if !task.one_off && !task.stack.is_empty() => {
+            restart(task.spec.restart_policy(), error.code, error.at, record)
+        }
+        _ => Restart::Never,
+    }
+}
+
 /// The status to report for a task: a pure function of what is desired and what is seen.
 pub fn status(desired: &TaskAssignment, seen: Option<&ObservedTask>, now: u64) -> TaskStatus {
     let none = ObservedTask::default();
@@ -176,9 +187,11 @@ pub fn status(desired: &TaskAssignment, seen: Option<&ObservedTask>, now: u64) -
     let container = seen.container.as_ref();
     let running = container.is_some_and(|c| matches!(c.state, ContainerState::Running | ContainerState::Paused));
     let error = record.error.as_ref();
+    let state = state(desired, seen, now);
+    let wanted = desired.desired == DesiredTask::Running;
     TaskStatus {
         task: desired.id.clone(),
-        state: state(desired, seen, now),
+        state,
         container: container.map(|c| c.id.0.clone()).unwrap_or_default(),
         pid: container.and_then(|c| c.pid).filter(|_| running),
         image_id: container.map(|c| c.image_id.clone()).unwrap_or_default(),
@@ -190,6 +203,7 @@ pub fn status(desired: &TaskAssignment, seen: Option<&ObservedTask>, now: u64) -
         restart_generation: record.restart_generation,
         error: error.map(|e| e.message.clone()).unwrap_or_default(),
         error_code: error.map(|e| e.code),
+        again: wanted && state == TaskState::Failed && retry(desired, record) != Restart::Never,
         note: String::new(),
         created_at: container.map(|c| c.created_at),
         started_at: container.and_then(|c| c.started_at),

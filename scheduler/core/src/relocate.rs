@@ -45,7 +45,7 @@ pub(crate) fn step(state: &mut State, moment: Moment, stack: &str, changes: &mut
 /// Why and how a task is to be replaced elsewhere, if it is.
 fn displacement(state: &State, task: &Task) -> Option<Move> {
     let lives = matches!(task.goal, DesiredTask::Running | DesiredTask::Paused)
-        && !matches!(task.status.state, TaskState::Exited | TaskState::Failed);
+        && (task.status.again || !matches!(task.status.state, TaskState::Exited | TaskState::Failed));
     let spec = &state.revision(task.revision).spec;
     if !task.is_replica() || !lives || spec.deploy.mode.is_global() {
         return None;

@@ -392,6 +392,9 @@ pub struct TaskStatus {
     pub error: String,
     /// Docker's code for that failure: 125, 126, 127.
     pub error_code: Option<i32>,
+    /// It failed, and its node tries it again by its restart policy.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
     /// What its node does for it or waits for, while it is being prepared: for people. Changes with the step, never with its progress.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use orch_engine::config::ContainerId;
 use orch_spec::assignment::{
     Assignment, DesiredTask, EndpointAssignment, NetworkAssignment, NetworkName, TaskAssignment, TaskId, TaskNetwork,
-    VolumeAssignment,
+    TaskState, VolumeAssignment,
 };
 use orch_spec::model::{RestartPolicy, ServiceSpec};
 
 use super::{MissingImage, Observed, Operation, plan};
-use crate::task::{ContainerState, ObservedContainer, TaskError};
+use crate::task::{BACKOFF_FIRST_MS, ContainerState, ObservedContainer, TaskError, status};
 
 const NOW: u64 = 1_000_000;
 
@@ -126,7 +126,10 @@ impl Host {
                 self.assignment.removed_volumes.retain(|v| v != name);
             }
             Operation::FetchImage(image) => drop(self.observed.images.remove(image)),
-            Operation::CreateContainer(id) => container(id, ContainerState::Created),
+            Operation::CreateContainer(id) => {
+                container(id, ContainerState::Created);
+                self.observed.tasks.entry(id.clone()).or_default().record.error = None;
+            }
             Operation::StartContainer { task, .. } => {
                 container(task, ContainerState::Running);
                 let desired = self.assignment.tasks.iter().find(|t| t.id == *task);
@@ -299,13 +302,53 @@ fn pausing_and_thawing_follow_what_is_desired() {
     assert_eq!(host.settle(), "unpause container of db\n");
 }
 
-#[test]
-fn what_could_not_be_made_is_tried_again_when_somebody_asks_and_not_by_itself() {
-    let mut host = Host::new(vec![task("db", DesiredTask::Running)]);
+/// A task that could not be made just now.
+fn failing(spec: ServiceSpec) -> Host {
+    let db = TaskAssignment { spec: Arc::new(spec), ..task("db", DesiredTask::Running) };
+    let mut host = Host::new(vec![db]);
     host.execute(&Operation::CreateNetwork(NetworkName::from("s_default")));
     host.execute(&Operation::CreateVolume("s_data".into()));
-    let error = TaskError { message: "no such image".into(), code: 125, at: NOW };
+    let error = TaskError { message: "no space left".into(), code: 125, at: NOW };
     host.observed.tasks.entry(TaskId::from("db")).or_default().record.error = Some(error);
+    host
+}
+
+#[test]
+fn what_could_not_be_made_or_started_is_tried_again_by_its_policy() {
+    for policy in [RestartPolicy::Always, RestartPolicy::OnFailure { max_attempts: Some(3) }] {
+        let mut host = failing(ServiceSpec { restart: Some(policy), ..ServiceSpec::default() });
+        let failed = || status(&host.assignment.tasks[0], host.observed.tasks.get(&TaskId::from("db")), host.now);
+        assert_eq!((failed().state, failed().again), (TaskState::Failed, true));
+        assert_eq!(host.settle(), "", "after a while");
+        host.now += BACKOFF_FIRST_MS;
+        assert_eq!(host.settle(), "create container of db\nstart container of db: shall run\n");
+
+        // As if that start had failed, for the third time.
+        let seen = host.observed.tasks.get_mut(&TaskId::from("db")).expect("it is there");
+        seen.container.as_mut().expect("it was made").state = ContainerState::Created;
+        seen.record.error = Some(TaskError { message: "port 80 is taken".into(), code: 125, at: host.now });
+        (seen.record.restarts, seen.record.short_runs) = (2, 3);
+        assert_eq!(host.settle(), "");
+        host.now += BACKOFF_FIRST_MS << 3;
+        assert_eq!(host.settle(), "start container of db: restart policy\n");
+    }
+    let mut host = failing(ServiceSpec { restart: Some(RestartPolicy::Always), ..ServiceSpec::default() });
+    host.now += BACKOFF_FIRST_MS;
+    for other in [
+        TaskAssignment { one_off: true, ..host.assignment.tasks[0].clone() },
+        TaskAssignment { stack: String::new(), ..host.assignment.tasks[0].clone() },
+        TaskAssignment { desired: DesiredTask::Stopped, ..host.assignment.tasks[0].clone() },
+    ] {
+        host.assignment.tasks[0] = other;
+        assert_eq!(host.settle(), "");
+        assert!(!status(&host.assignment.tasks[0], host.observed.tasks.get(&TaskId::from("db")), host.now).again);
+    }
+}
+
+#[test]
+fn what_could_not_be_made_is_tried_again_when_somebody_asks_and_not_by_itself() {
+    let mut host = failing(ServiceSpec::default());
+    host.now += 3_600_000;
     assert_eq!(host.settle(), "");
     host.assignment.tasks[0].restart_generation = 1;
     assert_eq!(host.settle(), "create container of db\nstart container of db: restart asked for\n");

@@ -170,10 +170,13 @@ impl Task {
         match self.told {
             None => false,
             Some(DesiredTask::Running | DesiredTask::Paused) => {
-                !matches!(self.status.state, TaskState::Exited | TaskState::Failed | TaskState::Removed)
+                self.status.again
+                    || !matches!(self.status.state, TaskState::Exited | TaskState::Failed | TaskState::Removed)
             }
-            // It was never started, or has been told to end: only what its node has seen counts.
-            Some(DesiredTask::Created | DesiredTask::Stopped | DesiredTask::Removed) => self.has_process(),
+            // It was never started, or has been told to end: only what its node has seen counts, or is about to try.
+            Some(DesiredTask::Created | DesiredTask::Stopped | DesiredTask::Removed) => {
+                self.has_process() || self.status.again
+            }
         }
     }
 

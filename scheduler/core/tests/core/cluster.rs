@@ -517,6 +517,23 @@ fn a_container_of_no_stack_is_led_to_from_other_nodes_until_it_or_its_node_goes(
 }
 
 #[test]
+fn what_its_node_would_have_tried_again_is_tried_elsewhere_when_that_node_is_lost() {
+    for again in [true, false] {
+        let mut fleet = Fleet::new(2);
+        up(&mut fleet, "services: {app: {image: app}}");
+        let task = fleet.tasks("app")[0];
+        let node = task.node.clone().expect("it is placed");
+        let status = TaskStatus { task: task.id.clone(), state: TaskState::Failed, again, ..task.status.clone() };
+        fleet.report(&node, NodeReport::Tasks(vec![status]));
+        fleet.hosts.get_mut(&node).expect("it is there").linked = false;
+        fleet.observe(node.as_str(), NodeState::Down);
+        fleet.settle();
+        let elsewhere = fleet.running("app").iter().any(|(_, other)| *other != node);
+        assert_eq!(elsewhere, again);
+    }
+}
+
+#[test]
 fn a_stack_is_taken_down_although_a_node_is_lost() {
     let mut fleet = Fleet::new(2);
     up(

@@ -196,13 +196,14 @@ fn wire(world: &mut World, task: usize, network: usize, on: bool) {
 
 fn mishap(world: &mut World, task: usize, kind: u8) {
     let Some(task) = world.state.tasks.values().nth(task % world.state.tasks.len().max(1)) else { return };
-    let mut status = TaskStatus { task: task.id.clone(), ..task.status.clone() };
-    match kind % 6 {
+    let mut status = TaskStatus { task: task.id.clone(), again: false, ..task.status.clone() };
+    match kind % 7 {
         0 => (status.state, status.exit_code) = (TaskState::Exited, Some(1)),
         1 => (status.state, status.exit_code) = (TaskState::Exited, Some(0)),
         2 => (status.state, status.health) = (TaskState::Running, Health::Unhealthy),
         3 => status.state = TaskState::Failed,
         4 => status.state = TaskState::Removed,
+        5 => (status.state, status.again) = (TaskState::Failed, true),
         _ => status.state = TaskState::Restarting,
     }
     world.report(NodeReport::Tasks(vec![status]));
