@@ -256,6 +256,43 @@ fn a_host_that_is_cut_off_is_replaced_and_welcome_again() {
 }
 
 #[test]
+fn a_stack_that_was_taken_down_and_up_again_while_its_host_was_away_runs_there_when_it_is_back() {
+    const PINNED: &str = r#"
+name: pinned
+services:
+  idle:
+    image: busybox
+    # It takes its time to go.
+    command: [sh, -c, "trap '' TERM; while :; do sleep 1; done"]
+    restart: always
+    stop_grace_period: 3s
+    deploy: {placement: {constraints: [node.hostname == host2]}}
+"#;
+    let hosts = Hosts::cluster(&["worker"]);
+    hosts.hosts.iter().for_each(|host| host.load("busybox"));
+    let host = hosts.host(1);
+    host.stack(PINNED);
+    host.up();
+    let containers = || -> Vec<Value> {
+        let there = hosts.host(2).orch(&["container", "ls", "-a", "--format", "json"]).ok().json_lines();
+        there.into_iter().map(|container| container["id"].clone()).collect()
+    };
+    let before = containers();
+    hosts.segment.cut(2).expect("there is a cable");
+    host.orch(&["down"]).ok();
+    let up = host.start(&["up", "-d"]);
+    up.says("a node to run on");
+    assert_eq!(containers(), before, "nobody could tell it");
+    hosts.segment.mend(2).expect("there is a cable");
+    eventually(PATIENCE, "the new one runs, and nothing else", || {
+        let (there, tasks) = (containers(), host.ps());
+        let runs = tasks.len() == 1 && tasks[0]["state"] == "running";
+        if runs && there.len() == 1 && there != before { Ok(()) } else { Err(format!("{there:?} {tasks:?}")) }
+    });
+    up.ends(PATIENCE).ok();
+}
+
+#[test]
 fn certificates_renew_themselves_while_everything_goes_on() {
     let hosts = Hosts::new(2);
     // The shortest life in which a loaded machine still renews in time; expired ones count for another 90 minutes anyway.

@@ -141,17 +141,25 @@ pub fn plan(assignment: &Assignment, desired: &[&TaskAssignment], observed: &Obs
     networks(assignment, &by_id, observed, &mut out);
     volumes(assignment, observed, &mut out);
     images(desired, observed, now, &mut out);
+    // What another control plane had made is not ours to remove: one that has lost its log comes back as another.
+    let ours = |seen: &ObservedTask| {
+        seen.cluster.is_empty() || assignment.cluster.is_empty() || seen.cluster == assignment.cluster
+    };
+    let strays: Vec<_> = observed.tasks.iter().filter(|(id, seen)| !by_id.contains_key(id) && ours(seen)).collect();
+    // A stack that was taken down and brought up again while this node was away: who tells it of the new containers knows of no former ones.
+    let leaving = strays.iter().filter_map(|(_, seen)| Some(seen.container.as_ref()?.name.as_str()));
+    let leaving: BTreeSet<&str> = leaving.collect();
     for task in desired {
         let none = ObservedTask::default();
         let seen = observed.tasks.get(&task.id).unwrap_or(&none);
-        if seen.activity.is_none() {
+        let is_made = seen.container.is_some() || task.desired == DesiredTask::Removed;
+        let waits = !is_made && leaving.contains(task.container_name.as_str());
+        if seen.activity.is_none() && !waits {
             task_operation(task, seen, &by_id, observed, now, &mut out);
         }
     }
-    for (id, seen) in &observed.tasks {
-        // What another control plane had made is not ours to remove: one that has lost its log comes back as another.
-        let ours = seen.cluster.is_empty() || assignment.cluster.is_empty() || seen.cluster == assignment.cluster;
-        if !by_id.contains_key(id) && seen.activity.is_none() && ours {
+    for (id, seen) in strays {
+        if seen.activity.is_none() {
             removal(id, seen, &mut out);
         }
     }

@@ -96,6 +96,7 @@ pub(crate) fn observed(info: &ContainerInfo) -> Option<ObservedContainer> {
     let millis = |nanos: Option<i64>| nanos.and_then(|n| u64::try_from(n / 1_000_000).ok());
     Some(ObservedContainer {
         id: info.config.id.clone(),
+        name: info.config.name.clone(),
         state,
         pid: (info.state.pid > 0).then_some(info.state.pid),
         exit_code: info.state.exit_code,

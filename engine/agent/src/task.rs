@@ -27,6 +27,8 @@ pub enum ContainerState {
 pub struct ObservedContainer {
     /// Its id.
     pub id: ContainerId,
+    /// Its name, which no other has as long as it is there.
+    pub name: String,
     /// Its state.
     pub state: ContainerState,
     /// Init process on the host while it runs.

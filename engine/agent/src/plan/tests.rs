@@ -96,10 +96,18 @@ impl Host {
 
     fn execute(&mut self, operation: &Operation) {
         let now = self.now;
+        let tasks = &self.assignment.tasks;
+        let name = |id: &TaskId| tasks.iter().find(|task| task.id == *id).map(|task| task.container_name.clone());
         let mut container = |id: &TaskId, state: ContainerState| {
             let seen = self.observed.tasks.entry(id.clone()).or_default();
             let made = ObservedContainer {
                 id: ContainerId(format!("c-{id}")),
+                name: seen
+                    .container
+                    .as_ref()
+                    .map(|former| former.name.clone())
+                    .or_else(|| name(id))
+                    .unwrap_or_default(),
                 state,
                 pid: None,
                 exit_code: Some(0),
@@ -222,6 +230,23 @@ fn a_container_of_no_known_task_is_removed() {
         host.settle(),
         "stop container of db: asked for\nremove container of db\nremove network s_default: no longer assigned\n"
     );
+}
+
+#[test]
+fn a_container_is_made_when_the_one_that_had_its_name_is_gone() {
+    // `down` and `up` while the node is away: it still has the former one, and nobody tells it to remove that first.
+    let mut host = Host::new(vec![task("db", DesiredTask::Running)]);
+    host.settle();
+    let again = TaskAssignment { container_name: "s-db-1".into(), ..task("db2", DesiredTask::Running) };
+    host.assignment.tasks = vec![again];
+    assert_eq!(
+        host.settle(),
+        "stop container of db: asked for\nremove container of db\ncreate container of db2\nstart container of db2: shall run\n"
+    );
+    // What stays has its name for good, and who wants it is told so.
+    let other = TaskAssignment { container_name: "s-db-1".into(), ..task("db3", DesiredTask::Running) };
+    host.assignment.tasks.push(other);
+    assert!(host.plan().contains(&Operation::CreateContainer("db3".into())));
 }
 
 #[test]
