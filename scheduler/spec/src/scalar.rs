@@ -159,6 +159,23 @@ pub(crate) fn signal(text: &str) -> Canonical {
     if ok { Ok(text.to_owned()) } else { Err(format!("`{text}` is no signal; write for example `SIGINT`")) }
 }
 
+/// A word that nobody knows is refused, as Docker does: whoever mistypes `no-new-privileges` would run unprotected.
+pub(crate) fn security_option(text: &str) -> Canonical {
+    let (option, value) = text.split_once(['=', ':']).unwrap_or((text, ""));
+    let known = match option {
+        "no-new-privileges" => matches!(value, "" | "true" | "false"),
+        "systempaths" => value == "unconfined",
+        "seccomp" | "apparmor" | "label" | "writable-cgroups" | "credentialspec" => !value.is_empty(),
+        _ => false,
+    };
+    if known {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "`{text}` is no security option; there are `no-new-privileges`, `seccomp=FILE|unconfined` and `systempaths=unconfined`"
+    ))
+}
+
 pub(crate) fn cpuset(text: &str) -> Canonical {
     let part = |part: &str| {
         let (start, end) = part.split_once('-').unwrap_or((part, part));

@@ -93,7 +93,7 @@ const SERVICE_KEYS: &[Field] = &[
     key("runtime", TEXT).unsupported("orch is its own runtime"),
     key("scale", Kind::Int(0, u32::MAX as i64)),
     key("secrets", Kind::List(&GRANT_KIND, Unique::By(secret_target))),
-    key("security_opt", TEXTS),
+    key("security_opt", Kind::List(&SECURITY_OPTION, Unique::Whole)),
     key("shm_size", Kind::Scalar(Some(scalar::bytes))),
     key("stdin_open", Kind::Bool),
     key("stop_grace_period", Kind::Text(Some(scalar::duration))),
@@ -113,6 +113,7 @@ const SERVICE_KEYS: &[Field] = &[
 ];
 
 static CAPABILITY: Kind = Kind::Text(Some(scalar::capability));
+static SECURITY_OPTION: Kind = Kind::Text(Some(scalar::security_option));
 static PID_MODE: Kind = Kind::Text(Some(scalar::pid_mode));
 static EXPOSED: Kind = Kind::Scalar(Some(scalar::exposed));
 static BUILD_KIND: Kind = Kind::Table(&BUILD);
