@@ -1,5 +1,6 @@
 //! Hosts that lose their power: what a disk keeps is enough.
 
+use orch_tests::cluster::Hosts;
 use orch_tests::host::Host;
 use orch_tests::machine::{NEIGHBOUR, Place};
 use orch_tests::wait::{PATIENCE, eventually};
@@ -64,4 +65,32 @@ fn what_shall_run_runs_again_after_a_power_cut_with_its_data_addresses_and_ports
     host.orch(&["container", "rm", "-f", "kept"]).ok();
     host.orch(&["down", "-v", "-t", "1"]).ok();
     host.orch(&["secret", "rm", "password"]).ok();
+}
+
+#[test]
+fn what_a_host_of_a_cluster_ran_comes_back_with_it_though_its_file_names_no_restart_policy() {
+    let hosts = Hosts::cluster(&["manager", "manager"]);
+    for host in &hosts.hosts {
+        host.load("busybox");
+    }
+    let first = hosts.host(1);
+    first.stack(
+        "
+name: all
+services:
+  everywhere: {image: busybox, command: sleep infinity, init: true, stop_grace_period: 1s, deploy: {mode: global}}
+",
+    );
+    first.up();
+    let third = hosts.host(3);
+    let runs = || third.orch(&["container", "ls", "--format", "json"]).ok().json_lines();
+    let before = runs();
+    third.lose_power();
+    third.start_agent();
+    eventually(PATIENCE, "its container runs anew", || {
+        let now = runs();
+        let anew = now.len() == 1 && now[0]["started_at"] != before[0]["started_at"];
+        if anew { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+    first.down();
 }

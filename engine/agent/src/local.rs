@@ -71,6 +71,7 @@ pub(crate) async fn create(
         files: Vec::new(),
         renew_anonymous_volumes: false,
         one_off: false,
+        comes_back: false,
     };
     let local = LocalTask { task, auto_remove: request.auto_remove, reserved };
     let written = shared.records.write_local(&local);

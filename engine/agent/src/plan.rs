@@ -8,7 +8,7 @@ use std::fmt;
 
 use orch_spec::assignment::{Assignment, DesiredTask, NetworkName, TaskAssignment, TaskId, TaskNetwork};
 
-use crate::task::{ContainerState, ObservedTask, ObservedTasks, Restart, restart, retry};
+use crate::task::{ContainerState, ObservedTask, ObservedTasks, Restart, after_end, retry};
 
 /// One act on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -292,10 +292,7 @@ fn task_operation(
             } else if seen.record.stopped_by_request {
                 StartCause::Desired
             } else {
-                let code = container.exit_code.unwrap_or(0);
-                let finished = container.finished_at.unwrap_or(now);
-                let policy = if task.one_off { None } else { task.spec.restart_policy() };
-                match restart(policy, code, finished, &seen.record) {
+                match after_end(task, container, &seen.record, now) {
                     Restart::Never => return release(task, seen, by_id, observed, out),
                     other if !is_due(other, now, out) => return,
                     _ => StartCause::Policy,

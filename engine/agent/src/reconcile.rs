@@ -101,6 +101,7 @@ pub(crate) fn observed(info: &ContainerInfo) -> Option<ObservedContainer> {
         pid: (info.state.pid > 0).then_some(info.state.pid),
         exit_code: info.state.exit_code,
         oom_killed: info.state.oom_killed,
+        lost: info.state.lost,
         created_at: millis(Some(created)).unwrap_or(0),
         started_at: millis(info.state.started_at),
         finished_at: millis(info.state.finished_at),

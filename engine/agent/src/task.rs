@@ -37,6 +37,8 @@ pub struct ObservedContainer {
     pub exit_code: Option<i32>,
     /// Ended by the kernel for want of memory.
     pub oom_killed: bool,
+    /// It went down with its shim or its host, and not by itself.
+    pub lost: bool,
     /// Milliseconds since the epoch.
     pub created_at: u64,
     /// See `created_at`; of the last start.
@@ -170,6 +172,24 @@ pub fn restart(policy: Option<EffectiveRestart>, exit_code: i32, finished_at: u6
     Restart::At(finished_at.saturating_add(wait))
 }
 
+/// Decides about a container of a task that ended. What went down with its host or its shim did not end: where its service would be one
+/// short, it comes back as if its policy were `always`.
+pub fn after_end(task: &TaskAssignment, container: &ObservedContainer, record: &TaskRecord, now: u64) -> Restart {
+    const ALWAYS: EffectiveRestart = EffectiveRestart {
+        condition: RestartCondition::Any,
+        delay: None,
+        max_attempts: None,
+        window: None,
+        unless_stopped: false,
+    };
+    let policy = match task.one_off {
+        true => None,
+        false if container.lost && task.comes_back => Some(ALWAYS),
+        false => task.spec.restart_policy(),
+    };
+    restart(policy, container.exit_code.unwrap_or(0), container.finished_at.unwrap_or(now), record)
+}
+
 /// Decides about a container that could not be made, or not be started for the first time: as if it had run and ended then. One that belongs to
 /// no stack stays as it is, and so does a one-off: somebody waits for its outcome.
 pub fn retry(task: &TaskAssignment, record: &TaskRecord) -> Restart {
@@ -237,10 +257,7 @@ fn state(desired: &TaskAssignment, seen: &ObservedTask, now: u64) -> TaskState {
         ContainerState::Exited => {
             if desired.desired == DesiredTask::Running {
                 let behind = seen.record.restart_generation < desired.restart_generation;
-                let code = container.exit_code.unwrap_or(0);
-                let finished = container.finished_at.unwrap_or(now);
-                let again = restart(desired.spec.restart_policy(), code, finished, &seen.record) != Restart::Never;
-                if behind || (again && !desired.one_off) {
+                if behind || after_end(desired, container, &seen.record, now) != Restart::Never {
                     return TaskState::Restarting;
                 }
                 if seen.record.error.is_some() {

@@ -58,6 +58,8 @@ pub struct ContainerState {
     pub oom_killed: bool,
     /// Why it could not be started, or ended without its own doing.
     pub error: String,
+    /// It went down with its shim or its host.
+    pub lost: bool,
 }
 
 impl Default for ContainerState {
@@ -71,6 +73,7 @@ impl Default for ContainerState {
             exit_code: None,
             oom_killed: false,
             error: String::new(),
+            lost: false,
         }
     }
 }
@@ -94,5 +97,6 @@ impl ContainerState {
         self.exit_code = Some(exit.code);
         self.oom_killed = exit.oom;
         self.error.clone_from(&exit.error);
+        self.lost = exit.is_loss();
     }
 }

@@ -12,7 +12,7 @@ use crate::cgroup::{Cgroup, Layout};
 use crate::container::{Phase, directory};
 use crate::image::ImageStore;
 use crate::runtime::{Identity, cgroup_root};
-use crate::shim::protocol::{ExitRecord, Notice, Request, RunRecord, Running, Target};
+use crate::shim::protocol::{ExitRecord, Loss, Notice, Request, RunRecord, Running, Target};
 use crate::shim::{EXIT_FILE, RUN_FILE, boot_id, read_json, write_exit};
 use crate::volume::VolumeStore;
 
@@ -123,7 +123,7 @@ impl Inner {
             }
             let adopted = lock(&container.state).link.is_some();
             if !adopted && container.state().phase.is_alive() {
-                self.lose(&container, "its shim is gone");
+                self.lose(&container, Loss::ShimGone);
             }
         }
         Ok(())
@@ -259,7 +259,7 @@ impl Inner {
         for container in self.all() {
             let mine = lock(&container.state).link.as_ref().is_some_and(|its| Arc::ptr_eq(its, link));
             if mine {
-                self.lose(&container, "its shim was killed");
+                self.lose(&container, Loss::ShimKilled);
             }
         }
         // One that was killed with nothing running has left them; with anything else below them they stay.
@@ -270,7 +270,7 @@ impl Inner {
     }
 
     /// Ends a run that nobody watches any more: everything in its cgroup is killed, and its end recorded, unless the shim still did.
-    pub(super) fn lose(self: &Arc<Self>, container: &Arc<Container>, why: &str) {
+    pub(super) fn lose(self: &Arc<Self>, container: &Arc<Container>, loss: Loss) {
         let (run, exit) = records(container);
         let exit = match (run, exit) {
             (run, Some(exit)) if is_end(&exit, run.as_ref()) => exit,
@@ -278,7 +278,7 @@ impl Inner {
                 let run =
                     run.unwrap_or(RunRecord { pid: 0, start_time: 0, boot_id: self.boot_id.clone(), started_at: 0 });
                 let same_boot = run.boot_id == self.boot_id;
-                let why = if same_boot { why } else { "the host was restarted" };
+                let loss = if same_boot { loss } else { Loss::HostRestarted };
                 if same_boot {
                     self.kill_group(container);
                 }
@@ -291,7 +291,7 @@ impl Inner {
                     pid: run.pid,
                     start_time: run.start_time,
                     boot_id: run.boot_id,
-                    error: why.to_owned(),
+                    error: loss.text().to_owned(),
                 };
                 let written =
                     std::fs::File::open(&container.directory).and_then(|directory| write_exit(directory, &exit, true));

@@ -10,7 +10,7 @@ use crate::chain;
 use crate::config::{ContainerConfig, ContainerId, InjectedFile, MountKind, NetworkNs, UserNamespace};
 use crate::container::{ContainerState, Phase, directory};
 use crate::runtime;
-use crate::shim::protocol::{ExitRecord, LogPlan, Reply, Request, Start, Target};
+use crate::shim::protocol::{ExitRecord, LogPlan, Loss, Reply, Request, Start, Target};
 use crate::shim::write_exit;
 
 /// After SIGKILL a process is gone in milliseconds, or hangs in the kernel. Docker waits ten seconds before it gives up; reliability
@@ -288,7 +288,7 @@ impl Inner {
                         self.tell_exit(container, &exit);
                     } else if link.is_ended() {
                         // It died between its answer and now; whoever saw that did not yet find this container.
-                        self.lose(container, "its shim was killed");
+                        self.lose(container, Loss::ShimKilled);
                     }
                     return Ok(container.state());
                 }

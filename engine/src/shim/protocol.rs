@@ -276,7 +276,38 @@ pub struct ExitRecord {
     pub error: String,
 }
 
+/// What takes a container down that did not end by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// Nobody heard of its shim any more when the agent came.
+    ShimGone,
+    /// Its shim died while the agent was there.
+    ShimKilled,
+    /// The host was booted again.
+    HostRestarted,
+}
+
+impl Loss {
+    const ALL: [Self; 3] = [Self::ShimGone, Self::ShimKilled, Self::HostRestarted];
+
+    /// For people, and for [`ExitRecord::error`].
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::ShimGone => "its shim is gone",
+            Self::ShimKilled => "its shim was killed",
+            Self::HostRestarted => "the host was restarted",
+        }
+    }
+}
+
 impl ExitRecord {
+    /// Did the container go down with its shim or its host? Known by the text: a field more would be another protocol.
+    #[must_use]
+    pub fn is_loss(&self) -> bool {
+        Loss::ALL.iter().any(|loss| loss.text() == self.error)
+    }
+
     /// Is it the end of this run?
     pub fn ends(&self, run: &RunRecord) -> bool {
         self.pid == run.pid && self.start_time == run.start_time && self.boot_id == run.boot_id

@@ -163,6 +163,8 @@ fn task_assignment(state: &State, task: &Task, told: DesiredTask) -> TaskAssignm
         files: revision.files.clone(),
         renew_anonymous_volumes: task.renew_anonymous_volumes,
         one_off: task.one_off,
+        // One host alone does as Docker does there.
+        comes_back: state.is_cluster() && !task.one_off,
     }
 }
 

@@ -219,6 +219,9 @@ pub struct TaskAssignment {
     pub renew_anonymous_volumes: bool,
     /// Started by `orch run`: no service name in DNS, no restart.
     pub one_off: bool,
+    /// Whatever its restart policy says, it is started again when it went down with its host or its shim.
+    #[serde(default)]
+    pub comes_back: bool,
 }
 
 /// Where a task's network comes from.

@@ -47,6 +47,7 @@ fn task(id: &str, desired: DesiredTask) -> TaskAssignment {
         files: vec![],
         renew_anonymous_volumes: false,
         one_off: false,
+        comes_back: false,
     }
 }
 
@@ -112,6 +113,7 @@ impl Host {
                 pid: None,
                 exit_code: Some(0),
                 oom_killed: false,
+                lost: false,
                 created_at: now,
                 started_at: Some(now),
                 finished_at: Some(now),
@@ -267,6 +269,25 @@ fn what_exits_is_started_again_when_its_back_off_is_over() {
     assert_eq!(host.settle(), "");
     host.now += 100;
     assert_eq!(host.settle(), "start container of db: restart policy\n");
+}
+
+#[test]
+fn what_went_down_with_its_host_comes_back_where_its_service_would_be_one_short() {
+    for (lost, comes_back, expected) in
+        [(true, true, "start container of db: restart policy\n"), (true, false, ""), (false, true, "")]
+    {
+        let db = TaskAssignment { spec: Arc::default(), comes_back, ..task("db", DesiredTask::Running) };
+        let mut host = Host::new(vec![db]);
+        host.settle();
+        host.ended("db", 137);
+        let seen = host.observed.tasks.get_mut(&TaskId::from("db")).expect("it is there");
+        seen.container.as_mut().expect("it was made").lost = lost;
+        seen.sandbox = false;
+        host.now += BACKOFF_FIRST_MS;
+        assert_eq!(host.settle(), expected);
+        host.desire("db", DesiredTask::Stopped);
+        host.settle();
+    }
 }
 
 #[test]

@@ -449,6 +449,10 @@ fn names_virtual_addresses_and_ports_lead_to_what_serves() {
         "services: {app: {image: app, ports: ['8080:80', '9000-9010:90', '70'], deploy: {replicas: 2}}, rr: {image: rr, deploy: {endpoint_mode: dnsrr, replicas: 2}}}",
     );
     let told = fleet.assignments.of(&fleet.state, &"n1".into());
+    assert!(
+        told.tasks.iter().all(|task| task.comes_back),
+        "with several nodes it shall be there again when its node is"
+    );
     let app = told.services.iter().find(|service| service.service == "app").expect("it is there");
     let rr = told.services.iter().find(|service| service.service == "rr").expect("it is there");
     assert_eq!((app.vips.len(), app.backends.len(), rr.vips.len(), rr.backends.len()), (1, 2, 0, 2));
