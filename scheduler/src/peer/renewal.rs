@@ -20,6 +20,8 @@ use crate::identity::certificate::Subject;
 const AGAIN: Duration = Duration::from_secs(5);
 /// The first pause of a manager that has lost its place in the log and is still to hear what it is now.
 const SOON: Duration = Duration::from_millis(200);
+/// How often a node that was told of another role asks for it, each time after twice as long a pause: six seconds.
+const TOLD_TRIES: u32 = 6;
 /// How long a manager that others do not take for one hopes for a leader.
 const DOUBT: Duration = Duration::from_secs(1);
 /// A clock may be set: the time is looked at at least so often.
@@ -167,6 +169,7 @@ pub async fn keep(
 ) -> CertificateAnswer {
     let mut share = random_share();
     let mut pause = SOON;
+    let mut tries = 0;
     let mut leadership = control.as_ref().map(Control::leadership);
     loop {
         let Some(certificate) = peers.certificate() else {
@@ -179,11 +182,11 @@ pub async fn keep(
         let due = certificate.renew_at(share);
         let wait = due.duration_since(clock::now()).unwrap_or_default();
         let known = leadership.clone();
-        let mut is_doubted = false;
+        let (mut is_doubted, mut is_told) = (false, false);
         if !wait.is_zero() {
             tokio::select! {
                 () = tokio::time::sleep(wait.min(LOOK)) => continue,
-                () = role_changed.notified() => {}
+                () = role_changed.notified() => is_told = true,
                 () = removed(&mut leadership) => {}
                 () = doubted(&peers, known.as_ref()) => is_doubted = true,
             }
@@ -207,6 +210,12 @@ pub async fn keep(
                 };
                 if let Some(answer) = answer.filter(is_another) {
                     return answer;
+                }
+                tries = if is_told && tries < TOLD_TRIES { tries + 1 } else { 0 };
+                if tries > 0 {
+                    // Whoever was asked may be a manager that has not heard of it yet.
+                    tokio::time::sleep(SOON * 2u32.pow(tries - 1)).await;
+                    role_changed.notify_one();
                 }
                 if is_removed {
                     // The record of the new role may follow the place in the log by a moment.
