@@ -8,7 +8,7 @@ use std::fmt;
 
 use orch_spec::assignment::{Assignment, DesiredTask, NetworkName, TaskAssignment, TaskId, TaskNetwork};
 
-use crate::task::{ContainerState, ObservedTask, ObservedTasks, Restart, after_end, retry};
+use crate::task::{ContainerState, ObservedTask, ObservedTasks, Restart, TaskRecord, after_end, retry};
 
 /// One act on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -214,17 +214,12 @@ fn images(desired: &[&TaskAssignment], observed: &Observed, now: u64, out: &mut 
         let needed = desired.iter().any(|task| {
             let may = !matches!(task.desired, DesiredTask::Removed | DesiredTask::Stopped);
             let seen = observed.tasks.get(&task.id);
-            let tried = |seen: &ObservedTask| {
-                seen.record.error.is_none()
-                    || seen.record.restart_generation < task.restart_generation
-                    || retry(task, &seen.record) != Restart::Never
-            };
-            may && task.image_id == *id && seen.is_none_or(|seen| seen.container.is_none() && tried(seen))
+            let tried =
+                |seen: &ObservedTask| seen.container.is_none() && next_try(task, &seen.record) != Restart::Never;
+            may && task.image_id == *id && seen.is_none_or(tried)
         });
-        if needed && missing.again_at <= now {
+        if needed && is_due(Restart::At(missing.again_at), now, out) {
             out.operations.push(Operation::FetchImage(id.clone()));
-        } else if needed {
-            out.wake_at = Some(out.wake_at.map_or(missing.again_at, |other| other.min(missing.again_at)));
         }
     }
 }
@@ -250,10 +245,9 @@ fn task_operation(
     if task.desired == DesiredTask::Removed {
         return removal(&task.id, seen, out);
     }
-    let asked = seen.record.restart_generation < task.restart_generation;
+    let asked = is_asked(task, &seen.record);
     let Some(container) = &seen.container else {
-        let failed = seen.record.error.is_some() && !asked;
-        let may = task.desired != DesiredTask::Stopped && (!failed || is_due(retry(task, &seen.record), now, out));
+        let may = task.desired != DesiredTask::Stopped && is_due(next_try(task, &seen.record), now, out);
         let lending = lenders(task, by_id.values().copied()).map(|(lender, _)| &lender.id);
         if may && ready(task, observed) && made(owners(task).chain(lending), observed) {
             out.operations.push(Operation::CreateContainer(id()));
@@ -273,15 +267,12 @@ fn task_operation(
         }
         (_, ContainerState::Running | ContainerState::Paused) => rewire(task, seen, observed, out),
         (_, ContainerState::Created) => {
-            let failed = seen.record.error.is_some() && !asked;
-            if failed && !is_due(retry(task, &seen.record), now, out) {
-                return;
-            }
-            if ready(task, observed) && namespaces_run(task, observed) {
-                let cause = match (asked, failed) {
-                    (true, _) => StartCause::Asked,
-                    (_, true) => StartCause::Policy,
-                    _ => StartCause::Desired,
+            let may = is_due(next_try(task, &seen.record), now, out);
+            if may && ready(task, observed) && namespaces_run(task, observed) {
+                let cause = match &seen.record.error {
+                    _ if asked => StartCause::Asked,
+                    Some(_) => StartCause::Policy,
+                    None => StartCause::Desired,
                 };
                 out.operations.push(Operation::StartContainer { task: id(), cause });
             }
@@ -303,6 +294,16 @@ fn task_operation(
             }
         }
     }
+}
+
+/// Whether somebody wants it started once more.
+fn is_asked(task: &TaskAssignment, record: &TaskRecord) -> bool {
+    record.restart_generation < task.restart_generation
+}
+
+/// When a container that has not run yet may be made or started: at once, but after a failure only if somebody asks or its policy says so.
+fn next_try(task: &TaskAssignment, record: &TaskRecord) -> Restart {
+    if record.error.is_some() && !is_asked(task, record) { retry(task, record) } else { Restart::At(0) }
 }
 
 /// Whether the time for another try has come; when it comes later, it is looked at again then.
