@@ -18,8 +18,8 @@ const STACK_VERBS: [&str; 27] = [
 const TAKEN: [(&str, char); 3] = [("logs", 'f'), ("rm", 'f'), ("run", 'p')];
 
 /// What people's fingers and scripts say that is so anyway: `exec` and `run` have a terminal where there is one, nothing is asked.
-const ANYWAY: [(&str, Option<char>, &str); 4] =
-    [("exec", Some('t'), "tty"), ("run", Some('t'), "tty"), ("up", Some('y'), "yes"), ("create", Some('y'), "yes")];
+const ANYWAY: [(&str, char, &str); 4] =
+    [("exec", 't', "tty"), ("run", 't', "tty"), ("up", 'y', "yes"), ("create", 'y', "yes")];
 
 const FILE: &str = "file-after-verb";
 const PROJECT: &str = "project-name-after-verb";
