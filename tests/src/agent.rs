@@ -78,6 +78,14 @@ impl Host {
         self.processes().identity(i32::try_from(pid).ok()?)
     }
 
+    /// The processes of agents, also of those that do not answer.
+    #[must_use]
+    pub fn agents(&self) -> Vec<Identity> {
+        let all = self.processes().all().into_iter();
+        let agents = all.filter(|pid| self.processes().command(*pid).contains("orch agent"));
+        agents.filter_map(|pid| self.processes().identity(pid)).collect()
+    }
+
     /// Ends the agent at once, as a crash would.
     ///
     /// # Panics

@@ -98,6 +98,15 @@ impl Hosts {
         &self.hosts[number - 1]
     }
 
+    /// Has every host know an image.
+    ///
+    /// # Panics
+    /// When one does not take it.
+    #[track_caller]
+    pub fn load(&self, name: &str) {
+        self.hosts.iter().for_each(|host| host.load(name));
+    }
+
     /// Does something while one host asks for the page that the first three publish on port 8080, through each of them, without a pause.
     /// What the deed returned, and the answers through the first, the second and the third.
     ///

@@ -30,9 +30,7 @@ impl Host {
     /// When something does not end.
     #[track_caller]
     pub fn lose_power(&self) {
-        let agent = |pid: &i32| self.processes().command(*pid).contains("orch agent");
-        let agents: Vec<i32> = self.processes().all().into_iter().filter(agent).collect();
-        let ours = agents.into_iter().chain(self.shims().into_iter().map(|shim| shim.pid));
+        let ours = self.agents().into_iter().chain(self.shims()).map(|process| process.pid);
         // Numbers are found first, so that all end in the same moment.
         let mut all: Vec<i32> = ours.filter_map(|pid| self.outer(pid)).collect();
         for group in traces::groups(self.instance()) {

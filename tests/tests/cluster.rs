@@ -46,9 +46,7 @@ fn two_hosts_join_a_third_and_are_known_by_all_managers() {
 #[test]
 fn a_stack_is_spread_over_all_hosts_whichever_manager_is_asked() {
     let hosts = Hosts::cluster(&["worker", "manager"]);
-    for host in &hosts.hosts {
-        host.load("busybox");
-    }
+    hosts.load("busybox");
     // The second manager does not lead: it passes on.
     let asked = hosts.host(3);
     asked.stack(SPREAD);
@@ -129,9 +127,7 @@ fn a_host_that_cannot_join_is_told_why_and_stays_as_it_was() {
 #[test]
 fn a_worker_that_leaves_is_forgotten_and_alone_again() {
     let hosts = Hosts::cluster(&["worker"]);
-    for host in &hosts.hosts {
-        host.load("busybox");
-    }
+    hosts.load("busybox");
     hosts.host(1).stack(SPREAD);
     hosts.host(1).up();
     let before = hosts.info(2);
@@ -153,9 +149,7 @@ fn a_worker_that_leaves_is_forgotten_and_alone_again() {
 fn a_secret_is_in_no_file_of_any_host() {
     const SECRET: &str = "plaintext-of-a-secret-4711";
     let hosts = Hosts::cluster(&["worker", "manager"]);
-    for host in &hosts.hosts {
-        host.load("busybox");
-    }
+    hosts.load("busybox");
     let host = hosts.host(1);
     host.stack(
         "
@@ -227,9 +221,7 @@ fn a_client_certificate_does_from_another_host_what_its_role_allows() {
 #[test]
 fn a_host_that_is_cut_off_is_replaced_and_welcome_again() {
     let hosts = Hosts::cluster(&["worker", "worker"]);
-    for host in &hosts.hosts {
-        host.load("busybox");
-    }
+    hosts.load("busybox");
     let host = hosts.host(1);
     host.stack(SPREAD);
     host.up();
@@ -380,9 +372,7 @@ fn a_worker_is_promoted_and_a_manager_demoted_and_one_leaves() {
 #[test]
 fn commands_reach_into_containers_on_other_hosts() {
     let hosts = Hosts::cluster(&["worker"]);
-    for host in &hosts.hosts {
-        host.load("busybox");
-    }
+    hosts.load("busybox");
     let host = hosts.host(1);
     host.stack(
         "
@@ -429,9 +419,7 @@ services:
 #[test]
 fn a_page_is_served_through_any_host_and_by_name_from_containers_on_all() {
     let hosts = Hosts::cluster(&["worker", "worker"]);
-    for host in &hosts.hosts {
-        host.load("busybox");
-    }
+    hosts.load("busybox");
     hosts.host(1).stack(PAGES);
     hosts.host(1).up();
     let page = |number: u8| hosts.host(1).page(Place::Host, address(number), 8080, "/");
@@ -482,9 +470,7 @@ fn while_everybody_asks(hosts: &Hosts, act: impl FnOnce()) {
 #[test]
 fn no_request_fails_while_a_service_or_a_task_of_it_is_restarted() {
     let hosts = Hosts::cluster(&["worker", "worker"]);
-    for host in &hosts.hosts {
-        host.load("busybox");
-    }
+    hosts.load("busybox");
     let host = hosts.host(1);
     host.stack(&rolling("one"));
     host.up();
@@ -510,9 +496,7 @@ fn no_request_fails_while_a_service_or_a_task_of_it_is_restarted() {
 #[test]
 fn no_request_fails_while_a_service_is_updated_and_a_host_that_was_cut_off_is_served_again() {
     let hosts = Hosts::cluster(&["worker", "worker"]);
-    for host in &hosts.hosts {
-        host.load("busybox");
-    }
+    hosts.load("busybox");
     hosts.host(1).stack(&rolling("one"));
     hosts.host(1).up();
     let page =
@@ -558,9 +542,7 @@ fn a_worker_goes_to_another_manager_when_its_own_has_lost_the_others() {
 fn a_worker_that_was_removed_says_so_once_asks_rarely_and_runs_on_until_it_leaves() {
     const SAID: &str = "this node was removed from its cluster";
     let hosts = Hosts::cluster(&["worker"]);
-    for host in &hosts.hosts {
-        host.load("busybox");
-    }
+    hosts.load("busybox");
     hosts.host(1).stack(SPREAD);
     hosts.host(1).up();
     let before = hosts.running(2);

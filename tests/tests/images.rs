@@ -125,9 +125,7 @@ services:
 #[test]
 fn a_fetch_goes_on_elsewhere_when_its_giver_dies_and_an_update_waits_for_it() {
     let hosts = Hosts::cluster(&["manager", "manager"]);
-    for host in &hosts.hosts {
-        host.load("busybox");
-    }
+    hosts.load("busybox");
     let host = hosts.host(1);
     let stack = |image: &str| {
         format!(

@@ -70,9 +70,7 @@ fn what_shall_run_runs_again_after_a_power_cut_with_its_data_addresses_and_ports
 #[test]
 fn what_a_host_of_a_cluster_ran_comes_back_with_it_though_its_file_names_no_restart_policy() {
     let hosts = Hosts::cluster(&["manager", "manager"]);
-    for host in &hosts.hosts {
-        host.load("busybox");
-    }
+    hosts.load("busybox");
     let first = hosts.host(1);
     first.stack(
         "

@@ -112,9 +112,7 @@ fn a_container_of_no_stack_joins_a_stacks_network_and_keeps_it_from_going() {
 #[test]
 fn a_container_of_no_stack_talks_with_a_stacks_containers_on_other_hosts() {
     let hosts = Hosts::cluster(&["worker", "worker"]);
-    for host in &hosts.hosts {
-        host.load("busybox");
-    }
+    hosts.load("busybox");
     let first = hosts.host(1);
     first.stack(
         "

@@ -115,9 +115,7 @@ impl Fault {
                 for _ in 0..4 {
                     host.start_agent_without_waiting(&[]);
                     chance.delay(Duration::from_millis(400));
-                    let pids = host.processes().all();
-                    let agents = pids.into_iter().filter(|pid| host.processes().command(*pid).contains("orch agent"));
-                    agents.filter_map(|pid| host.processes().identity(pid)).for_each(|p| host.kill(p, Signal::SIGKILL));
+                    host.agents().into_iter().for_each(|agent| host.kill(agent, Signal::SIGKILL));
                 }
             }
             Self::Still(_) => host.signal(host.agent().expect("an agent runs"), Signal::SIGSTOP),
@@ -145,11 +143,7 @@ impl Fault {
         match self {
             Self::Agent(_) | Self::Crashes(..) => host.start_agent(),
             Self::Deaf(_) => fleet.hosts.heal(),
-            Self::Still(_) => {
-                let still = |pid: &i32| host.processes().command(*pid).contains("orch agent");
-                let pids = host.processes().all().into_iter().filter(still);
-                pids.filter_map(|pid| host.processes().identity(pid)).for_each(|p| host.signal(p, Signal::SIGCONT));
-            }
+            Self::Still(_) => host.agents().into_iter().for_each(|agent| host.signal(agent, Signal::SIGCONT)),
             Self::Cut(_) => fleet.hosts.segment.mend(port).expect("there is a cable"),
             Self::Gone(_) | Self::Power(_) => {
                 fleet.hosts.segment.mend(port).expect("there is a cable");
