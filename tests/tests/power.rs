@@ -21,7 +21,7 @@ services:
     image: busybox
     init: true
     restart: unless-stopped
-    command: [sh, -c, 'echo hello >/data/page; exec sleep infinity']
+    command: [sh, -c, 'test -s /data/page || echo hello >/data/page; exec sleep infinity']
     volumes: ['data:/data']
     healthcheck: {test: [CMD, test, -s, /data/page], start_period: 30s, start_interval: 200ms, interval: 5s}
   stopped: {image: busybox, init: true, restart: unless-stopped, command: [sleep, infinity]}
