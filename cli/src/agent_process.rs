@@ -22,6 +22,7 @@ use orch_scheduler::peer::entry;
 use orch_spec::assignment::NodeId;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tower::Service;
 
 use crate::args;
@@ -40,6 +41,8 @@ const HEADER: usize = 32 * 1024;
 const DYING: Duration = Duration::from_secs(5);
 /// How long an answer may take to reach whoever has asked on this host, before the process starts again.
 const ANSWERING: Duration = Duration::from_millis(100);
+/// How long requests of this host that have no answer yet are waited for then: one of them may be what makes the process start again.
+const ASKED: Duration = Duration::from_secs(3);
 /// As many as there are threads that compute. Those that wait for the kernel need little and only for moments.
 const ARENAS: u8 = 2;
 /// How often to look whether the agent may go.
@@ -113,7 +116,8 @@ async fn serve(args: &args::Agent) -> Result<End> {
             End::Gone
         }
         () = composition.restart.notified() => {
-            // The answer to whoever asked for it is on its way.
+            // The answer to whoever asked for it is on its way, or about to be.
+            let _ = tokio::time::timeout(ASKED, activity.answered()).await;
             tokio::time::sleep(ANSWERING).await;
             End::Again
         }
@@ -251,6 +255,31 @@ fn ready() {
 #[derive(Default)]
 struct Activity {
     connections: AtomicUsize,
+    /// Requests that have no answer yet. One whose answer goes on for as long as somebody listens has one.
+    unanswered: watch::Sender<usize>,
+}
+
+impl Activity {
+    /// Waits until every request has an answer.
+    async fn answered(&self) {
+        let _ = self.unanswered.subscribe().wait_for(|unanswered| *unanswered == 0).await;
+    }
+}
+
+/// A request, until its answer begins or nobody waits for it any more.
+struct Unanswered(Arc<Activity>);
+
+impl Unanswered {
+    fn begin(activity: &Arc<Activity>) -> Self {
+        activity.unanswered.send_modify(|unanswered| *unanswered += 1);
+        Self(activity.clone())
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.0.unanswered.send_modify(|unanswered| *unanswered -= 1);
+    }
 }
 
 async fn accept(listener: UnixListener, router: Router, activity: Arc<Activity>) {
@@ -269,7 +298,15 @@ async fn accept(listener: UnixListener, router: Router, activity: Arc<Activity>)
         let (router, activity) = (router.clone(), activity.clone());
         tokio::spawn(async move {
             activity.connections.fetch_add(1, Ordering::Relaxed);
-            let service = hyper::service::service_fn(move |request| router.clone().call(request));
+            let requests = activity.clone();
+            let service = hyper::service::service_fn(move |request| {
+                let (unanswered, answer) = (Unanswered::begin(&requests), router.clone().call(request));
+                async move {
+                    let answer = answer.await;
+                    drop(unanswered);
+                    answer
+                }
+            });
             let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new()).http1_only();
             builder
                 .http1()

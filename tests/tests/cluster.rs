@@ -355,8 +355,10 @@ fn a_worker_is_promoted_and_a_manager_demoted_and_one_leaves() {
     });
     hosts.host(1).orch(&["node", "demote", "host3"]).ok();
     becomes(3, "worker");
-    let refused = hosts.host(3).orch(&["ls"]);
-    assert!(refused.code != 0 && refused.stderr.contains("is a worker"), "{}", refused.stderr);
+    for asked in [&["ls"][..], &["secret", "ls"], &["config", "inspect", "one"]] {
+        let refused = hosts.host(3).orch(asked);
+        assert!(refused.code != 0 && refused.stderr.contains("is a worker"), "{}", refused.stderr);
+    }
     let before = hosts.info(2);
     hosts.host(2).orch(&["cluster", "leave"]).ok();
     assert_ne!(hosts.info(2)["id"], before["id"]);

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use orch_tests::cluster::Hosts;
+use orch_tests::host::RUN;
+use orch_tests::http::call_at_socket;
 use orch_tests::process::Identity;
 use orch_tests::wait::{PATIENCE, eventually};
 use serde_json::Value;
@@ -144,4 +146,30 @@ fn nobody_is_demoted_or_removed_while_the_others_could_not_decide_alone() {
         hosts.segment.mend(u8::try_from(missing).expect("a few hosts")).expect("there is a cable");
         hosts.all_vote();
     }
+}
+
+#[test]
+fn a_manager_that_demotes_itself_is_answered_and_half_a_demotion_is_finished() {
+    let hosts = managers();
+    let leader = hosts.leader(1);
+    // The leader hands over first, so it is the last one of these.
+    for number in [leader % 3 + 1, leader] {
+        let (before, name) = (own(&hosts, number), format!("host{number}"));
+        let other = number % 3 + 1;
+        let said = hosts.host(number).orch(&["node", "demote", &name]).ok();
+        assert_eq!(said.text().trim(), name);
+        says_of_itself(&hosts, number, "it is a worker", |info| info["role"] == "worker" && info["connected"] == true);
+        hosts.host(other).orch(&["node", "promote", &name]).ok();
+        hosts.all_vote();
+        assert_eq!(own(&hosts, number), before, "what it runs goes on");
+    }
+    // Whoever was to be demoted has lost its place in the log, and then the command was interrupted.
+    let leader = hosts.leader(1);
+    let half = leader % 3 + 1;
+    let path = format!("/v1/peer/managers/{}", hosts.id(half));
+    let answer = call_at_socket(&hosts.host(leader).path(RUN).join("orch.sock"), ["DELETE", &path], &[], "", PATIENCE);
+    assert_eq!(answer.expect("the leader answers").status, 200);
+    says_of_itself(&hosts, half, "it is a worker", |info| info["role"] == "worker" && info["connected"] == true);
+    hosts.host(leader).orch(&["node", "promote", &format!("host{half}")]).ok();
+    hosts.all_vote();
 }

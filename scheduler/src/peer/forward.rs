@@ -44,6 +44,9 @@ const ELECTION: Duration = Duration::from_secs(8);
 const GIVE_UP: Duration = Duration::from_secs(40);
 /// A leader that worked on a request for longer and then was none any more: the time for the next one begins anew.
 const LONG: Duration = Duration::from_secs(1);
+/// How long a leader is waited for whom this manager does not hear as one any more and hears no other: it may be working on the very request
+/// that has taken this manager out of the log.
+const UNHEARD: Duration = Duration::from_secs(4);
 /// How long connecting to the leader may take.
 const CONNECT_TIME: Duration = Duration::from_secs(2);
 /// How long a command that may be repeated may take.
@@ -245,15 +248,35 @@ struct Change {
 }
 
 impl Change {
-    /// Here. The error is what another leader may be asked.
+    /// Here. The error is what another leader may be asked. What has begun goes on to its end also when whoever asked is gone: several
+    /// commands may follow each other, and half of them is no state that anybody wants.
     async fn carry_out(&self) -> Result<Response, ErrorDetail> {
         let request = Request::from_parts(self.parts.clone(), Body::from(self.body.clone()));
-        judged(request::within(self.number, self.next.clone().run(request)).await).await
+        let carrying_out = tokio::spawn(request::within(self.number, self.next.clone().run(request)));
+        match carrying_out.await {
+            Ok(response) => judged(response).await,
+            Err(_) => {
+                Ok(Refused::from(ErrorDetail::new("failed", "the request broke off inside the agent")).into_response())
+            }
+        }
     }
 
     /// By that leader, as long as it is the one.
     async fn pass_on(&self, leader: &Leader, to: &PeerView) -> Result<Response, ErrorDetail> {
         let mut leadership = leader.control.leadership();
+        let deposed = async {
+            loop {
+                let gone =
+                    leadership.wait_for(|now| now.leader.as_ref().is_none_or(|leader| leader.0 != to.node)).await;
+                if gone.is_ok_and(|now| now.leader.is_some()) {
+                    return;
+                }
+                let known = leadership.wait_for(|now| now.leader.is_some());
+                if tokio::time::timeout(UNHEARD, known).await.is_err() {
+                    return;
+                }
+            }
+        };
         let asking = async {
             let name = node_name(&to.node);
             let connecting = leader.peers.connect(&to.address, &name);
@@ -267,7 +290,7 @@ impl Change {
         tokio::select! {
             answer = asking => answer,
             // One that is cut off or stands still never answers.
-            _ = leadership.wait_for(|now| now.leader.as_ref().is_none_or(|leader| leader.0 != to.node)) => {
+            () = deposed => {
                 Err(changed(format!("manager {} led the cluster and does not any more", to.node)))
             }
         }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use orch_api::error::chain;
 use orch_core::{Command, NodeState, SecurityCommand, State};
 use orch_spec::assignment::NodeId;
+use orch_spec::role::Role;
 use tokio::sync::watch;
 
 use super::forward::{Leader, managers};
@@ -21,6 +22,9 @@ use crate::steward::{Sight, run as look_after};
 
 /// How often records are compared: who leaves is told at once, this is for what was interrupted.
 const LOOK: Duration = Duration::from_millis(300);
+
+/// How long a node may be a manager without a place in the log: as long as it takes to join, to be demoted or to leave.
+const HALF: Duration = Duration::from_secs(5);
 
 /// How often this manager makes sure that it is awake, and from which gap on it was not and could hear nobody.
 const AWAKE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(1000));
@@ -50,12 +54,15 @@ pub async fn run(leader: Leader, pulse: Pulse) {
         }
     };
     tokio::spawn(look_after(leader.control.clone(), seen));
+    let mut halves = Halves::default();
     loop {
         tokio::time::sleep(LOOK).await;
         remember_managers(&leader);
         if leader.control.leadership().borrow().is_leader {
             reach.know(leader.control.read(addresses));
-            for step in leader.control.read(steps) {
+            let mut todo = leader.control.read(steps);
+            todo.extend(halves.overdue(leader.control.read(unseated), Instant::now()).into_iter().map(Step::Demote));
+            for step in todo {
                 match take(&leader, &step).await {
                     Ok(()) => tracing::info!(?step, "the records of a node agree again"),
                     Err(error) => tracing::info!(?step, error = chain(&error), "the records of a node disagree"),
@@ -103,6 +110,35 @@ fn remember_managers(leader: &Leader) {
     }
 }
 
+/// Nodes that are managers and have no place in the log, with since when this leader sees them so.
+#[derive(Debug, Default)]
+struct Halves(BTreeMap<NodeId, Instant>);
+
+impl Halves {
+    /// Those of them that have been so for too long.
+    fn overdue(&mut self, present: Vec<NodeId>, now: Instant) -> Vec<NodeId> {
+        self.0.retain(|node, _| present.contains(node));
+        for node in present {
+            self.0.entry(node).or_insert(now);
+        }
+        self.0
+            .iter()
+            .filter(|(_, since)| now.saturating_duration_since(**since) >= HALF)
+            .map(|(node, _)| node.clone())
+            .collect()
+    }
+}
+
+/// Managers without a place in the log: a command that takes the role away was interrupted after its first half. Who does not answer may be on
+/// its way back to its place, and is left alone.
+fn unseated(state: &State) -> Vec<NodeId> {
+    let is_unseated = |node: &&NodeId| {
+        state.members.id_of(node).is_none()
+            && state.nodes.get(*node).is_some_and(|known| known.state == NodeState::Ready)
+    };
+    state.security.managers().map(|(node, _)| node).filter(is_unseated).cloned().collect()
+}
+
 /// What is to be done so that the records of a node agree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
@@ -114,6 +150,8 @@ enum Step {
     Forget(NodeId),
     /// It says that it is reached elsewhere now.
     Move(NodeId, String),
+    /// It was to be a worker, and is one only half.
+    Demote(NodeId),
 }
 
 fn steps(state: &State) -> Vec<Step> {
@@ -149,6 +187,10 @@ async fn take(leader: &Leader, step: &Step) -> Result<(), ProposeError> {
             let (node, address) = (node.clone(), address.clone());
             control.propose(Command::Security(SecurityCommand::Move { node, address })).await.map(drop)
         }
+        Step::Demote(node) => {
+            let demote = SecurityCommand::SetRole { node: node.clone(), role: Role::Worker };
+            control.propose(Command::Security(demote)).await.map(drop)
+        }
         Step::Forget(node) => control.propose(Command::RemoveNode { node: node.clone(), force: true }).await.map(drop),
     }
 }
@@ -157,7 +199,6 @@ async fn take(leader: &Leader, step: &Step) -> Result<(), ProposeError> {
 mod tests {
     use super::*;
     use orch_core::security::{Hidden, Member};
-    use orch_spec::role::Role;
 
     fn member() -> Member {
         Member { role: Role::Worker, key: String::new(), address: String::new(), joined_at: 0 }
@@ -188,6 +229,23 @@ mod tests {
         node.facts.address = Some([192, 0, 2, 9].into());
         state.nodes.insert("a".into(), node);
         assert_eq!(steps(&state), [Step::Move("a".into(), "192.0.2.9:7".to_owned())]);
+    }
+
+    #[test]
+    fn a_manager_without_a_place_in_the_log_becomes_a_worker_when_it_answers_and_stays_so() {
+        let mut state = State::new("c");
+        state.security.authority = vec![1];
+        state.security.authority_key = Hidden(vec![1]);
+        state.security.members.insert("a".into(), Member { role: Role::Manager, ..member() });
+        state.nodes.insert("a".into(), orch_core::Node { state: NodeState::Suspect, ..orch_core::Node::default() });
+        assert!(unseated(&state).is_empty(), "it may have lost its log and be about to ask for another place");
+        state.nodes.insert("a".into(), orch_core::Node { state: NodeState::Ready, ..orch_core::Node::default() });
+        assert_eq!(unseated(&state), ["a".into()]);
+        let (mut halves, now) = (Halves::default(), Instant::now());
+        assert!(halves.overdue(unseated(&state), now).is_empty(), "it may be joining");
+        assert!(halves.overdue(Vec::new(), now + HALF).is_empty(), "it has a place");
+        assert!(halves.overdue(unseated(&state), now + HALF).is_empty(), "it has lost it just now");
+        assert_eq!(halves.overdue(unseated(&state), now + 2 * HALF), ["a".into()]);
     }
 
     #[test]

@@ -574,8 +574,17 @@ pub struct Worker {
 
 /// Routes of a worker: about itself; everything else is answered by saying where the managers are.
 pub fn worker_routes(worker: Worker) -> Router {
-    let elsewhere =
-        ["/v1/stacks", "/v1/tasks", "/v1/services", "/v1/networks", "/v1/volumes", "/v1/nodes", "/v1/events"];
+    let elsewhere = [
+        "/v1/stacks",
+        "/v1/tasks",
+        "/v1/services",
+        "/v1/networks",
+        "/v1/volumes",
+        "/v1/secrets",
+        "/v1/configs",
+        "/v1/nodes",
+        "/v1/events",
+    ];
     let mut router = Router::new()
         .route("/v1/cluster", get(view_of_worker))
         .route("/v1/cluster/init", post(refuse))

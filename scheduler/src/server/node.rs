@@ -89,7 +89,8 @@ async fn set_role(server: &Server, id: &NodeId, role: Role) -> Result<(), Refuse
         let hint = "`orch cluster init` makes this host a cluster";
         return Err(ErrorDetail::new("invalid", "this host is alone and manages itself").with_hint(hint).into());
     };
-    if member.role == role {
+    // A manager without a place in the log is one only half.
+    if member.role == role && (role == Role::Worker || number.is_some()) {
         return Ok(());
     }
     match role {
