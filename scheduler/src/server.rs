@@ -20,8 +20,8 @@ use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use orch_api::control::{
     ActRequest, Action as ApiAction, AddressRequest, AddressResponse, ApplyRequest, ApplyResponse, DesiredRequest,
-    DownRequest, ImageResolver, IndexResponse, NetworkConnect, NetworkCreate, NetworkView, NodeView, RunRequest,
-    RunResponse, ScaleRequest, StackSummary, StackView, TaskView, VolumeCreate, VolumeView,
+    DownRequest, ImageResolver, IndexResponse, NetworkConnect, NetworkCreate, NetworkView, NodeView, Reachability,
+    RunRequest, RunResponse, ScaleRequest, StackSummary, StackView, TaskView, VolumeCreate, VolumeView,
 };
 use orch_api::error::{ErrorBody, ErrorDetail, LEADER_CHANGED};
 use orch_core::plan::{self, Moment};
@@ -43,6 +43,8 @@ const NODE_WAIT: Duration = Duration::from_secs(5);
 const DOWN_WAIT: Duration = Duration::from_secs(30);
 /// How long a removal waits until the nodes have done it.
 const REMOVE_WAIT: Duration = Duration::from_secs(10);
+/// How long to wait for nodes to hear where callers are led: as long as one that is to be stopped waits for them.
+const REACHABLE_WAIT: Duration = Duration::from_secs(3);
 /// The network that is made when the first container of no stack asks for it.
 const DEFAULT_NETWORK: &str = "bridge";
 
@@ -155,6 +157,7 @@ pub fn routes(control: Control, images: Arc<dyn ImageResolver>) -> Router {
         .route("/v1/stacks", get(stacks))
         .route("/v1/stacks/{name}", get(stack))
         .route("/v1/stacks/{name}/watch", get(stream::watch))
+        .route("/v1/stacks/{name}/reachable", get(reachable))
         .route("/v1/stacks/{name}/plan", post(plan_up))
         .route("/v1/stacks/{name}/apply", post(apply))
         .route("/v1/stacks/{name}/down", post(down))
@@ -427,6 +430,15 @@ async fn stacks(Inject(server): Injected) -> Json<Vec<StackSummary>> {
 /// `GET /v1/stacks/{name}`.
 async fn stack(Inject(server): Injected, Path(name): Path<String>) -> Reply<StackView> {
     server.control.read(|state| view::stack(state, &name)).map(Json).ok_or_else(|| not_found("stack", &name))
+}
+
+/// `GET /v1/stacks/{name}/reachable`.
+async fn reachable(Inject(server): Injected, Path(name): Path<String>) -> Reply<Reachability> {
+    let there = |state: &State| state.stacks.contains_key(&name).then(|| state.leading(&name));
+    let wanted = server.control.read(there).ok_or_else(|| not_found("stack", &name))?;
+    server.control.wait_until(REACHABLE_WAIT, |state| state.behind(&wanted).next().is_none()).await;
+    let hostname = |node: &orch_core::Node| node.facts.hostname.clone();
+    Ok(Json(Reachability { behind: server.control.read(|state| state.behind(&wanted).map(hostname).collect()) }))
 }
 
 /// `?stack=&service=&node=`.

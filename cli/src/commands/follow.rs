@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use orch_api::client::{Client, Lines};
-use orch_api::control::StackChange;
+use orch_api::control::{Reachability, StackChange};
 use orch_api::node::LogLine;
 use tokio::time::Instant;
 
@@ -79,8 +79,7 @@ pub(super) async fn follow(client: &Client, settings: &Settings, what: &Follow<'
                 }
                 if board.is_known() && verdict(&board, what.services.as_ref(), what.goal, now_ms()) == Verdict::Reached
                 {
-                    painter.finish();
-                    return Ok(board);
+                    return Ok(reached(client, what, board, painter).await);
                 }
             }
         };
@@ -92,10 +91,7 @@ pub(super) async fn follow(client: &Client, settings: &Settings, what: &Follow<'
         }
         match verdict(&board, what.services.as_ref(), what.goal, now_ms()) {
             Verdict::Waiting(list) => missing = list,
-            Verdict::Reached => {
-                painter.finish();
-                return Ok(board);
-            }
+            Verdict::Reached => return Ok(reached(client, what, board, painter).await),
             Verdict::Failed(troubles) => {
                 painter.finish();
                 last_lines.say();
@@ -103,6 +99,23 @@ pub(super) async fn follow(client: &Client, settings: &Settings, what: &Follow<'
             }
         }
     }
+}
+
+/// The goal is reached. What runs can be reached as well when this returns, by its names and ports on every node that answers: who waited for
+/// it may call it at once.
+async fn reached(client: &Client, what: &Follow<'_>, board: Board, mut painter: Painter) -> Board {
+    if matches!(what.goal, Goal::Started | Goal::Ready) {
+        let path = format!("/v1/stacks/{}/reachable", escape(what.stack));
+        // An agent that goes away now takes nothing of the goal with it.
+        let asked = client.get::<Reachability>(&path).await;
+        painter.finish();
+        for hostname in asked.map(|answer| answer.behind).unwrap_or_default() {
+            printer::say(&format!("warning: node {hostname} has not heard yet where callers are to be led"));
+        }
+    } else {
+        painter.finish();
+    }
+    board
 }
 
 /// What changes in a stack, also across a restart of the agent: what that was told to do stands in its log, and it goes on by itself.

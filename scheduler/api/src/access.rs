@@ -103,6 +103,7 @@ pub const RULES: &[Rule] = &[
     rule("GET", "/v1/stacks", Read),
     rule("GET", "/v1/stacks/{name}", Read),
     rule("GET", "/v1/stacks/{name}/watch", Read),
+    rule("GET", "/v1/stacks/{name}/reachable", Read),
     rule("POST", "/v1/stacks/{name}/plan", Read),
     rule("POST", "/v1/stacks/{name}/apply", Deploy),
     rule("POST", "/v1/stacks/{name}/down", Deploy),

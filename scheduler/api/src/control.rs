@@ -411,6 +411,13 @@ pub struct EndpointView {
     pub ipv6: Option<Ipv6Addr>,
 }
 
+/// How far a stack can be reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Reachability {
+    /// Hostnames of nodes that answer and have not heard yet where callers are to be led.
+    pub behind: Vec<String>,
+}
+
 /// One line of `GET /v1/stacks/{name}/watch`. The first is always `stack`, whole, or `removed` when there is no such stack.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]

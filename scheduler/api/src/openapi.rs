@@ -16,8 +16,8 @@ use crate::cluster::{
 };
 use crate::control::{
     ActRequest, AddressRequest, AddressResponse, ApplyRequest, ApplyResponse, DesiredRequest, DownRequest, Event,
-    IndexResponse, NetworkConnect, NetworkCreate, NetworkView, NodeView, RunRequest, RunResponse, ScaleRequest,
-    ServiceView, StackChange, StackSummary, StackView, TaskView, VolumeCreate, VolumeView,
+    IndexResponse, NetworkConnect, NetworkCreate, NetworkView, NodeView, Reachability, RunRequest, RunResponse,
+    ScaleRequest, ServiceView, StackChange, StackSummary, StackView, TaskView, VolumeCreate, VolumeView,
 };
 use crate::error::ErrorBody;
 use crate::image::{ImageOffer, NamedImage, Offered};
@@ -127,6 +127,11 @@ const STACKS: &[Operation] = &[
     get("/v1/stacks", "All stacks.", Json(shape::<Vec<StackSummary>>)),
     get("/v1/stacks/{name}", "A stack with its services, tasks, networks and volumes.", Json(shape::<StackView>)),
     get("/v1/stacks/{name}/watch", "A stack as it is, then each change of it.", Lines(shape::<StackChange>)),
+    get(
+        "/v1/stacks/{name}/reachable",
+        "Waits, for seconds at most, until every node leads callers to a stack's tasks as they are when this is asked.",
+        Json(shape::<Reachability>),
+    ),
     post(
         "/v1/stacks/{name}/plan",
         "Says what `apply` would do.",

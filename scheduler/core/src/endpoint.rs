@@ -13,7 +13,7 @@ use orch_spec::assignment::{
 use orch_spec::model::EndpointMode;
 
 use crate::identity;
-use crate::state::{Network, NodeState, Reservation, Serving, State, Task, holder_of};
+use crate::state::{Network, Node, NodeState, Reservation, Serving, State, Task, holder_of};
 
 /// How long a task that is to be stopped waits at most for nodes to let go of it, milliseconds: as long as it takes until a node that
 /// does not answer is suspect, and then it counts no more; and half of that again.
@@ -109,6 +109,37 @@ impl State {
                 network.endpoints_changed = index;
             }
         }
+    }
+
+    /// Each node that leads callers to a stack's tasks, with the version of endpoints that it needs to lead them as the state says now. None
+    /// does on a host that is alone: there a task's own node knows all.
+    #[must_use]
+    pub fn leading(&self, stack: &str) -> BTreeMap<NodeId, u64> {
+        let mut wanted: BTreeMap<NodeId, u64> = BTreeMap::new();
+        if !self.is_cluster() {
+            return wanted;
+        }
+        let mut want = |node: &NodeId, version: u64| {
+            let known = wanted.entry(node.clone()).or_default();
+            *known = version.max(*known);
+        };
+        let names: BTreeSet<&NetworkName> = self.stack_tasks(stack).flat_map(Task::networks).collect();
+        for network in names.into_iter().filter_map(|name| self.networks.get(name)) {
+            network.nodes.iter().for_each(|node| want(node, network.endpoints_changed));
+        }
+        let services = self.stacks.get(stack).into_iter().flat_map(|stack| stack.services.values());
+        if services.into_iter().any(|service| !service.mesh_ports.is_empty()) {
+            self.nodes.keys().for_each(|node| want(node, self.mesh_changed));
+        }
+        wanted
+    }
+
+    /// Which nodes of [`State::leading`] answer and do not have their version yet.
+    pub fn behind<'s>(&'s self, wanted: &BTreeMap<NodeId, u64>) -> impl Iterator<Item = &'s Node> {
+        self.nodes.iter().filter_map(|(id, node)| {
+            let lags = wanted.get(id).is_some_and(|version| node.applied < *version);
+            (lags && node.state == NodeState::Ready).then_some(node)
+        })
     }
 
     /// The next number for a network's VXLAN. It goes round: a number rests as long as possible before another network gets it.

@@ -405,6 +405,35 @@ fn a_task_is_stopped_when_every_node_has_let_go_of_it_or_the_time_is_over() {
 }
 
 #[test]
+fn a_stack_is_reachable_when_every_node_that_answers_leads_callers_to_it() {
+    let mut fleet = Fleet::new(3);
+    let behind = |fleet: &Fleet, wanted: &BTreeMap<NodeId, u64>| -> Vec<String> {
+        fleet.state.behind(wanted).map(|node| node.facts.hostname.clone()).collect()
+    };
+    let text = "services: {app: {image: app, ports: ['8080:80'], deploy: {replicas: 2}}, back: {image: back, deploy: {placement: {constraints: ['node.id == n1']}}}}";
+    fleet.mute.insert("n3".into());
+    up(&mut fleet, text);
+    let wanted = fleet.state.leading("web");
+    assert_eq!(wanted.len(), 3, "a published port is led to by all nodes");
+    let name = fleet.state.nodes[&"n3".into()].facts.hostname.clone();
+    assert_eq!(behind(&fleet, &wanted), [name]);
+    // Another stack that comes meanwhile does not make this one unreachable again.
+    let other = Arc::new(stack("other", "services: {x: {image: x, ports: ['9090:80']}}"));
+    fleet.up(&other).expect("it can be brought up");
+    fleet.mute.clear();
+    fleet.settle();
+    assert!(behind(&fleet, &wanted).is_empty() && behind(&fleet, &fleet.state.leading("web")).is_empty());
+    // One that says nothing at all is not waited for.
+    fleet.mute.insert("n3".into());
+    up(&mut fleet, &text.replace("replicas: 2", "replicas: 3"));
+    let wanted = fleet.state.leading("web");
+    assert_eq!(behind(&fleet, &wanted).len(), 1);
+    fleet.observe("n3", NodeState::Suspect);
+    assert!(behind(&fleet, &wanted).is_empty());
+    assert!(fleet.state.leading("none").is_empty());
+}
+
+#[test]
 fn a_restart_takes_one_task_after_the_other_out_of_load_balancing_and_back_in() {
     let mut fleet = Fleet::new(3);
     up(
