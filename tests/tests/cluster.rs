@@ -214,6 +214,10 @@ fn a_client_certificate_does_from_another_host_what_its_role_allows() {
     hosts.host(1).orch(&["cluster", "client", "rm", &reader]).ok();
     let refused = call("read", &["volume", "ls"]);
     assert!(refused.code != 0 && refused.stderr.contains("not known here, or was shut out"), "{}", refused.stderr);
+    // All that somebody has, by the name that they were asked for with.
+    hosts.host(1).orch(&["cluster", "client", "rm", "alice"]).ok();
+    let refused = call("deploy", &["volume", "ls"]);
+    assert!(refused.code != 0 && refused.stderr.contains("not known here, or was shut out"), "{}", refused.stderr);
     let missing = call("nowhere", &["volume", "ls"]);
     assert!(missing.code == 2 && missing.stderr.contains("needs a client certificate"), "{}", missing.stderr);
 }
@@ -434,6 +438,10 @@ fn a_page_is_served_through_any_host_and_by_name_from_containers_on_all() {
             if seen.len() == 3 { Ok(()) } else { Err(format!("through host {number}: {seen:?}")) }
         });
     }
+    // Whoever asks is told so, as on one host.
+    assert_eq!(hosts.host(1).orch(&["port", "web", "80"]).ok().text().trim(), "0.0.0.0:8080");
+    let web = hosts.host(1).container("web");
+    assert_eq!(web["ports"][0]["published"], 8080, "{web}");
     let script = "for i in $(seq 30); do wget -q -O - http://web/ || echo failed; done | sort -u";
     let seen = hosts.host(1).exec("caller", script);
     assert_eq!(seen.lines().count(), 3, "by name: {seen}");

@@ -107,7 +107,7 @@ pub(crate) enum ClientCommand {
     /// Let certificates count no more
     #[command(alias = "revoke")]
     Rm {
-        /// Names, as `ls` shows them
+        /// Names, as `ls` shows them; without what follows the dot, all of that name
         #[arg(required = true)]
         names: Vec<String>,
     },

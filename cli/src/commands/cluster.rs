@@ -216,6 +216,8 @@ async fn clients(settings: &Settings, command: ClientCommand) -> Result<Exit> {
             printer::listing(&format, settings.quiet, &views, &titles, cells, |view| view.name.clone())?;
         }
         ClientCommand::Rm { names } => {
+            let views: Vec<ClientView> = client.get("/v1/cluster/clients").await?;
+            let names: Vec<String> = names.iter().flat_map(|name| meant(&views, name)).collect();
             return each::each(settings, &names, async |name| {
                 client.delete::<Option<()>>(&format!("/v1/cluster/clients/{}", escape(name))).await?;
                 printer::line(name);
@@ -225,6 +227,14 @@ async fn clients(settings: &Settings, command: ClientCommand) -> Result<Exit> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// The certificates that somebody means: the one of this name, or all that were made for it (`alice` has `alice.177c19ed`).
+fn meant(views: &[ClientView], name: &str) -> Vec<String> {
+    let made_for = |view: &&ClientView| view.name.rsplit_once('.').is_some_and(|(person, _)| person == name);
+    let is_one = views.iter().any(|view| view.name == name);
+    let all: Vec<String> = views.iter().filter(made_for).map(|view| view.name.clone()).collect();
+    if is_one || all.is_empty() { vec![name.to_owned()] } else { all }
 }
 
 fn time(ms: u64) -> String {

@@ -71,7 +71,30 @@ pub(super) fn state_word(state: TaskState) -> String {
     serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-fn row(task: &TaskView) -> PsRow {
+/// Where a task's ports are published: by its node for it alone, and by every node for its service.
+fn published(view: &StackView, task: &TaskView) -> Vec<PsPort> {
+    let own = task.status.ports.iter().map(|port| PsPort {
+        host_ip: port.host_ip.clone(),
+        published: port.published,
+        target: port.target,
+        protocol: port.protocol.clone(),
+    });
+    let service = view.services.iter().find(|service| service.name == task.service && !task.one_off);
+    let tasks = || view.tasks.iter().filter(|other| other.service == task.service);
+    let everywhere = service.into_iter().flat_map(|service| &service.ports);
+    // What a task publishes itself stands there, too.
+    let everywhere = everywhere.filter(|port| !tasks().any(|task| task.ports.contains(port)));
+    let runs = matches!(task.status.state, TaskState::Running | TaskState::Paused);
+    let everywhere = everywhere.filter(|_| runs).map(|port| PsPort {
+        host_ip: port.host_ip.map_or_else(|| "0.0.0.0".to_owned(), |address| address.to_string()),
+        published: port.host_ports.0,
+        target: port.target,
+        protocol: port.protocol.clone(),
+    });
+    own.chain(everywhere).collect()
+}
+
+fn row(view: &StackView, task: &TaskView) -> PsRow {
     let status = &task.status;
     let waiting = task.waiting_on.iter().map(|w| w.text.as_str()).collect::<Vec<_>>().join(", ");
     PsRow {
@@ -90,16 +113,7 @@ fn row(task: &TaskView) -> PsRow {
         created_at: timestamp(status.created_at.or(Some(task.created_at))),
         started_at: timestamp(status.started_at),
         finished_at: timestamp(status.finished_at),
-        ports: status
-            .ports
-            .iter()
-            .map(|p| PsPort {
-                host_ip: p.host_ip.clone(),
-                published: p.published,
-                target: p.target,
-                protocol: p.protocol.clone(),
-            })
-            .collect(),
+        ports: published(view, task),
         networks: task
             .networks
             .iter()
@@ -166,7 +180,7 @@ pub(super) async fn ps(settings: &Settings, args: Ps) -> Result<Exit> {
                 || t.status.state == TaskState::Running
         })
         .filter(|t| args.status.is_empty() || args.status.contains(&state_word(t.status.state)))
-        .map(row)
+        .map(|task| row(&view, task))
         .collect();
     if args.only_services {
         let mut names: Vec<&str> = rows.iter().map(|r| r.service.as_str()).collect();
@@ -246,10 +260,12 @@ pub(super) async fn port(settings: &Settings, args: Port) -> Result<Exit> {
     })?;
     let stack = stack_file::name(settings)?;
     let client = client(settings)?;
-    let tasks = super::act::running(&client, &stack, std::slice::from_ref(&args.service)).await?;
-    let task = tasks.iter().find(|t| t.slot == args.index);
-    let found = task.and_then(|t| t.status.ports.iter().find(|p| p.target == number && p.protocol == protocol));
-    let Some(port) = found else {
+    let view: StackView = client.get(&format!("/v1/stacks/{}", escape(&stack))).await?;
+    super::act::check_services(&view, std::slice::from_ref(&args.service))?;
+    let runs = |task: &&TaskView| matches!(task.status.state, TaskState::Running | TaskState::Paused);
+    let mut tasks = view.tasks.iter().filter(|task| task.service == args.service).filter(runs);
+    let ports = tasks.find(|task| task.slot == args.index).map(|task| published(&view, task)).unwrap_or_default();
+    let Some(port) = ports.iter().find(|port| port.target == number && port.protocol == protocol) else {
         return Err(Failure::new(
             Exit::Failed,
             format!(

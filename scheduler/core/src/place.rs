@@ -69,7 +69,11 @@ pub(crate) struct Judge<'s> {
 
 impl<'s> Judge<'s> {
     pub(crate) fn new(state: &'s State, task: &'s Task) -> Self {
-        let revision = state.revision(task.revision);
+        Self::with(state, task, state.revision(task.revision))
+    }
+
+    /// The same by another specification than the task's own in the state.
+    pub(crate) fn with(state: &'s State, task: &'s Task, revision: &'s Revision) -> Self {
         let mut present: BTreeMap<&NodeId, u32> = BTreeMap::new();
         let replicas = state.service_tasks(&task.stack, &task.service).filter(|other| other.is_replica());
         for node in replicas.filter_map(|other| other.node.as_ref()) {
@@ -244,6 +248,14 @@ pub(crate) fn meets(spec: &ServiceSpec, id: &NodeId, node: &Node) -> bool {
     let platform = spec.platform.as_deref();
     spec.deploy.placement.constraints.iter().all(|constraint| obstacle::holds(constraint, id, node))
         && platform.is_none_or(|wanted| obstacle::runs_on(wanted, node))
+}
+
+/// The first wish of a specification that a node does not meet.
+pub(crate) fn missed(spec: &ServiceSpec, id: &NodeId, node: &Node) -> Option<Obstacle> {
+    let constraint = spec.deploy.placement.constraints.iter().find(|constraint| !obstacle::holds(constraint, id, node));
+    let platform = || spec.platform.as_deref().filter(|wanted| !obstacle::runs_on(wanted, node));
+    let constraint = constraint.map(|constraint| Obstacle::Constraint(constraint.to_string()));
+    constraint.or_else(|| platform().map(|wanted| Obstacle::Platform(wanted.to_owned())))
 }
 
 /// The nodes that a service with a task on every node means.

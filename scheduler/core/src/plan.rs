@@ -11,6 +11,7 @@ mod diff;
 mod down;
 mod draft;
 mod everywhere;
+mod misplaced;
 mod objects;
 mod publish;
 mod replicas;

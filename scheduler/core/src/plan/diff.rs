@@ -7,6 +7,8 @@ use crate::state::Revision;
 
 /// Longest value that is shown whole, in characters.
 const SHOWN: usize = 60;
+/// Of what two long values begin with alike so much is shown, in characters.
+const ALIKE: usize = 20;
 /// Reasons shown; more are counted.
 const REASONS: usize = 4;
 
@@ -85,7 +87,10 @@ fn compare_value(what: &str, old: Option<&Value>, new: Option<&Value>, reasons: 
         (Some(old), None) => format!("{what} removed (was {})", show(old)),
         (old, new) if is_nothing(old) => format!("{what} set ({})", new.map_or_else(String::new, show)),
         (old, new) if is_nothing(new) => format!("{what} unset (was {})", old.map_or_else(String::new, show)),
-        (Some(old), Some(new)) => format!("{what} changed ({} → {})", show(old), show(new)),
+        (Some(old), Some(new)) => {
+            let (old, new) = show_both(old, new);
+            format!("{what} changed ({old} → {new})")
+        }
         (None, None) => return,
     });
 }
@@ -108,6 +113,20 @@ fn is_structure(value: &Value) -> bool {
 }
 
 fn show(value: &Value) -> String {
+    cut(&plain(value), 0)
+}
+
+/// Two values; of those that are too long to be shown whole what is different, and a little before it.
+fn show_both(old: &Value, new: &Value) -> (String, String) {
+    let (old, new) = (plain(old), plain(new));
+    let is_long = old.chars().count().max(new.chars().count()) > SHOWN;
+    let alike = old.chars().zip(new.chars()).take_while(|(old, new)| old == new).count();
+    let from = if is_long { alike.saturating_sub(ALIKE) } else { 0 };
+    (cut(&old, from), cut(&new, from))
+}
+
+/// A value on one line.
+fn plain(value: &Value) -> String {
     let text = match value {
         Value::String(text) => text.clone(),
         Value::Array(list) if list.iter().all(Value::is_string) => {
@@ -115,8 +134,17 @@ fn show(value: &Value) -> String {
         }
         other => other.to_string(),
     };
-    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if clean.chars().count() <= SHOWN { clean } else { clean.chars().take(SHOWN - 1).chain(['…']).collect() }
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// As much of a text as is shown, from this character on.
+fn cut(text: &str, from: usize) -> String {
+    let before = if from > 0 { "…" } else { "" };
+    let rest: Vec<char> = text.chars().skip(from).collect();
+    if rest.len() <= SHOWN {
+        return format!("{before}{}", rest.iter().collect::<String>());
+    }
+    format!("{before}{}…", rest[..SHOWN - 1].iter().collect::<String>())
 }
 
 fn compare_files(old: &Revision, new: &Revision, reasons: &mut Vec<String>) {
@@ -152,5 +180,22 @@ fn compare_names<V: PartialEq + std::fmt::Display>(
         {
             reasons.push(format!("{kind} {key} is another one ({old} → {new})"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_long_values_that_begin_alike_the_difference_is_shown() {
+        let long =
+            |port: u16| Value::String(format!("sh -c {} exec httpd -p {port} {}", "x".repeat(200), "y".repeat(200)));
+        let (old, new) = show_both(&long(80), &long(81));
+        assert!(old.starts_with('…') && old.contains("httpd -p 80 ") && old.ends_with('…'), "{old}");
+        assert!(new.contains("httpd -p 81 "), "{new}");
+        assert_eq!(show_both(&"info".into(), &"debug".into()), ("info".to_owned(), "debug".to_owned()));
+        let (short, long) = show_both(&"a".into(), &format!("ab{}", "c".repeat(100)).into());
+        assert!(short == "a" && long.starts_with("ab"), "{short} {long}");
     }
 }

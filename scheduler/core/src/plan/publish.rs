@@ -11,7 +11,7 @@ use super::draft::Draft;
 use super::task::overlaps;
 use crate::endpoint::vip_key;
 use crate::error::{Clash, Refusal};
-use crate::state::{MeshPort, Revision, Vip, vip_holder};
+use crate::state::{MeshPort, Revision, Service, Vip, vip_holder};
 
 /// Ports for services that ask for any: Swarm's and Kubernetes' range, which systems do not take for outgoing connections.
 const ANY_PORT: (u16, u16) = (30_000, 32_767);
@@ -27,6 +27,7 @@ pub(crate) fn ensure(draft: &mut Draft<'_>, service: &str, revision: &Revision) 
             ensure_vip(draft, service, network)?;
         }
     }
+    check_own(draft, service, &revision.spec)?;
     let ports = ports(draft, service, &revision.spec)?;
     if let Some(record) = draft.stack.services.get_mut(service) {
         record.mesh_ports = ports;
@@ -90,25 +91,49 @@ fn ports(draft: &Draft<'_>, service: &str, spec: &ServiceSpec) -> Result<Vec<Mes
     Ok(given)
 }
 
+/// Refuses a port that the service wants on the nodes of its tasks and that every node publishes for another one: it would fail there.
+fn check_own(draft: &Draft<'_>, service: &str, spec: &ServiceSpec) -> Result<(), Refusal> {
+    for port in spec.ports.iter().filter(|port| port.mode == PublishMode::Host) {
+        // Of several each node takes one that is free.
+        let Some(range) = port.published.filter(|range| range.start == range.end) else { continue };
+        let (protocol, host_ip) = (port.protocol.to_string(), port.host_ip.filter(|address| !address.is_unspecified()));
+        for (name, stack, record) in other_services(draft, service) {
+            let clashes = |other: &MeshPort| {
+                other.published == range.start && other.protocol == protocol && overlaps(host_ip, other.host_ip)
+            };
+            if record.mesh_ports.iter().any(clashes) {
+                let (wants, has) = (format!("service {service}"), format!("service {name} of stack {stack}"));
+                return Err(Clash::Port { port: range.start, protocol, wants, has }.into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// All other services, each with its name and its stack's.
+fn other_services<'d>(draft: &'d Draft<'_>, service: &'d str) -> impl Iterator<Item = (&'d str, &'d str, &'d Service)> {
+    let stacks = draft.state.stacks.values().filter(|stack| stack.name != draft.stack.name).chain([&draft.stack]);
+    stacks.flat_map(move |stack| {
+        let is_other = move |name: &str| stack.name != draft.stack.name || name != service;
+        let others = stack.services.iter().filter(move |(name, _)| is_other(name));
+        others.map(move |(name, record)| (name.as_str(), stack.name.as_str(), record))
+    })
+}
+
 /// Ports that other services have on nodes, with the service's name for people.
 fn others(draft: &Draft<'_>, service: &str) -> Vec<(String, MeshPort)> {
     let mut found = Vec::new();
-    let stacks = draft.state.stacks.values().filter(|stack| stack.name != draft.stack.name).chain([&draft.stack]);
-    for stack in stacks {
-        for (name, record) in
-            stack.services.iter().filter(|(name, _)| stack.name != draft.stack.name || *name != service)
-        {
-            let person = format!("service {name} of stack {}", stack.name);
-            found.extend(record.mesh_ports.iter().map(|port| (person.clone(), port.clone())));
-            let spec = &draft.revision(record.revision).spec;
-            for port in spec.ports.iter().filter(|port| port.mode == PublishMode::Host) {
-                let range = port.published.filter(|range| range.start == range.end);
-                found.extend(range.map(|range| {
-                    let host_ip: Option<IpAddr> = port.host_ip;
-                    let (published, protocol) = (range.start, port.protocol.to_string());
-                    (person.clone(), MeshPort { host_ip, published, target: port.target, protocol })
-                }));
-            }
+    for (name, stack, record) in other_services(draft, service) {
+        let person = format!("service {name} of stack {stack}");
+        found.extend(record.mesh_ports.iter().map(|port| (person.clone(), port.clone())));
+        let spec = &draft.revision(record.revision).spec;
+        for port in spec.ports.iter().filter(|port| port.mode == PublishMode::Host) {
+            let range = port.published.filter(|range| range.start == range.end);
+            found.extend(range.map(|range| {
+                let host_ip: Option<IpAddr> = port.host_ip;
+                let (published, protocol) = (range.start, port.protocol.to_string());
+                (person.clone(), MeshPort { host_ip, published, target: port.target, protocol })
+            }));
         }
     }
     found

@@ -7,7 +7,7 @@ use orch_spec::model::{NamespaceMode, NetworkMode, RestartCondition, ServiceSpec
 
 use super::draft::Draft;
 use super::task::{self, Blueprint, Succession};
-use super::{ResourceKind, Verb, diff, everywhere, roll};
+use super::{ResourceKind, Verb, diff, everywhere, misplaced, roll};
 use crate::error::{Refusal, SpecFault};
 use crate::gate;
 use crate::state::{Former, HISTORY, Revision, RevisionId, Rollout, RolloutRules, RolloutState, Service, Task};
@@ -78,6 +78,8 @@ pub(crate) fn plan(draft: &mut Draft<'_>, want: &Want<'_>, cascade: &mut Cascade
     if !rolled.is_empty() {
         begin_rollout(draft, want, &present, &rolled);
     }
+    let kept: Vec<TaskId> = present.iter().filter(|(_, reason)| reason.is_none()).map(|(id, _)| id.clone()).collect();
+    misplaced::announce(draft, want, &kept);
     if everywhere { everywhere::add_missing(draft, want) } else { scale_up(draft, want, present.len()) }
 }
 

@@ -139,10 +139,21 @@ fn what_reads_in_and_exists_is_understood() {
     };
     up(&mut fleet, &place("node.labels.zone in (a, c)"));
     assert_eq!(counts(&fleet, "app"), [2, 0, 0]);
-    // Other wishes: the tasks go where they are met, and are there before they are gone here.
+    // Other wishes: the tasks go where they are met, and are there before they are gone here. The plan says so.
+    let planned = fleet.plan(&file(&place("node.labels.zone !exists"))).expect("it can be planned").plan;
+    let said = "1 recreate container web-app-1: host-n1 does not meet `node.labels.zone !exists`\n\
+                2 recreate container web-app-2: host-n1 does not meet `node.labels.zone !exists`\n";
+    assert_eq!(planned.to_string(), said);
     up(&mut fleet, &place("node.labels.zone !exists"));
     fleet.pass(60_000);
     assert_eq!(counts(&fleet, "app"), [0, 0, 2]);
+    assert!(fleet.plan(&file(&place("node.labels.zone !exists"))).expect("it can be planned").plan.is_empty());
+    // What nobody can have moves nothing, and is not passed over in silence.
+    let answer = fleet.plan(&file(&place("node.labels.zone == nowhere"))).expect("it can be planned");
+    assert!(answer.plan.is_empty(), "{}", answer.plan);
+    let warning =
+        "service app: no other node meets `node.labels.zone == nowhere` and has room, so what runs stays where it is";
+    assert_eq!(answer.warnings, [warning]);
     up(&mut fleet, &place("node.labels.zone notin (a)"));
     fleet.pass(60_000);
     assert_eq!(counts(&fleet, "app")[0], 0);
@@ -500,6 +511,9 @@ fn names_virtual_addresses_and_ports_lead_to_what_serves() {
     // Another service cannot have a port that is taken on every node.
     let other = Arc::new(stack("other", "services: {x: {image: x, ports: ['8080:80']}}"));
     let refusal = fleet.up(&other).expect_err("it is taken");
+    assert_eq!(refusal.to_string(), "port 8080/tcp is wanted by service x but published by service app of stack web");
+    let text = "services: {x: {image: x, ports: [{target: 80, published: 8080, mode: host}]}}";
+    let refusal = fleet.up(&Arc::new(stack("other", text))).expect_err("it would fail on every node");
     assert_eq!(refusal.to_string(), "port 8080/tcp is wanted by service x but published by service app of stack web");
     // Taken down, nothing is left of it.
     let _ = fleet.apply(Command::RemoveStack(Down { stack: "web".to_owned(), ..Down::default() }));
