@@ -331,7 +331,7 @@ async fn act(Inject(server): Injected, Path(name): Path<String>, body: Body<ActR
     let command = Act {
         stack: name,
         services: request.services,
-        tasks: request.tasks.into_iter().map(TaskId).collect(),
+        tasks: request.tasks.into_iter().map(TaskId::from).collect(),
         action: action(request.action),
         timeout: request.timeout,
         signal: request.signal,
@@ -379,7 +379,7 @@ async fn run(Inject(server): Injected, Path(name): Path<String>, body: Body<RunR
     let container_name = server.control.read(|state| state.tasks.get(&task).map(|t| t.container_name.clone()));
     Ok(Json(RunResponse {
         index,
-        task: task.0,
+        task: task.to_string(),
         container_name: container_name.unwrap_or_default(),
         plan: view::plan(&answer.plan),
         warnings: answer.warnings,
@@ -390,7 +390,7 @@ async fn run(Inject(server): Injected, Path(name): Path<String>, body: Body<RunR
 async fn desired(Inject(server): Injected, Path(id): Path<String>, body: Body<DesiredRequest>) -> Reply<IndexResponse> {
     let Json(request) = body?;
     let command = SetTaskDesired {
-        task: TaskId(id),
+        task: id.into(),
         desired: request.desired,
         timeout: request.timeout,
         signal: request.signal,
@@ -410,14 +410,14 @@ async fn connect(
     let network = NetworkName(request.network);
     ensure_default_network(&server.control, &network).await?;
     let (aliases, ipv4, ipv6) = (request.aliases, request.ipv4, request.ipv6);
-    let command = Command::AttachTask(AttachTask { task: TaskId(id), network, aliases, ipv4, ipv6 });
+    let command = Command::AttachTask(AttachTask { task: id.into(), network, aliases, ipv4, ipv6 });
     let (index, answer) = propose(&server, command).await?;
     Ok(Json(AddressResponse { index, ipv4: answer.addresses.0, ipv6: answer.addresses.1 }))
 }
 
 /// `DELETE /v1/tasks/{id}/networks/{name}`.
 async fn disconnect(Inject(server): Injected, Path((id, network)): Path<(String, String)>) -> Reply<IndexResponse> {
-    let command = Command::DetachTask(DetachTask { task: TaskId(id), network: NetworkName(network) });
+    let command = Command::DetachTask(DetachTask { task: id.into(), network: NetworkName(network) });
     let (index, _) = propose(&server, command).await?;
     Ok(Json(IndexResponse { index }))
 }
@@ -468,7 +468,7 @@ async fn tasks(Inject(server): Injected, query: Asked<TaskQuery>) -> Reply<Vec<T
 
 /// `GET /v1/tasks/{id}`.
 async fn task(Inject(server): Injected, Path(id): Path<String>) -> Reply<TaskView> {
-    let found = server.control.read(|state| state.tasks.get(&TaskId(id.clone())).map(|t| view::task(state, t)));
+    let found = server.control.read(|state| state.tasks.get(&TaskId::from(id.as_str())).map(|t| view::task(state, t)));
     found.map(Json).ok_or_else(|| not_found("task", &id))
 }
 

@@ -352,7 +352,7 @@ fn create_container(shared: &Arc<Shared>, task: &TaskAssignment) -> Result<(), T
     }
     let gateway = gateway(shared, owner.as_ref().unwrap_or(task));
     let resolv_conf = resolv_conf(shared, task, owner.as_ref());
-    let id = if task.stack.is_empty() { ContainerId(task.id.0.clone()) } else { ContainerId(random_id()) };
+    let id = if task.stack.is_empty() { ContainerId(task.id.to_string()) } else { ContainerId(random_id()) };
     let image_id = image.id.to_string();
     let context = LowerContext {
         id: id.clone(),
@@ -448,7 +448,7 @@ fn start_container(shared: &Arc<Shared>, task: &TaskAssignment, cause: StartCaus
 
 /// The namespace that a guest of this task joins; a task on the host's network lends that.
 fn owner_namespace(shared: &Arc<Shared>, owner: &TaskId) -> Option<PathBuf> {
-    if let Some(sandbox) = shared.netd.sandbox(&SandboxId(owner.0.clone())) {
+    if let Some(sandbox) = shared.netd.sandbox(&SandboxId(owner.to_string())) {
         return Some(sandbox.netns);
     }
     let pid = shared.lock().observed.tasks.get(owner)?.container.as_ref()?.pid?;
@@ -479,7 +479,7 @@ fn sandbox(
     endpoints: &[EndpointAssignment],
     ports: &[PortAssignment],
 ) -> Result<PathBuf, Trouble> {
-    let id = SandboxId(task.id.0.clone());
+    let id = SandboxId(task.id.to_string());
     let sandbox = match shared.netd.sandbox(&id) {
         Some(sandbox) => sandbox,
         None => shared.netd.create_sandbox(&SandboxConfig {
@@ -564,7 +564,7 @@ fn stop_container(shared: &Arc<Shared>, id: &TaskId, by_request: bool) {
 }
 
 fn remove_sandbox(shared: &Arc<Shared>, id: &TaskId) {
-    let sandbox = SandboxId(id.0.clone());
+    let sandbox = SandboxId(id.to_string());
     shared.dns.detach(&sandbox);
     shared.dns.remove_sandbox(&sandbox);
     shared.removals.remove(&shared.netd, sandbox.clone());

@@ -51,7 +51,7 @@ pub(crate) async fn create(
     };
     let volumes = volumes(&request.spec);
     let task = TaskAssignment {
-        id: TaskId(id.clone()),
+        id: TaskId::from(id.as_str()),
         stack: String::new(),
         service: String::new(),
         slot: 0,
@@ -78,7 +78,7 @@ pub(crate) async fn create(
     let mut state = shared.lock();
     state.names.remove(&name);
     written.map_err(|e| ErrorDetail::new("failed", chain(&e)).with_exit_code(125))?;
-    state.locals.insert(TaskId(id.clone()), local);
+    state.locals.insert(TaskId::from(id.as_str()), local);
     drop(state);
     shared.touch();
     Ok(Created { id, name })
@@ -202,7 +202,7 @@ async fn assemble(
         NetworkMode::Container(other) | NetworkMode::Service(other) => {
             let owner = find(shared, other)?;
             let state = shared.lock();
-            let task = state.task_of(&owner).cloned().unwrap_or_else(|| TaskId(owner.0.clone()));
+            let task = state.task_of(&owner).cloned().unwrap_or_else(|| TaskId::from(owner.0.as_str()));
             return Ok((TaskNetwork::Task(task), Vec::new()));
         }
         NetworkMode::Bridge => vec![DEFAULT_NETWORK.to_owned()],
@@ -268,7 +268,7 @@ pub(crate) async fn connect(shared: &Arc<Shared>, id: &TaskId, request: NetworkC
         if there { Err(ErrorDetail::new("conflict", message)) } else { Ok(name.to_owned()) }
     })?;
     let asked = AddressRequest {
-        holder: id.0.clone(),
+        holder: id.to_string(),
         name,
         aliases: request.aliases,
         ipv4: request.ipv4,
@@ -294,7 +294,7 @@ pub(crate) async fn connect(shared: &Arc<Shared>, id: &TaskId, request: NetworkC
     });
     if added.is_err() {
         // It went meanwhile.
-        release(shared.clone(), id.0.clone(), vec![network]);
+        release(shared.clone(), id.to_string(), vec![network]);
     }
     added
 }
@@ -316,7 +316,7 @@ pub(crate) async fn disconnect(shared: &Arc<Shared>, id: &TaskId, network: &str)
         state.observed.tasks.get(id).is_some_and(|seen| seen.attached.iter().any(|name| name.0 == network))
     };
     while attached(id) && version.changed().await.is_ok() {}
-    shared.control.release_address(network.to_owned(), id.0.clone()).await?;
+    shared.control.release_address(network.to_owned(), id.to_string()).await?;
     // Only now: else an agent that dies in between would never give it back.
     rewire(shared, id, |local, _| local.reserved.retain(|reserved| reserved != network))
 }
@@ -390,7 +390,7 @@ pub(crate) fn forgotten(shared: &Arc<Shared>, id: &TaskId) {
         // Whoever waits for it to be gone looks again.
         shared.touch();
         let (inner, id) = (shared.clone(), id.clone());
-        release(shared.clone(), id.0.clone(), local.reserved);
+        release(shared.clone(), id.to_string(), local.reserved);
         // Nobody waits for that: no id is used twice.
         tokio::task::spawn_blocking(move || inner.records.remove_local(&id));
     }

@@ -330,7 +330,7 @@ fn share(
         // Of no stack: the id itself.
         NamespaceMode::Container(id) if of.is_none() => Share::Container(ContainerId(id.clone())),
         NamespaceMode::Service(name) | NamespaceMode::Container(name) => {
-            let task = of.cloned().unwrap_or_else(|| TaskId(name.clone()));
+            let task = of.cloned().unwrap_or_else(|| TaskId::from(name.as_str()));
             let owner = context.containers.get(&task).ok_or(LowerError::NoOwner { what, task })?;
             Share::Container(owner.clone())
         }
@@ -491,7 +491,7 @@ fn logging(spec: &ServiceSpec) -> Logging {
 }
 
 fn labels(task: &TaskAssignment, cluster: &str, mut labels: BTreeMap<String, String>) -> BTreeMap<String, String> {
-    labels.insert(label::TASK.to_owned(), task.id.0.clone());
+    labels.insert(label::TASK.to_owned(), task.id.to_string());
     labels.insert(label::HASH.to_owned(), task.spec_hash.clone());
     if !task.stack.is_empty() {
         labels.insert(label::CLUSTER.to_owned(), cluster.to_owned());

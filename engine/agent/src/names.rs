@@ -19,7 +19,7 @@ pub(crate) fn update(shared: &Arc<Shared>) {
             .desired()
             .into_iter()
             .filter(|t| state.observed.tasks.get(&t.id).is_some_and(|seen| seen.sandbox))
-            .map(|t| (SandboxId(t.id.0.clone()), sandbox(t)))
+            .map(|t| (SandboxId(t.id.to_string()), sandbox(t)))
             .collect();
         (state.assignment.clone(), sandboxes)
     };

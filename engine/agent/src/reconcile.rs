@@ -53,7 +53,7 @@ pub(crate) fn adopt(engine: &Engine, netd: &Netd, records: &Records) -> State {
         state.observed.tasks.entry(id.clone()).or_default();
     }
     for info in engine.list() {
-        if let Some(id) = info.config.labels.get(label::TASK).cloned().map(TaskId) {
+        if let Some(id) = info.config.labels.get(label::TASK).cloned().map(TaskId::from) {
             let seen = state.observed.tasks.entry(id.clone()).or_default();
             seen.record = task_records.get(&id).cloned().unwrap_or_default();
             seen.saved = seen.record.clone();
@@ -74,7 +74,7 @@ pub(crate) fn adopt(engine: &Engine, netd: &Netd, records: &Records) -> State {
         }
     }
     for sandbox in netd.sandboxes() {
-        let seen = state.observed.tasks.entry(TaskId(sandbox.config.id.0.clone())).or_default();
+        let seen = state.observed.tasks.entry(TaskId::from(sandbox.config.id.0.clone())).or_default();
         seen.sandbox = true;
         seen.attached = sandbox.endpoints.into_iter().map(|endpoint| NetworkName(endpoint.network.0)).collect();
     }
@@ -196,7 +196,7 @@ pub(crate) fn refresh(shared: &Arc<Shared>, container: &ContainerId) {
     let info = shared.engine.inspect(container).ok();
     let mut state = shared.lock();
     let task = match &info {
-        Some(info) => info.config.labels.get(label::TASK).cloned().map(TaskId),
+        Some(info) => info.config.labels.get(label::TASK).cloned().map(TaskId::from),
         None => state.task_of(container).cloned(),
     };
     if let Some(task) = task {
@@ -222,7 +222,7 @@ fn refresh_all(shared: &Arc<Shared>) {
         take_in(&mut state, &task, &container, infos.get(&container));
     }
     for info in infos.values() {
-        if let Some(task) = info.config.labels.get(label::TASK).cloned().map(TaskId) {
+        if let Some(task) = info.config.labels.get(label::TASK).cloned().map(TaskId::from) {
             take_in(&mut state, &task, &info.config.id, Some(info));
         }
     }

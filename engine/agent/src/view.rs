@@ -26,7 +26,7 @@ pub(crate) fn all(shared: &Arc<Shared>) -> Vec<ContainerView> {
 pub(crate) fn one(shared: &Arc<Shared>, info: &ContainerInfo) -> ContainerView {
     let labels = &info.config.labels;
     let text = |key: &str| labels.get(key).cloned().unwrap_or_default();
-    let task_id = TaskId(text(label::TASK));
+    let task_id = TaskId::from(text(label::TASK));
     let caller: CallerData = serde_json::from_value(info.config.caller.clone()).unwrap_or_default();
     let state = shared.lock();
     let task = state.task(&task_id);
@@ -50,7 +50,7 @@ pub(crate) fn one(shared: &Arc<Shared>, info: &ContainerInfo) -> ContainerView {
         command: info.config.process.args.join(" "),
         stack: text(label::STACK),
         service: text(label::SERVICE),
-        task: task_id.0.clone(),
+        task: task_id.to_string(),
         slot: text(label::SLOT).parse().unwrap_or(0),
         tty: info.config.process.tty,
         state: status.state,

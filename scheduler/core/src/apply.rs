@@ -8,7 +8,7 @@ use crate::command::{Answer, Changes, Command, Entry, Outcome};
 use crate::error::{Missing, Refusal};
 use crate::plan::{self, Moment, Planned, Records};
 use crate::settle::Settling;
-use crate::state::{Event, MeshPort, NetworkPhase, RevisionId, Stack, State, Timer, vip_holder};
+use crate::state::{Event, MeshPort, NetworkPhase, RevisionId, Stack, State, Task, Timer, vip_holder};
 use crate::{endpoint, rollout};
 
 impl State {
@@ -142,11 +142,15 @@ impl State {
             Command::UpdateService(_) | Command::ChangeObject(_) => Some("update"),
             _ => None,
         };
+        let is_new = records.stack.as_ref().is_some_and(|stack| !self.stacks.contains_key(&stack.name));
         let Some(name) = self.carry_out(moment, records, action, changes) else { return };
         self.drop_revisions();
         let mut settling = Settling::new(self, moment, changes);
         settling.mark_stack(&name);
-        settling.mark_relocation(&name);
+        if !is_new {
+            // What was made just now is where it should be.
+            settling.mark_relocation(&name);
+        }
         settling.mark_placing();
         settling.place();
         settling.run();
@@ -177,11 +181,11 @@ impl State {
     pub(crate) fn carry_out(
         &mut self,
         moment: Moment,
-        records: Records,
+        mut records: Records,
         action: Option<&'static str>,
         changes: &mut Changes,
     ) -> Option<String> {
-        let index = self.index;
+        let (index, known) = (self.index, self.task_sequence);
         // A specification that is new has other needs; what plans take over from tasks that are there has not.
         let other_needs = action.is_some() || !records.revisions.is_empty();
         self.task_sequence = records.task_sequence;
@@ -215,42 +219,56 @@ impl State {
             }
             self.volumes.insert(name, volume);
         }
-        let touched: Vec<TaskId> = records.tasks.keys().cloned().collect();
+        let mut restless: Vec<TaskId> = Vec::new();
+        let mut of_tasks = Revisions::new();
+        // One that is not new shares its lists with the state until it is put there: a change now would copy them.
+        let mut new_stack = records.stack.as_mut().filter(|stack| !self.stacks.contains_key(&stack.name));
         for (id, mut task) in records.tasks {
             for former in &task.after {
                 self.successors.entry(former.clone()).or_default().insert(id.clone());
             }
-            let present = self.tasks.get(&id);
-            let is_new = present.is_none();
-            if present != Some(&task) {
-                task.changed = index;
+            match new_stack.as_mut().filter(|stack| stack.name == task.stack) {
+                Some(stack) => stack.note_rest(&task, false),
+                None => restless.push(id.clone()),
             }
-            if is_new {
-                self.names.entry(task.container_name.clone()).or_default().insert((task.sequence, id.clone()));
+            note_revision(&mut of_tasks, &task);
+            if task.sequence <= known {
+                if self.tasks.get(&id) != Some(&task) {
+                    task.changed = index;
+                }
+                self.tasks.insert(id, task);
+                continue;
             }
+            // A new one.
+            task.changed = index;
+            self.names.entry(task.container_name.clone()).or_default().insert((task.sequence, id.clone()));
+            let has_node = task.node.is_some();
             self.tasks.insert(id.clone(), task);
-            if is_new {
-                self.enter_books(&id);
+            if has_node {
+                self.enter_node(&id);
+            } else {
+                self.unplaced.insert(id);
             }
         }
         self.number_networks(&networks);
         let stack = records.stack?;
         let name = stack.name.clone();
-        self.put_stack(moment, action, stack, other_needs);
-        touched.iter().for_each(|id| self.unsettle(id));
+        self.put_stack(moment, action, stack, other_needs.then_some(of_tasks));
+        restless.iter().for_each(|id| self.unsettle(id));
         Some(name)
     }
 
-    /// Enters a new task with its node, or with those that wait for one.
-    fn enter_books(&mut self, id: &TaskId) {
-        match self.tasks.get(id).and_then(|task| task.node.clone()) {
-            Some(_) => self.enter_node(id),
-            None => drop(self.unplaced.insert(id.clone())),
-        }
-    }
-
-    fn put_stack(&mut self, moment: Moment, action: Option<&'static str>, mut stack: Stack, other_needs: bool) {
+    /// Puts a stack's record in. Where services may need others than before, `of_tasks` are the specifications of the tasks that came with
+    /// it.
+    fn put_stack(
+        &mut self,
+        moment: Moment,
+        action: Option<&'static str>,
+        mut stack: Stack,
+        of_tasks: Option<Revisions>,
+    ) {
         let former = self.stacks.get(&stack.name);
+        let is_new = former.is_none();
         let same = former.is_some_and(|former| {
             former.services == stack.services && former.files == stack.files && former.removing == stack.removing
         });
@@ -273,8 +291,11 @@ impl State {
         if fewer {
             self.release_vips(&name, &entitled);
         }
-        if other_needs {
-            self.rebuild_needs(&name);
+        match of_tasks {
+            // All of its tasks came with it.
+            Some(of_tasks) if is_new => self.note_needs(&name, of_tasks),
+            Some(_) => self.rebuild_needs(&name),
+            None => {}
         }
     }
 
@@ -302,21 +323,22 @@ impl State {
 
     /// Who needs whom, by the services' present specifications and by those of all tasks that are still there.
     pub(crate) fn rebuild_needs(&mut self, stack: &str) {
+        let mut of_tasks = Revisions::new();
+        self.stack_tasks(stack).for_each(|task| note_revision(&mut of_tasks, task));
+        self.note_needs(stack, of_tasks);
+    }
+
+    fn note_needs(&mut self, stack: &str, mut revisions: Revisions) {
         let Some(record) = self.stacks.get(stack) else { return };
-        let mut revisions: BTreeMap<&str, BTreeSet<RevisionId>> = BTreeMap::new();
-        for (service, seats) in &record.tasks {
-            let of_tasks = seats.iter().filter_map(|id| self.tasks.get(id)).map(|task| task.revision);
-            revisions.entry(service).or_default().extend(of_tasks);
-        }
         for (name, service) in &record.services {
-            revisions.entry(name).or_default().insert(service.revision);
+            revisions.entry(name.clone()).or_default().insert(service.revision);
         }
         let mut needs: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         let mut dependents: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (service, revisions) in revisions {
             for needed in revisions.iter().flat_map(|revision| crate::gate::needs(&self.revision(*revision).spec)) {
-                needs.entry(service.to_owned()).or_default().insert(needed.to_owned());
-                dependents.entry(needed.to_owned()).or_default().insert(service.to_owned());
+                needs.entry(service.clone()).or_default().insert(needed.to_owned());
+                dependents.entry(needed.to_owned()).or_default().insert(service.clone());
             }
         }
         if let Some(record) = self.stacks.get_mut(stack) {
@@ -429,7 +451,17 @@ impl State {
         let mut all = vec![("service", task.service.clone()), ("slot", task.slot.to_string())];
         all.extend(task.node.iter().map(|node| ("node", node.0.clone())));
         all.extend(attributes.iter().cloned());
-        self.event(moment, "container", action, &id.0, &name, &stack, &all);
+        self.event(moment, "container", action, id.as_str(), &name, &stack, &all);
+    }
+}
+
+/// The specifications that each service's tasks have.
+type Revisions = BTreeMap<String, BTreeSet<RevisionId>>;
+
+fn note_revision(revisions: &mut Revisions, task: &Task) {
+    match revisions.get_mut(&task.service) {
+        Some(known) => drop(known.insert(task.revision)),
+        None => drop(revisions.insert(task.service.clone(), [task.revision].into())),
     }
 }
 

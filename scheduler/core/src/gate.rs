@@ -47,6 +47,9 @@ pub(crate) struct Memory {
 impl Memory {
     /// A task of the service is not what it was.
     pub(crate) fn forget(&mut self, stack: &str, service: &str) {
+        if self.readiness.is_empty() && self.restarting.is_empty() && self.leaving.is_empty() {
+            return;
+        }
         let conditions =
             [DependencyCondition::Started, DependencyCondition::Healthy, DependencyCondition::CompletedSuccessfully];
         for condition in conditions {

@@ -17,7 +17,7 @@ pub(crate) fn task_id(cluster: &str, nonce: u64, sequence: u64) -> TaskId {
     let digest = hasher.finalize();
     let text =
         digest.iter().take(TASK_ID_DIGITS).map(|byte| char::from(DIGITS[usize::from(byte & 31)])).collect::<String>();
-    TaskId(text)
+    text.into()
 }
 
 /// The beginning of task ids by its place among all beginnings of three digits, of which there are 2^15: ids are spread over them evenly.

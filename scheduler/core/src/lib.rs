@@ -53,7 +53,7 @@ pub use security::{Security, SecurityCommand, SecurityFault};
 pub use state::{
     Availability, ClusterSettings, Event, EventRing, FileObject, Former, HandOver, Lane, MeshPort, Network,
     NetworkDefinition, NetworkPhase, Node, NodeRole, NodeState, ObjectKind, Removing, Reservation, Revision,
-    RevisionId, Rollout, RolloutRules, RolloutState, Seats, Service, Serving, Stack, State, Task, Timer, Turn, Usage,
-    Vip, Volume, Wait, Withdrawal,
+    RevisionId, Rollout, RolloutRules, RolloutState, Seats, Service, Serving, Stack, State, Task, Tasks, Timer, Turn,
+    Usage, Vip, Volume, Wait, Withdrawal,
 };
 pub use sum::SUMMED;

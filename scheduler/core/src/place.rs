@@ -241,7 +241,7 @@ pub(crate) fn former<'s>(state: &'s State, task: &Task) -> Option<&'s Task> {
 
 /// What tasks that are placed together have in common: that they are no guests (or the number of the one that is), stack, service,
 /// specification, and the node that they are bound to.
-type GroupKey = (u64, String, String, u64, Option<NodeId>);
+type GroupKey<'s> = (u64, &'s str, &'s str, u64, Option<&'s NodeId>);
 
 /// Whether a node is what a specification wants nodes to be.
 pub(crate) fn meets(spec: &ServiceSpec, id: &NodeId, node: &Node) -> bool {
@@ -264,33 +264,35 @@ pub(crate) fn hosts<'s>(state: &'s State, spec: &ServiceSpec) -> Vec<&'s NodeId>
     state.nodes.iter().filter(fits).map(|(id, _)| id).collect()
 }
 
-/// Tasks that wait for a node, by service and specification, and by the task whose namespace they join.
-fn groups(state: &State) -> BTreeMap<GroupKey, Vec<(u64, TaskId)>> {
-    let mut groups: BTreeMap<GroupKey, Vec<(u64, TaskId)>> = BTreeMap::new();
+/// Tasks that wait for a node, by service and specification, and by the task whose namespace they join; those of a group by age.
+fn groups(state: &State) -> Vec<Vec<TaskId>> {
+    let mut groups: BTreeMap<GroupKey<'_>, Vec<(u64, TaskId)>> = BTreeMap::new();
     for task in state.unplaced.iter().filter_map(|id| state.tasks.get(id)).filter(|task| !task.is_retiring()) {
         // A guest comes after those whose namespaces it joins: these were made before it.
         let guest = if task.namespace_parents().next().is_some() { task.sequence } else { 0 };
-        let key = (guest, task.stack.clone(), task.service.clone(), task.revision.0, task.bound.clone());
+        let key = (guest, task.stack.as_str(), task.service.as_str(), task.revision.0, task.bound.as_ref());
         groups.entry(key).or_default().push((task.sequence, task.id.clone()));
     }
-    groups
+    let by_age = |mut group: Vec<(u64, TaskId)>| {
+        group.sort_unstable();
+        group.into_iter().map(|(_, id)| id).collect()
+    };
+    groups.into_values().map(by_age).collect()
 }
 
-/// Gives a node to every task that waits for one and that some node can take; says which got one, and which are told another reason.
-pub(crate) fn place(state: &mut State, nonce: u64) -> Vec<TaskId> {
-    let mut touched = Vec::new();
-    for (_, mut tasks) in groups(state) {
-        tasks.sort();
-        let mut tasks: Vec<TaskId> = tasks.into_iter().map(|(_, id)| id).collect();
+/// Gives a node to every task that waits for one and that some node can take; says which got one, and which are told another reason, each
+/// with others of its service.
+pub(crate) fn place(state: &mut State, nonce: u64) -> Vec<Vec<TaskId>> {
+    let mut all = Vec::new();
+    for mut tasks in groups(state) {
+        let mut touched = Vec::new();
         // Of some kinds (those with ports) a node gets one in a round, and must be looked at again.
         loop {
             let chosen = decide(state, &tasks, nonce);
             if chosen.is_empty() {
                 break;
             }
-            for (id, node) in &chosen {
-                state.assign(id, node);
-            }
+            state.assign(&chosen);
             tasks.retain(|id| !chosen.contains_key(id));
             touched.extend(chosen.into_keys());
         }
@@ -303,8 +305,9 @@ pub(crate) fn place(state: &mut State, nonce: u64) -> Vec<TaskId> {
                 touched.push(id);
             }
         }
+        all.push(touched);
     }
-    touched
+    all
 }
 
 /// Why a task has no node. On a host that is alone there is nothing to explain: there is no node, or it takes nothing.
@@ -392,21 +395,30 @@ fn mix(number: u64) -> u64 {
 }
 
 impl State {
-    /// Puts a task on a node, for good.
-    pub(crate) fn assign(&mut self, id: &TaskId, node: &NodeId) {
+    /// Puts tasks of one specification on nodes, for good.
+    fn assign(&mut self, chosen: &BTreeMap<TaskId, NodeId>) {
         let index = self.index;
-        self.unplaced.remove(id);
-        let Some(task) = self.tasks.get_mut(id) else { return };
-        task.node = Some(node.clone());
-        task.unplaced.clear();
-        task.changed = index;
-        let revision = task.revision;
-        self.enter_node(id);
+        let Some(revision) = chosen.keys().find_map(|id| self.tasks.get(id)).map(|task| task.revision) else { return };
         let record = self.revision(revision).clone();
+        let own = demand(&record.spec);
         let pinned: Vec<String> = pinning(self, &record).cloned().collect();
-        for volume in pinned {
-            if let Some(volume) = self.volumes.get_mut(&volume) {
-                volume.pinned.get_or_insert_with(|| node.clone());
+        for (id, home) in chosen {
+            self.unplaced.remove(id);
+            let Some(task) = self.tasks.get_mut(id) else { continue };
+            task.node = Some(home.clone());
+            task.unplaced.clear();
+            task.changed = index;
+            if task.takes_over.is_some() {
+                self.enter_node(id);
+            } else if let Some(node) = self.nodes.get_mut(home)
+                && node.tasks.insert(id.clone())
+            {
+                node.usage.add(&own);
+            }
+            for volume in &pinned {
+                if let Some(volume) = self.volumes.get_mut(volume) {
+                    volume.pinned.get_or_insert_with(|| home.clone());
+                }
             }
         }
     }

@@ -90,8 +90,8 @@ mod tests {
     #[test]
     fn a_request_is_known_for_a_minute_and_a_burst_pushes_the_oldest_out() {
         let mut requests = Requests::default();
-        requests.note(7, 1000, &Answer { task: Some(TaskId("t".to_owned())), ..Answer::default() });
-        assert_eq!(requests.answer(7).and_then(|answer| answer.task), Some(TaskId("t".to_owned())));
+        requests.note(7, 1000, &Answer { task: Some(TaskId::from("t")), ..Answer::default() });
+        assert_eq!(requests.answer(7).and_then(|answer| answer.task), Some(TaskId::from("t")));
         assert!(requests.answer(8).is_none());
         requests.note(8, 1000 + KEPT, &Answer::default());
         assert!(requests.answer(7).is_some() && requests.answer(8).is_some());

@@ -151,8 +151,10 @@ impl<'s> Settling<'s> {
 
     /// Gives nodes to those that wait for one. Before everything else it saves those who get one from passing the gate in vain.
     pub(crate) fn place(&mut self) {
-        for id in place::place(self.state, self.moment.nonce) {
-            self.mark_task(&id);
+        for group in place::place(self.state, self.moment.nonce) {
+            // They concern the same others.
+            group.first().into_iter().for_each(|id| self.mark_others(id));
+            self.tasks.extend(group);
         }
     }
 
@@ -161,10 +163,6 @@ impl<'s> Settling<'s> {
         loop {
             if let Some(id) = self.tasks.pop_first() {
                 self.settle_task(&id);
-                if let Some(task) = self.state.tasks.get(&id) {
-                    let (stack, service) = (task.stack.clone(), task.service.clone());
-                    self.look_at_rollout(&stack, &service);
-                }
             } else if let Some((stack, service)) = self.services.pop_first() {
                 self.settle_service(&stack, &service);
             } else if let Some(network) = self.networks.pop_first() {
@@ -207,6 +205,10 @@ impl<'s> Settling<'s> {
 
     fn settle_task(&mut self, id: &TaskId) {
         let Some(task) = self.state.tasks.get(id) else { return };
+        let record = self.state.stacks.get(&task.stack).and_then(|stack| stack.services.get(&task.service));
+        if record.is_some_and(Service::is_rolling) {
+            self.rollouts.insert((task.stack.clone(), task.service.clone()));
+        }
         let gate = gate::evaluate(self.state, task, &mut self.memory);
         if gate.gone {
             self.remove_task(id);
@@ -259,7 +261,9 @@ impl<'s> Settling<'s> {
         if let Some(stack) = self.state.stacks.get_mut(&task.stack) {
             stack.note_rest(task, rests);
         }
-        self.withdraw(id, gate.withdraw);
+        if gate.withdraw || task.withdrawn.is_some() {
+            self.withdraw(id, gate.withdraw);
+        }
         if is_new {
             self.give(id);
         }

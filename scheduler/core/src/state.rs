@@ -8,6 +8,7 @@ mod rollout;
 mod seats;
 mod stack;
 mod task;
+mod tasks;
 mod timer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +31,7 @@ pub use seats::Seats;
 pub use stack::{MeshPort, Removing, Revision, RevisionId, Service, Stack};
 pub use task::{HandOver, Serving, Task, Wait, Withdrawal};
 pub(crate) use task::{holder_of, reservation_holder, vip_holder};
+pub use tasks::Tasks;
 pub use timer::Timer;
 
 /// The state of the cluster after a number of log entries.
@@ -48,7 +50,7 @@ pub struct State {
     /// Specifications, each once, however many tasks are made from it.
     pub revisions: BTreeMap<RevisionId, Arc<Revision>>,
     /// Tasks that are not gone.
-    pub tasks: BTreeMap<TaskId, Task>,
+    pub tasks: Tasks,
     /// Container name → the tasks that have it, by age. Only the youngest can be one that stays.
     #[serde(default)]
     pub names: BTreeMap<String, BTreeSet<(u64, TaskId)>>,

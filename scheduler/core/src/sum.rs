@@ -44,13 +44,13 @@ impl Sum {
         }
     }
 
-    /// Those in this part of what there are as many of as tasks: by the beginnings of their ids, so that nobody steps over all the others.
-    fn by_id<'a, V>(&self, all: &'a BTreeMap<TaskId, V>) -> impl Iterator<Item = (&'a TaskId, &'a V)> + use<'a, V> {
+    /// The ids in this part of what there are as many of as tasks: by their beginnings, so that nobody steps over all the others.
+    fn ids(&self) -> (Bound<TaskId>, Bound<TaskId>) {
         let step = PARTS / self.parts;
-        let at = |part: usize| TaskId(id_prefix(part * step));
+        let at = |part: usize| TaskId::from(id_prefix(part * step));
         let from = if self.part == 0 { Bound::Unbounded } else { Bound::Included(at(self.part)) };
         let to = if self.part + 1 == self.parts { Bound::Unbounded } else { Bound::Excluded(at(self.part + 1)) };
-        all.range((from, to))
+        (from, to)
     }
 
     /// A whole, when it is in this part.
@@ -105,10 +105,10 @@ impl State {
         sum.add(&(members, cluster_settings, tasks.len(), names.len(), successors.len()));
         sum.many(stacks);
         sum.many(revisions);
-        for item in sum.by_id(tasks) {
+        for item in tasks.range(sum.ids()) {
             sum.add(&(item, names.get(&item.1.container_name)));
         }
-        for item in sum.by_id(successors) {
+        for item in successors.range(sum.ids()) {
             sum.add(&item);
         }
         sum.many(networks);

@@ -20,36 +20,37 @@ pub use cluster::{
 };
 
 use crate::model::{ContentBytes, ServiceSpec};
+use crate::short_text::ShortText;
 
 macro_rules! text_id {
-    ($(#[$doc:meta])* $name:ident) => {
+    ($(#[$doc:meta])* $name:ident($text:ident)) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
         #[serde(transparent)]
-        pub struct $name(pub String);
+        pub struct $name(pub $text);
 
         impl $name {
             /// The text of the id.
             pub fn as_str(&self) -> &str {
-                &self.0
+                self.0.as_str()
             }
         }
 
         impl From<&str> for $name {
             fn from(text: &str) -> Self {
-                Self(text.to_owned())
+                Self(text.into())
             }
         }
 
         impl From<String> for $name {
             fn from(text: String) -> Self {
-                Self(text)
+                Self(text.into())
             }
         }
 
         impl std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(self.as_str())
             }
         }
     };
@@ -57,15 +58,15 @@ macro_rules! text_id {
 
 text_id!(
     /// A node, for its whole life; independent of its address and host name.
-    NodeId
+    NodeId(String)
 );
 text_id!(
     /// A task: one placement of one slot of a service. 25 lower-case base-32 digits, never reused.
-    TaskId
+    TaskId(ShortText)
 );
 text_id!(
     /// A network by its full name (`<stack>_<key>`, or the name the file gives).
-    NetworkName
+    NetworkName(String)
 );
 
 /// Everything one node shall be running, complete.

@@ -34,6 +34,7 @@ pub mod role;
 mod scalar;
 mod schema;
 mod short;
+pub mod short_text;
 pub mod span;
 mod words;
 mod yaml;

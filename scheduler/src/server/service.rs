@@ -167,9 +167,9 @@ pub(super) async fn remove(Inject(server): Injected, Path(name): Path<String>) -
 /// `GET /v1/tasks/{id}/why`: by id, the beginning of one that only one has, or the container's name.
 pub(super) async fn why(Inject(server): Injected, Path(name): Path<String>) -> Reply<TaskExplanation> {
     server.control.read(|state| {
-        let exact = state.tasks.get(&TaskId(name.clone()));
+        let exact = state.tasks.get(&TaskId::from(name.as_str()));
         let named = || state.tasks.values().filter(|task| task.container_name == name).max_by_key(|task| task.sequence);
-        let mut begun = state.tasks.values().filter(|task| !name.is_empty() && task.id.0.starts_with(&name));
+        let mut begun = state.tasks.values().filter(|task| !name.is_empty() && task.id.as_str().starts_with(&name));
         let begun = || begun.next().filter(|_| begun.next().is_none());
         let task = exact.or_else(named).or_else(begun).ok_or_else(|| not_found("task", &name))?;
         Ok(Json(explain(state, task)))
@@ -185,7 +185,7 @@ fn explain(state: &State, task: &Task) -> TaskExplanation {
         reason: obstacle.as_ref().map(|one| one.word().to_owned()).unwrap_or_default(),
         text: obstacle.as_ref().map_or_else(|| "would take it".to_owned(), |one| one.on_one()),
     });
-    let events = state.events.since(0).filter(|event| event.id == task.id.0).map(super::tail::event);
+    let events = state.events.since(0).filter(|event| event.id == task.id.as_str()).map(super::tail::event);
     TaskExplanation {
         task: view::task(state, task),
         summary: summary(state, task, &explanation),

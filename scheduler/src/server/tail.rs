@@ -62,7 +62,7 @@ impl StackTail {
 fn gone(state: &State, former: StackTail, now: &StackTail, lines: &mut Vec<StackChange>) {
     let index = state.index;
     for (id, container_name) in former.tasks.into_iter().filter(|(id, _)| !now.tasks.contains_key(id)) {
-        lines.push(StackChange::TaskRemoved { index, id: id.0, container_name });
+        lines.push(StackChange::TaskRemoved { index, id: id.to_string(), container_name });
     }
     for name in former.networks.into_iter().filter(|name| !now.networks.contains(name)) {
         let kept = state.networks.contains_key(&NetworkName(name.clone()));

@@ -24,7 +24,7 @@ pub(crate) fn plan(plan: &Plan) -> PlanView {
             resource: format!("{} {}", op.kind.as_str(), op.name),
             cause: op.cause.clone(),
             service: op.service.clone(),
-            task: op.task.as_ref().map(|t| t.0.clone()).unwrap_or_default(),
+            task: op.task.as_ref().map(|t| t.to_string()).unwrap_or_default(),
             depends_on,
         })
         .collect();
@@ -207,7 +207,7 @@ pub(crate) fn task(state: &State, task: &Task) -> TaskView {
         })
         .collect();
     TaskView {
-        id: task.id.0.clone(),
+        id: task.id.to_string(),
         stack: task.stack.clone(),
         service: task.service.clone(),
         slot: task.slot,

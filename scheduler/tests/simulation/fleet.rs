@@ -581,7 +581,7 @@ impl World {
             }
         }
         let extra = self.fleet.agents.iter().find_map(|agent| {
-            let id = agent.containers.keys().find(|id| !state.tasks.contains_key(*id))?;
+            let id = agent.containers.keys().find(|id| !state.tasks.contains_key(id))?;
             Some(format!("{} has {id}, which nobody wants", agent.name))
         });
         let unready = state.nodes.values().find(|node| node.state != NodeState::Ready);

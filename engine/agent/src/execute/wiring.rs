@@ -16,9 +16,9 @@ pub(super) fn connect(shared: &Arc<Shared>, id: &TaskId, network: &NetworkName) 
         _ => None,
     });
     if let (Some(task), Some(endpoint)) = (&task, endpoint) {
-        let connected = lower_endpoint(endpoint)
-            .map_err(|trouble| trouble.message)
-            .and_then(|config| shared.netd.connect(&SandboxId(id.0.clone()), &config).map(drop).map_err(|e| chain(&e)));
+        let connected = lower_endpoint(endpoint).map_err(|trouble| trouble.message).and_then(|config| {
+            shared.netd.connect(&SandboxId(id.to_string()), &config).map(drop).map_err(|e| chain(&e))
+        });
         if let Err(why) = &connected {
             tracing::warn!(task = %id, %network, error = why, "a container could not be taken onto a network");
         }
@@ -30,7 +30,7 @@ pub(super) fn connect(shared: &Arc<Shared>, id: &TaskId, network: &NetworkName) 
 
 /// Takes the namespace off a network that its task is not assigned to any more.
 pub(super) fn disconnect(shared: &Arc<Shared>, id: &TaskId, network: &NetworkName) {
-    match shared.netd.disconnect(&SandboxId(id.0.clone()), &NetworkId(network.0.clone())) {
+    match shared.netd.disconnect(&SandboxId(id.to_string()), &NetworkId(network.0.clone())) {
         Ok(()) => {
             if let Some(seen) = shared.lock().observed.tasks.get_mut(id) {
                 seen.attached.remove(network);
@@ -59,5 +59,5 @@ fn note(shared: &Arc<Shared>, id: &TaskId, network: &NetworkName, connected: Res
 
 /// What the namespace may ask for is what its networks have.
 fn tell_names(shared: &Arc<Shared>, task: &TaskAssignment) {
-    shared.dns.set_sandbox(SandboxId(task.id.0.clone()), names::sandbox(task));
+    shared.dns.set_sandbox(SandboxId(task.id.to_string()), names::sandbox(task));
 }

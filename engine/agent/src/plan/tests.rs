@@ -190,7 +190,7 @@ impl Host {
     }
 
     fn desire(&mut self, id: &str, desired: DesiredTask) {
-        self.assignment.tasks.iter_mut().filter(|t| t.id.0 == id).for_each(|t| t.desired = desired);
+        self.assignment.tasks.iter_mut().filter(|t| t.id.to_string() == id).for_each(|t| t.desired = desired);
     }
 
     fn ended(&mut self, id: &str, code: i32) {

@@ -59,7 +59,8 @@ pub(super) async fn inspect(State(shared): State<Arc<Shared>>, Path(id): Path<St
     value["config"] = serde_json::to_value(&*info.config).unwrap_or_default();
     let restart = {
         let state = shared.lock();
-        let task = info.config.labels.get(crate::lower::label::TASK).and_then(|id| state.task(&TaskId(id.clone())));
+        let task =
+            info.config.labels.get(crate::lower::label::TASK).and_then(|id| state.task(&TaskId::from(id.as_str())));
         task.map(|t| serde_json::to_value(t.spec.restart_policy()).unwrap_or_default())
     };
     value["restart_policy"] = restart.unwrap_or_default();
@@ -70,7 +71,7 @@ pub(super) async fn inspect(State(shared): State<Arc<Shared>>, Path(id): Path<St
 /// Where the time of the last start went, in ns; null where another agent started it.
 fn start_times(shared: &Shared, info: &orch_engine::engine::ContainerInfo) -> Option<serde_json::Value> {
     let times = shared.engine.start_times(&info.config.id).ok()??;
-    let task = TaskId(info.config.labels.get(crate::lower::label::TASK)?.clone());
+    let task = TaskId::from(info.config.labels.get(crate::lower::label::TASK)?.clone());
     let network = shared.lock().observed.tasks.get(&task)?.network_time;
     Some(serde_json::json!({
         "network": network,
@@ -98,7 +99,7 @@ pub(super) async fn create(
         TaskState::Running | TaskState::Exited | TaskState::Restarting | TaskState::Paused => true,
         _ => false,
     };
-    settle(&shared, &TaskId(made.id.clone()), reached).await?;
+    settle(&shared, &TaskId::from(made.id.as_str()), reached).await?;
     Ok(Json(made))
 }
 
@@ -133,7 +134,7 @@ pub(super) async fn run(State(shared): State<Arc<Shared>>, request: Request) -> 
     let (request, on) = upgrade::<ContainerRequest>(request).await?;
     let (stdin, size) = (request.attach_stdin, request.size);
     let made = local::create(&shared, request, DesiredTask::Created).await?;
-    let id = TaskId(made.id.clone());
+    let id = TaskId::from(made.id.as_str());
     settle(&shared, &id, |state| state == TaskState::Created).await?;
     let container = ContainerId(made.id.clone());
     let (inner, of) = (shared.clone(), container.clone());
@@ -176,7 +177,7 @@ pub(super) async fn attach(
     })
     .await?;
     if request.start {
-        local::change(&shared, &TaskId(container.0.clone()), |task| task.desired = DesiredTask::Running)?;
+        local::change(&shared, &TaskId::from(container.0.as_str()), |task| task.desired = DesiredTask::Running)?;
     }
     tokio::spawn(async move {
         if let Ok(upgraded) = on.await {
@@ -222,7 +223,7 @@ async fn change(
     reached: impl Fn(TaskState) -> bool,
 ) -> Answer<serde_json::Value> {
     let container = find(&shared, &id)?;
-    let task = TaskId(container.0);
+    let task = TaskId::from(container.0);
     local::change(&shared, &task, to)?;
     settle(&shared, &task, reached).await?;
     Ok(Json(serde_json::Value::Null))
@@ -254,7 +255,7 @@ pub(super) async fn restart(
 /// Asks for one more run, with a stop before it where it runs, and waits until it has begun or failed.
 async fn run_again(shared: &Arc<Shared>, container: ContainerId, request: StopRequest) -> Answer<serde_json::Value> {
     let stop_signal = signal(&request)?;
-    let task = TaskId(container.0);
+    let task = TaskId::from(container.0);
     let mut wanted = 0;
     local::change(shared, &task, |task| {
         task.desired = DesiredTask::Running;
@@ -366,7 +367,7 @@ pub(super) async fn remove(
             .with_hint("stop it first, or use -f")
             .into());
     }
-    let task = TaskId(container.0.clone());
+    let task = TaskId::from(container.0.as_str());
     local::change(&shared, &task, |task| {
         task.desired = DesiredTask::Removed;
         task.stop_timeout = Some(0);

@@ -18,7 +18,7 @@ pub(super) async fn connect(
     Json(request): Json<NetworkConnect>,
 ) -> Answer<Value> {
     let container = find(&shared, &id)?;
-    local::connect(&shared, &TaskId(container.0), request).await?;
+    local::connect(&shared, &TaskId::from(container.0), request).await?;
     Ok(Json(Value::Null))
 }
 
@@ -28,6 +28,6 @@ pub(super) async fn disconnect(
     Path((id, network)): Path<(String, String)>,
 ) -> Answer<Value> {
     let container = find(&shared, &id)?;
-    local::disconnect(&shared, &TaskId(container.0), &network).await?;
+    local::disconnect(&shared, &TaskId::from(container.0), &network).await?;
     Ok(Json(Value::Null))
 }

@@ -257,7 +257,7 @@ pub(super) async fn pump_attach(
 /// Waits until a container that was run with `--rm` is gone: its name, ports and volumes are free for whoever runs the next one. Not
 /// longer than a removal can take that goes well.
 async fn removed(shared: &Arc<Shared>, container: &ContainerId) {
-    let task = TaskId(container.0.clone());
+    let task = TaskId::from(container.0.as_str());
     let mut version = shared.version.subscribe();
     let removed = async {
         while shared.lock().locals.get(&task).is_some_and(|local| local.auto_remove) {

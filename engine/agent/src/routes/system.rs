@@ -89,7 +89,7 @@ pub(super) async fn prune(State(shared): State<Arc<Shared>>, Json(request): Json
                     break;
                 }
             }
-            pruned.removed.push(id.0);
+            pruned.removed.push(id.to_string());
         }
     }
     blocking(move || {

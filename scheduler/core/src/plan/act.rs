@@ -43,7 +43,7 @@ fn selected(draft: &Draft<'_>, request: &Act) -> Result<Vec<TaskId>, Refusal> {
     for id in &request.tasks {
         match draft.task(id).filter(|task| task.stack == request.stack) {
             Some(task) => found.push(task.id.clone()),
-            None => return Err(Missing::Task(id.0.clone()).into()),
+            None => return Err(Missing::Task(id.to_string()).into()),
         }
     }
     let all: Vec<String> = match (request.services.is_empty(), request.tasks.is_empty()) {
@@ -239,9 +239,9 @@ fn stop(task: &mut Task, request: &Act) {
 
 /// Sets what one task shall be.
 pub(crate) fn plan_desired(state: &State, request: &SetTaskDesired, moment: Moment) -> Result<Planned, Refusal> {
-    let Some(task) = state.tasks.get(&request.task) else { return Err(Missing::Task(request.task.0.clone()).into()) };
+    let Some(task) = state.tasks.get(&request.task) else { return Err(Missing::Task(request.task.to_string()).into()) };
     if task.is_retiring() && request.desired != DesiredTask::Removed {
-        return Err(Missing::Task(request.task.0.clone()).into());
+        return Err(Missing::Task(request.task.to_string()).into());
     }
     let mut draft = Draft::new(state, &task.stack, moment);
     draft.timeout = request.timeout;

@@ -78,7 +78,7 @@ pub(crate) fn plan_detach(state: &State, request: &DetachTask, moment: Moment) -
 /// The task, when it is there to stay and has a network of its own.
 fn present<'s>(state: &'s State, id: &TaskId) -> Result<&'s Task, Refusal> {
     let task = state.tasks.get(id).filter(|task| !task.is_retiring());
-    let Some(task) = task else { return Err(Missing::Task(id.0.clone()).into()) };
+    let Some(task) = task else { return Err(Missing::Task(id.to_string()).into()) };
     let has = match &task.network {
         Some(TaskNetwork::Endpoints { .. }) => return Ok(task),
         Some(TaskNetwork::Host) => "the host's network".to_owned(),

@@ -8,7 +8,7 @@ use orch_spec::assignment::{DesiredTask, NetworkName, NodeId, TaskId};
 use super::{Moment, Operation, OperationId, Plan, Planned, ResourceKind, Verb};
 use crate::command::Answer;
 use crate::identity;
-use crate::state::{Network, Revision, RevisionId, Seats, Stack, State, Task, Volume};
+use crate::state::{Network, Revision, RevisionId, Seats, Stack, State, Task, Tasks, Volume};
 
 /// New and changed records of the state; executing a plan copies them in.
 #[derive(Debug, Default)]
@@ -17,7 +17,7 @@ pub(crate) struct Records {
     pub(crate) revision_sequence: u64,
     pub(crate) stack: Option<Stack>,
     pub(crate) revisions: BTreeMap<RevisionId, Arc<Revision>>,
-    pub(crate) tasks: BTreeMap<TaskId, Task>,
+    pub(crate) tasks: Tasks,
     pub(crate) networks: BTreeMap<NetworkName, Network>,
     pub(crate) volumes: BTreeMap<String, Volume>,
 }
@@ -95,10 +95,8 @@ impl<'s> Draft<'s> {
     /// The task's record, to be changed.
     pub(crate) fn task_mut(&mut self, id: &TaskId) -> &mut Task {
         let state = self.state;
-        self.records
-            .tasks
-            .entry(id.clone())
-            .or_insert_with(|| state.tasks.get(id).cloned().expect("only tasks that exist are changed"))
+        let copy = || state.tasks.get(id).cloned().expect("only tasks that exist are changed");
+        self.records.tasks.get_or_insert_with(id, copy)
     }
 
     pub(crate) fn network(&self, name: &NetworkName) -> Option<&Network> {

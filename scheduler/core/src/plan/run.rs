@@ -78,7 +78,7 @@ fn add(draft: &mut Draft<'_>, spec: &StackSpec, request: &RunOneOff) -> Result<o
     let image_id = request.images.get(&request.one_off.image).cloned().unwrap_or_default();
     let digits = identity::task_id(&draft.state.cluster, draft.moment.nonce, u64::MAX);
     let made_up =
-        || format!("{}-{}-run-{}", spec.name, request.service, digits.0.get(..NAME_DIGITS).unwrap_or_default());
+        || format!("{}-{}-run-{}", spec.name, request.service, digits.as_str().get(..NAME_DIGITS).unwrap_or_default());
     let container_name = Some(request.container_name.clone().unwrap_or_else(made_up));
     let revision = draft.intern(resolved, None);
     let blueprint = Blueprint {

@@ -158,7 +158,7 @@ fn default_name(draft: &Draft<'_>, service: &str, slot: u32, beside: Option<&Tas
     if draft.task_named(&name).is_none() {
         return name;
     }
-    format!("{name}.{}", id.0.get(..NAME_DIGITS).unwrap_or_default())
+    format!("{name}.{}", id.as_str().get(..NAME_DIGITS).unwrap_or_default())
 }
 
 /// Enters the task wherever it is listed.

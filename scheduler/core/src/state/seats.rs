@@ -71,11 +71,16 @@ impl Seats {
     }
 
     pub(crate) fn insert(&mut self, task: &Task) {
-        Arc::make_mut(&mut self.0).insert(seat(task));
+        let seat = seat(task);
+        if !self.0.contains(&seat) {
+            Arc::make_mut(&mut self.0).insert(seat);
+        }
     }
 
-    pub(crate) fn remove(&mut self, task: &Task) {
-        Arc::make_mut(&mut self.0).remove(&seat(task));
+    /// Says whether it was among them.
+    pub(crate) fn remove(&mut self, task: &Task) -> bool {
+        let seat = seat(task);
+        self.0.contains(&seat) && Arc::make_mut(&mut self.0).remove(&seat)
     }
 }
 

@@ -107,17 +107,15 @@ pub struct MeshPort {
 impl Stack {
     /// Notes whether one of its tasks has been told all of its goal, or is gone.
     pub(crate) fn note_rest(&mut self, task: &Task, rests: bool) {
-        let noted = self.restless.get(&task.service).is_none_or(|seats| !seats.contains(task));
-        if noted == rests {
+        let Some(seats) = self.restless.get_mut(&task.service) else {
+            if !rests {
+                self.restless.entry(task.service.clone()).or_default().insert(task);
+            }
             return;
-        }
-        let seats = self.restless.entry(task.service.clone()).or_default();
+        };
         if !rests {
             seats.insert(task);
-            return;
-        }
-        seats.remove(task);
-        if seats.is_empty() {
+        } else if seats.remove(task) && seats.is_empty() {
             self.restless.remove(&task.service);
         }
     }

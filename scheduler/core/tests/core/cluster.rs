@@ -712,7 +712,7 @@ fn a_snapshot_of_before_there_were_lists_is_read() {
     let record = written["stacks"]["web"].as_object_mut().expect("a stack");
     record.remove("restless");
     record.remove("needs");
-    let ids: Vec<&String> = fleet.state.tasks.keys().map(|id| &id.0).collect();
+    let ids: Vec<&str> = fleet.state.tasks.keys().map(|id| id.as_str()).collect();
     record["tasks"]["app"] = serde_json::to_value(ids).expect("a list of ids");
     let mut read: orch_core::State = serde_json::from_value(written).expect("an earlier state can be read");
     read.complete_lists();
