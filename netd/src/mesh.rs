@@ -12,6 +12,10 @@
 //!          node A: undoes the dnat → client
 //! ```
 //!
+//! A client that comes by several nodes may use the same port of its own towards each, and then its connections look all alike where the
+//! container is. So what comes by a node begins in a zone of connection tracking of its own, and meets no other there; answers come in
+//! one zone for all, for which the kernel gives the later flow another source port.
+//!
 //! Nodes have no addresses of their own on the wire: next hops are their underlay addresses, reached by entries that are
 //! told, like everything on tunnels.
 
@@ -177,6 +181,7 @@ pub(crate) fn elements(
     for (peer, number) in numbers {
         let mark = u32::from(*number) << MARK_SHIFT;
         elements.push((Set::Ingress, ruleset::ingress(wire_mac(*peer), mark)));
+        elements.push((Set::Zones, ruleset::zone(wire_mac(*peer), *number)));
     }
     for port in mesh.ports.iter().filter(|port| led.contains(&key(port))) {
         let host = match port.host_ip {

@@ -2,9 +2,12 @@
 
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
+
+use nix::sys::socket;
 
 /// How long a page may take: longer than any server here needs, shorter than a test's patience.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -17,6 +20,25 @@ pub fn get(address: SocketAddr, path: &str) -> Result<String, String> {
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT).map_err(|e| format!("connect to {address}: {e}"))?;
     stream.set_read_timeout(Some(TIMEOUT)).map_err(|e| format!("talk to {address}: {e}"))?;
     ask(&mut stream, &address.to_string(), path)
+}
+
+/// Connects from a port of one's choice, also when it is in use towards somebody else.
+///
+/// # Errors
+/// When no connection comes about in time, or the port cannot be had.
+pub fn connect_from(port: u16, address: SocketAddr) -> Result<TcpStream, String> {
+    let failed = |error: nix::Error| format!("connect to {address} from port {port}: {error}");
+    let flags = socket::SockFlag::SOCK_CLOEXEC;
+    let own = socket::socket(socket::AddressFamily::Inet, socket::SockType::Stream, flags, None).map_err(failed)?;
+    let stream = TcpStream::from(own);
+    socket::setsockopt(&stream, socket::sockopt::ReuseAddr, &true).map_err(failed)?;
+    let patience = nix::sys::time::TimeVal::new(TIMEOUT.as_secs().try_into().unwrap_or(5), 0);
+    socket::setsockopt(&stream, socket::sockopt::SendTimeout, &patience).map_err(failed)?;
+    socket::setsockopt(&stream, socket::sockopt::ReceiveTimeout, &patience).map_err(failed)?;
+    socket::bind(stream.as_raw_fd(), &socket::SockaddrIn::new(0, 0, 0, 0, port)).map_err(failed)?;
+    let SocketAddr::V4(to) = address else { return Err(format!("{address} is not IPv4")) };
+    socket::connect(stream.as_raw_fd(), &socket::SockaddrIn::from(to)).map_err(failed)?;
+    Ok(stream)
 }
 
 /// The same at a unix socket.
@@ -122,7 +144,11 @@ pub fn lines_at_socket(
     Ok(std::iter::from_fn(next))
 }
 
-fn ask(stream: &mut (impl Read + Write), address: &str, path: &str) -> Result<String, String> {
+/// Asks for a page on a connection, which ends with it.
+///
+/// # Errors
+/// See [`get`].
+pub fn ask(stream: &mut (impl Read + Write), address: &str, path: &str) -> Result<String, String> {
     let io = |e: std::io::Error| format!("talk to {address}: {e}");
     write!(stream, "GET {path} HTTP/1.0\r\nHost: orch\r\n\r\n").map_err(io)?;
     let mut bytes = Vec::new();

@@ -36,6 +36,8 @@ pub(crate) enum Conntrack {
     Status = 2,
     /// The flow's mark.
     Mark = 3,
+    /// Where flows with the same ends are told apart.
+    Zone = 17,
     /// IPv4 destination of a direction.
     Destination4 = 20,
     /// IPv6 destination of a direction.
@@ -187,6 +189,17 @@ impl Rule {
     pub(crate) fn set_flow_mark(self) -> Rule {
         self.expression("ct", |b| {
             number(b, 2, Conntrack::Mark as u32);
+            number(b, 4, FIRST_REGISTER);
+        })
+    }
+
+    /// Has the packet's flow begin in the zone of register 0, where it meets no flow of another zone; its answers come in the zone of all.
+    /// Only before connection tracking has seen the packet.
+    pub(crate) fn set_zone_of_origin(self) -> Rule {
+        self.expression("ct", |b| {
+            number(b, 2, Conntrack::Zone as u32);
+            // IP_CT_DIR_ORIGINAL.
+            attribute(b, 3, &[0]);
             number(b, 4, FIRST_REGISTER);
         })
     }

@@ -10,6 +10,7 @@
 //!   udp dport @tunnel notrack
 //!   iifname "lo" accept
 //!   ip daddr 127.0.0.0/8 drop                     # nobody outside reaches what is published on loopback alone
+//!   iifname @mesh ct original zone set ether saddr map @zones    # see `mesh`
 //!   iifname @mesh accept                          # from another node's published port
 //!   ip daddr @sub4 iifname != @br drop }          # nor a container's address itself
 //! chain raw-out  { type filter hook output priority raw; udp dport @tunnel notrack }
@@ -94,6 +95,8 @@ pub(crate) enum Set {
     MeshSource,
     /// MAC of a node on the mesh's wire → its mark.
     Ingress,
+    /// MAC of a node on the mesh's wire → the zone of what comes by it.
+    Zones,
     /// Ports that every node publishes.
     MeshPorts,
     /// A node and a container on it.
@@ -138,7 +141,7 @@ pub(crate) const MARK_SHIFT: u32 = 20;
 
 impl Set {
     /// All of them, in the order in which they are made.
-    pub(crate) const ALL: [Set; 30] = [
+    pub(crate) const ALL: [Set; 31] = [
         Set::Bridges,
         Set::Internal,
         Set::Same,
@@ -155,6 +158,7 @@ impl Set {
         Set::MeshLinks,
         Set::MeshSource,
         Set::Ingress,
+        Set::Zones,
         Set::MeshPorts,
         Set::MeshOwn,
         Set::Mesh1,
@@ -202,6 +206,7 @@ impl Set {
             Set::MeshLinks => set("mesh", &[Interface], false),
             Set::MeshSource => map("meshsrc", &[Interface], &[Ipv4]),
             Set::Ingress => map("ingress", &[Field::Ether], &[Field::Slot]),
+            Set::Zones => map("zones", &[Field::Ether], &[Field::Slot]),
             Set::MeshPorts => set("meshports", &[Field::Protocol, Service], false),
             Set::MeshOwn => set("meshown", &[Ipv4, Ipv4], false),
             Set::Mesh1 => map("mesh1", MESH_KEY, &[Ipv4, Service]),
@@ -264,6 +269,12 @@ pub(crate) fn ingress(mac: Mac, mark: u32) -> Element {
     Element { key: mac.0.to_vec(), last: None, value: Some(mark.to_ne_bytes().to_vec()) }
 }
 
+/// The element that gives a MAC a zone.
+pub(crate) fn zone(mac: Mac, zone: u16) -> Element {
+    let [one, other] = zone.to_ne_bytes();
+    Element { key: mac.0.to_vec(), last: None, value: Some(vec![one, other, 0, 0]) }
+}
+
 /// The element for a port of a protocol, on one address or on all.
 pub(crate) fn protocol_port(host: Option<Ipv4Addr>, protocol: Protocol, port: u16) -> Element {
     let mut key = host.map(|host| host.octets().to_vec()).unwrap_or_default();
@@ -322,7 +333,9 @@ pub(crate) fn published(host: Option<IpAddr>, port: u16, protocol: Protocol, tar
 }
 
 /// Writes chains, sets and rules of the table, which must exist and be empty.
-pub(crate) fn write(transaction: &mut Transaction, table: &str) {
+///
+/// `zoned`: the kernel knows zones of connection tracking (`CONFIG_NF_CONNTRACK_ZONES`).
+pub(crate) fn write(transaction: &mut Transaction, table: &str, zoned: bool) {
     const PREROUTING: u32 = 0;
     const INPUT: u32 = 1;
     const FORWARD: u32 = 2;
@@ -333,7 +346,7 @@ pub(crate) fn write(transaction: &mut Transaction, table: &str) {
         transaction.set(Family::Inet, table, &set.layout(), id as u32 + 1);
     }
     let chains = [
-        ("raw-pre", hook("filter", PREROUTING, -300), raw_prerouting()),
+        ("raw-pre", hook("filter", PREROUTING, -300), raw_prerouting(zoned)),
         ("raw-out", hook("filter", OUTPUT, -300), vec![to_tunnel().notrack()]),
         ("mark-in", hook("filter", PREROUTING, -150), marks()),
         ("mark-out", hook("filter", POSTROUTING, -150), vec![into_mesh().load(0, &[0; 4]).set_mark()]),
@@ -379,13 +392,16 @@ fn tunnels() -> Vec<Rule> {
     ]
 }
 
-fn raw_prerouting() -> Vec<Rule> {
+fn raw_prerouting(zoned: bool) -> Vec<Rule> {
     let from_outside = |rule: Rule| rule.meta(Meta::InputName, 0).lookup("br", 0, true).verdict(Verdict::Drop);
     let mut rules = tunnels();
     rules.extend([
         Rule::new().meta(Meta::InputName, 0).equal(0, &interface_key("lo")).verdict(Verdict::Accept),
         // The first byte decides: 127.0.0.0/8.
         Rule::new().family(Family::Ipv4).destination4(0).first_byte(0, 127).verdict(Verdict::Drop),
+    ]);
+    rules.extend(zoned.then(|| from_mesh().ether_source(0).map("zones", 0, 0).set_zone_of_origin()));
+    rules.extend([
         from_mesh().verdict(Verdict::Accept),
         from_outside(Rule::new().family(Family::Ipv4).destination4(0).lookup("sub4", 0, false)),
         from_outside(Rule::new().family(Family::Ipv6).destination6(0).lookup("sub6", 0, false)),

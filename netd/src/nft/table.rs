@@ -57,13 +57,15 @@ pub(crate) struct Table {
     exists: bool,
     /// Flags that this kernel takes; found out by trying.
     flags: u32,
+    /// This kernel has zones of connection tracking; found out by trying.
+    zoned: bool,
 }
 
 impl Table {
     /// Prepares to keep the table; touches the kernel's only from [`Table::apply`] on.
     pub(crate) fn new(name: &str) -> Result<Table, TableError> {
         let socket = NetlinkSocket::open(libc::NETLINK_NETFILTER).map_err(TableError::Socket)?;
-        Ok(Table { name: name.to_owned(), socket, content: BTreeMap::new(), exists: false, flags: OWNED })
+        Ok(Table { name: name.to_owned(), socket, content: BTreeMap::new(), exists: false, flags: OWNED, zoned: true })
     }
 
     /// Leaves the table open to others from now on, as kernels before 6.9 do.
@@ -137,15 +139,22 @@ impl Table {
     pub(crate) fn rewrite(&mut self) -> Result<(), TableError> {
         // As it is wanted, then plain, for kernels that do not know the flags; each over a table of ours that nobody owns just
         // now, and over a plain one, as neither can become the other in place.
-        let attempts = [(OWNED, self.flags), (0, self.flags), (OWNED, 0), (0, 0)];
+        let flags = [(OWNED, self.flags), (0, self.flags), (OWNED, 0), (0, 0)];
+        let attempts = [self.zoned, false].into_iter().flat_map(|zoned| flags.map(|(is, shall)| (zoned, is, shall)));
         let mut outcome = Ok(());
-        for (present, wanted) in attempts {
-            outcome = self.write(present, wanted);
+        for (zoned, present, wanted) in attempts {
+            outcome = self.write(present, wanted, zoned);
             match &outcome {
                 Err(error) if matches!(error.errno, Errno::EOPNOTSUPP | Errno::EINVAL) => continue,
                 Err(_) => break,
                 Ok(()) => {
-                    self.flags = wanted;
+                    if self.zoned && !zoned {
+                        tracing::warn!(
+                            "this kernel has no zones of connection tracking: a client that uses one port of its own towards several \
+                             hosts at the same time may wait for an answer on all but one"
+                        );
+                    }
+                    (self.flags, self.zoned) = (wanted, zoned);
                     self.exists = true;
                     break;
                 }
@@ -157,13 +166,13 @@ impl Table {
         })
     }
 
-    fn write(&mut self, present: u32, wanted: u32) -> Result<(), NetlinkError> {
+    fn write(&mut self, present: u32, wanted: u32, zoned: bool) -> Result<(), NetlinkError> {
         let mut transaction = Transaction::new();
         // Made if it is missing, so that it can be deleted: a deletion of nothing would be an error.
         transaction.table(Family::Inet, &self.name, present);
         transaction.delete_table(Family::Inet, &self.name);
         transaction.table(Family::Inet, &self.name, wanted);
-        ruleset::write(&mut transaction, &self.name);
+        ruleset::write(&mut transaction, &self.name, zoned);
         for (set, elements) in &self.content {
             transaction.add_elements(Family::Inet, &self.name, &set.layout(), elements);
         }
