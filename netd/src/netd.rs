@@ -375,7 +375,10 @@ impl Shared {
 
     fn delete_by_hand(&self, left: &[String]) {
         // A busy kernel takes that long, and so does whoever looks into a namespace from outside. Nobody needs to do anything.
-        tracing::debug!(links = left.len(), "the namespaces of removed sandboxes are still there: deleting their links");
+        tracing::debug!(
+            links = left.len(),
+            "the namespaces of removed sandboxes are still there: deleting their links"
+        );
         let _ = self.delete_links(left);
     }
 

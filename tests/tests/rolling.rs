@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use orch_tests::cluster::{Answers, Hosts};
 use orch_tests::output::Output;
-use orch_tests::wait::{PATIENCE, eventually, saw, took};
+use orch_tests::wait::{PATIENCE, eventually, saw, took, until};
 
 /// The host that is no node and asks the three that are.
 const OUTSIDE: usize = 4;
@@ -53,9 +53,11 @@ services:
 /// Does something while everybody asks, and returns what it returned. Every one of these versions must have answered, and nothing else.
 fn under_requests<T>(hosts: &Hosts, versions: &[&str], act: impl FnOnce() -> T) -> T {
     let expected: BTreeSet<&str> = versions.iter().copied().collect();
-    let by_name =
-        "while [ ! -e /stop ]; do wget -q -O - http://web/ 2>&1 || echo failed; done | sort | uniq -c; rm /stop";
+    let by_name = "while [ ! -e /stop ]; do wget -q -O - http://web/ 2>&1 || echo failed; touch /asked; done | sort | uniq -c; rm /stop /asked";
     let caller = hosts.host(1).start(&["container", "exec", "roll-caller-1", "sh", "-c", by_name]);
+    until(PATIENCE, "the caller has begun", || {
+        hosts.host(1).orch(&["container", "exec", "roll-caller-1", "test", "-e", "/asked"]).code == 0
+    });
     let (acted, by_port) = hosts.while_asking(OUTSIDE, act);
     hosts.host(1).orch(&["container", "exec", "roll-caller-1", "touch", "/stop"]).ok();
     let by_name = caller.ends(PATIENCE).ok();
