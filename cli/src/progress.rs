@@ -187,7 +187,11 @@ pub(crate) fn task_step(task: &TaskView) -> Step {
         TaskState::Assigned | TaskState::Preparing => ("Creating".to_owned(), false, false),
         TaskState::Created => ("Created".to_owned(), task.desired == DesiredTask::Created, false),
         TaskState::Starting => ("Starting".to_owned(), false, false),
-        TaskState::Running | TaskState::Paused if task.again => ("Restarting".to_owned(), false, false),
+        TaskState::Running | TaskState::Paused if task.again => {
+            // It runs on until others of its service are there.
+            let held = task.waiting_on.iter().find(|wait| wait.kind == "sibling");
+            (held.map_or("Restarting".to_owned(), |wait| format!("Waiting for {}", wait.text)), false, false)
+        }
         TaskState::Running => match status.health {
             Health::None => ("Started".to_owned(), true, false),
             Health::Starting => ("Started, not healthy yet".to_owned(), false, false),

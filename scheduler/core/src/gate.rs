@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use orch_spec::assignment::{DesiredTask, Health, TaskState};
 use orch_spec::model::{DependencyCondition, NamespaceMode, NetworkMode, ServiceSpec};
 
+use crate::presence::{self, Missing};
 use crate::state::{HandOver, NodeState, Stack, State, Task, Wait};
 use crate::{endpoint, place};
 
@@ -24,6 +25,8 @@ pub(crate) struct Gate {
     pub(crate) gone: bool,
     /// It is to be taken out of load balancing now.
     pub(crate) withdraw: bool,
+    /// When it is to be looked at again, whatever happens, by the log's time.
+    pub(crate) again_at: Option<u64>,
 }
 
 /// How far a service is, as one that depends on it sees it.
@@ -40,14 +43,14 @@ pub(crate) enum Readiness {
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     readiness: BTreeMap<(String, String, DependencyCondition), Readiness>,
-    restarting: BTreeMap<(String, String), usize>,
+    siblings: BTreeMap<(String, String), Siblings>,
     leaving: BTreeMap<(String, String), Vec<String>>,
 }
 
 impl Memory {
     /// A task of the service is not what it was.
     pub(crate) fn forget(&mut self, stack: &str, service: &str) {
-        if self.readiness.is_empty() && self.restarting.is_empty() && self.leaving.is_empty() {
+        if self.readiness.is_empty() && self.siblings.is_empty() && self.leaving.is_empty() {
             return;
         }
         let conditions =
@@ -55,7 +58,7 @@ impl Memory {
         for condition in conditions {
             self.readiness.remove(&(stack.to_owned(), service.to_owned(), condition));
         }
-        self.restarting.remove(&(stack.to_owned(), service.to_owned()));
+        self.siblings.remove(&(stack.to_owned(), service.to_owned()));
         // Whose dependents are leaving is asked by what they depend on: too fine to follow, cheap to ask again.
         self.leaving.clear();
     }
@@ -134,6 +137,9 @@ fn downward(state: &State, task: &Task, memory: &mut Memory) -> Gate {
     if lost {
         // Its node removes by itself what it is not told of any more.
         gate.gone = true;
+        return gate;
+    }
+    if task.hand_over == Some(HandOver::Prepared) && too_few_would_be_left(state, task, &mut gate) {
         return gate;
     }
     // A step from stopped to removed needs no more waiting than the stop did.
@@ -294,46 +300,88 @@ fn upward(state: &State, task: &Task, memory: &mut Memory) -> Gate {
     gate
 }
 
-/// What must be true on a cluster before a container that runs is stopped to be started again: no more of its service do so than an update
-/// may replace at a time, and nobody is sent there any more.
+/// What must be true on a cluster before a container that runs is stopped to be started again: no more of its service are missing with it
+/// than an update may replace at a time, and nobody is sent there any more. One that is not there itself takes nothing away, and waits
+/// for those only that are being started again.
 fn before_restart(state: &State, task: &Task, memory: &mut Memory, gate: &mut Gate) {
     if !endpoint::must_withdraw(state, task) || endpoint::is_withdrawn(state, task) {
         return;
     }
     let update = state.revision(task.revision).spec.deploy.update_config.unwrap_or_default();
     let width = update.parallelism.unwrap_or(1) as usize;
-    let (kind, text) = if task.withdrawn.is_none() && width > 0 && restarting(state, task, memory) >= width {
-        ("sibling", "others of its service to be well again")
-    } else {
-        gate.withdraw = true;
-        ("endpoint", LETTING_GO)
+    let mut wait = |kind: &str, text: String| {
+        gate.waiting.push(Wait { kind: kind.to_owned(), on: task.container_name.clone(), text });
     };
-    gate.waiting.push(Wait { kind: kind.to_owned(), on: task.container_name.clone(), text: text.to_owned() });
+    if task.withdrawn.is_none() && width > 0 {
+        let others = siblings(state, task, memory);
+        let too_many = others.under_way + others.missing.slots.len() >= width && presence::is_there(state, task);
+        if too_many || others.under_way >= width {
+            let whom = others.under_way_first.as_ref().or_else(|| others.missing.slots.values().next());
+            wait("sibling", format!("others of its service to be well again: {}", whom.map_or("", String::as_str)));
+            gate.again_at = others.missing.until;
+            return;
+        }
+    }
+    wait("endpoint", LETTING_GO.to_owned());
+    gate.withdraw = true;
 }
 
-/// How many tasks of a task's service are on their way down and up again, or not yet well. Who has failed, or is on a node that is lost, holds
-/// nobody up.
-fn restarting(state: &State, task: &Task, memory: &mut Memory) -> usize {
-    let key = (task.stack.clone(), task.service.clone());
-    if let Some(known) = memory.restarting.get(&key) {
-        return *known;
+/// Whether an update that stops a task before it starts the next one must wait with that, because too many others have been lost since it
+/// turned to this one.
+fn too_few_would_be_left(state: &State, task: &Task, gate: &mut Gate) -> bool {
+    let service = state.stacks.get(&task.stack).and_then(|stack| stack.services.get(&task.service));
+    let Some(rollout) = service.and_then(|service| service.rollout.as_ref()) else { return false };
+    let width = rollout.rules.parallelism as usize;
+    let mut others = state.slot_tasks(&task.stack, &task.service, task.slot).filter(|other| other.id != task.id);
+    // One that is not there takes nothing away, nor does one whose slot has another.
+    if width == 0 || !presence::is_there(state, task) || others.any(|other| presence::is_there(state, other)) {
+        return false;
     }
-    let is_here = |other: &&Task| {
-        let goes = matches!(other.goal, DesiredTask::Stopped | DesiredTask::Removed);
-        !goes && other.node.as_ref().is_some_and(|node| state.node_state(node) != NodeState::Down)
+    let mut missing = presence::missing(state, &task.stack, &task.service);
+    missing.tolerate(state, &rollout.failed);
+    let Some(whom) = missing.slots.values().next().filter(|_| missing.slots.len() >= width) else { return false };
+    let text = format!("others of its service to be well again: {whom}");
+    gate.waiting.push(Wait { kind: "sibling".to_owned(), on: task.container_name.clone(), text });
+    gate.again_at = missing.until;
+    true
+}
+
+/// Of a service: those on their way down and up again, and slots in which nobody is there though nobody is being started again there.
+#[derive(Debug, Clone, Default)]
+struct Siblings {
+    under_way: usize,
+    /// The first of these, and what it does.
+    under_way_first: Option<String>,
+    missing: Missing,
+}
+
+fn siblings<'m>(state: &State, task: &Task, memory: &'m mut Memory) -> &'m Siblings {
+    memory.siblings.entry((task.stack.clone(), task.service.clone())).or_insert_with(|| {
+        let missing = presence::missing(state, &task.stack, &task.service);
+        let mut found = Siblings { missing, ..Siblings::default() };
+        for other in state.service_tasks(&task.stack, &task.service).filter(|other| is_under_way(state, other)) {
+            found.under_way += 1;
+            found.under_way_first.get_or_insert_with(|| presence::describe(state, other));
+            if !other.one_off {
+                found.missing.slots.remove(&other.slot);
+            }
+        }
+        found
+    })
+}
+
+/// Whether a task is on its way down and up again, or not yet well. Who has failed, or is on a node that is lost, is not.
+fn is_under_way(state: &State, task: &Task) -> bool {
+    let goes = matches!(task.goal, DesiredTask::Stopped | DesiredTask::Removed);
+    let is_here = task.node.as_ref().is_some_and(|node| state.node_state(node) != NodeState::Down);
+    let is_behind = task.told.is_some() && task.told_generation > task.status.restart_generation;
+    let comes_up = match task.status.state {
+        TaskState::Starting => true,
+        TaskState::Running => task.status.health == Health::Starting,
+        _ => false,
     };
-    let is_under_way = |other: &&Task| {
-        let is_behind = other.told.is_some() && other.told_generation > other.status.restart_generation;
-        let comes_up = match other.status.state {
-            TaskState::Starting => true,
-            TaskState::Running => other.status.health == Health::Starting,
-            _ => false,
-        };
-        other.withdrawn.is_some() || is_behind || comes_up && other.goal_generation == other.told_generation
-    };
-    let count = state.service_tasks(&task.stack, &task.service).filter(is_here).filter(is_under_way).count();
-    memory.restarting.insert(key, count);
-    count
+    let is_moving = task.withdrawn.is_some() || is_behind || comes_up && task.goal_generation == task.told_generation;
+    !goes && is_here && is_moving
 }
 
 /// What must be gone, or there, before the container can be made.
@@ -500,7 +548,7 @@ fn of_task(task: &Task, condition: DependencyCondition) -> Readiness {
 }
 
 /// The state in a sentence.
-fn word(state: TaskState) -> &'static str {
+pub(crate) fn word(state: TaskState) -> &'static str {
     match state {
         TaskState::Pending => "waiting",
         TaskState::Assigned => "assigned",

@@ -28,6 +28,7 @@ mod member;
 mod node;
 mod place;
 pub mod plan;
+mod presence;
 mod relocate;
 mod report;
 mod request;

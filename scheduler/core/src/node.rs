@@ -104,6 +104,7 @@ impl State {
         let mut stacks: BTreeSet<String> = BTreeSet::new();
         let mut services: BTreeSet<(String, String)> = BTreeSet::new();
         let tasks: Vec<TaskId> = self.nodes.get(id).into_iter().flat_map(|node| &node.tasks).cloned().collect();
+        tasks.iter().for_each(|task| self.refresh_presence(task));
         for task in tasks.iter().filter_map(|id| self.tasks.get(id)) {
             if !stacks.contains(&task.stack) {
                 stacks.insert(task.stack.clone());

@@ -99,12 +99,17 @@ impl<'s> Judge<'s> {
     /// What keeps a task from a node; `None` when nothing does. `former` is the task whose place it takes. What people can do least about
     /// comes first.
     pub(crate) fn obstacle(&self, id: &NodeId, node: &Node, former: Option<&Task>) -> Option<Obstacle> {
+        if self.bound.is_none_or(|bound| bound == id) && node.state != NodeState::Ready {
+            return Some(Obstacle::State(node.state));
+        }
+        self.unfit(id, node, former)
+    }
+
+    /// The same of a node as if it answered.
+    pub(crate) fn unfit(&self, id: &NodeId, node: &Node, former: Option<&Task>) -> Option<Obstacle> {
         let former = former.filter(|former| former.node.as_ref() == Some(id));
         if self.bound.is_some_and(|bound| bound != id) {
             return Some(Obstacle::Elsewhere);
-        }
-        if node.state != NodeState::Ready {
-            return Some(Obstacle::State(node.state));
         }
         if node.availability != Availability::Active {
             return Some(Obstacle::Availability(node.availability));

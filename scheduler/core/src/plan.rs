@@ -34,7 +34,7 @@ pub use diff::explain_changes;
 pub(crate) use draft::Records;
 pub(crate) use publish::entitled;
 pub(crate) use replicas::{ends_by_itself, namespace_services};
-pub(crate) use roll::{Move, plan_moves, plan_slots};
+pub(crate) use roll::{Move, plan_moves, plan_slots, replaces_beside};
 
 use crate::command::{Act, Answer, ApplyStack, Down, RunOneOff, Scale};
 use crate::error::Refusal;

@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use orch_spec::assignment::{DesiredTask, NodeId, TaskId, TaskState};
 
 use crate::command::Changes;
-use crate::place::{self, Judge};
+use crate::place::{self, Judge, Obstacle};
 use crate::plan::{self, Moment, Move};
-use crate::state::{Availability, NodeState, State, Task};
+use crate::state::{Availability, Node, NodeState, State, Task};
 
 /// How long a task on a drained node waits at most for its replacement to be ready, milliseconds.
 const DRAIN_MS: u64 = 600_000;
@@ -74,23 +74,31 @@ fn displacement(state: &State, task: &Task) -> Option<Move> {
             (true, true, None)
         }
         Some(node) if node.availability == Availability::Drain && node.state == NodeState::Ready => {
-            (false, !fixed && fits_somewhere(state, task), Some(state.time.saturating_add(DRAIN_MS)))
+            // A node that is silent or lost may be back before long: until then, what it could take is the only copy here.
+            let beside = !fixed && fits_somewhere(state, task, |judge, id, node| judge.unfit(id, node, None));
+            (false, beside, Some(state.time.saturating_add(DRAIN_MS)))
         }
-        Some(node) if !place::meets(spec, id, node) && fits_somewhere(state, task) => (false, !fixed, None),
+        Some(node)
+            if !place::meets(spec, id, node)
+                && fits_somewhere(state, task, |judge, id, node| judge.obstacle(id, node, None)) =>
+        {
+            (false, !fixed, None)
+        }
         Some(_) => return None,
     };
     Some(Move { task: task_id, lost, beside, by })
 }
 
-/// Whether another node would take the task.
-fn fits_somewhere(state: &State, task: &Task) -> bool {
+/// Whether another node would take the task, by what is in the way there.
+fn fits_somewhere(
+    state: &State,
+    task: &Task,
+    obstacle: impl Fn(&Judge<'_>, &NodeId, &Node) -> Option<Obstacle>,
+) -> bool {
     let judge = Judge::new(state, task);
     // A guest goes where the other one goes.
     task.namespace_parents().next().is_some()
-        || state
-            .nodes
-            .iter()
-            .any(|(id, node)| Some(id) != task.node.as_ref() && judge.obstacle(id, node, None).is_none())
+        || state.nodes.iter().any(|(id, node)| Some(id) != task.node.as_ref() && obstacle(&judge, id, node).is_none())
 }
 
 /// Tasks of lost nodes that are back before there was another one in their place stay what they were.

@@ -52,6 +52,7 @@ impl State {
             }
             let former = std::mem::replace(&mut task.status, status.clone());
             task.changed = index;
+            self.refresh_presence(&status.task);
             self.status_events(moment, &former, status);
             touched.push(status.task.clone());
         }

@@ -3,13 +3,14 @@
 //! One step looks at what the state says and does what is due: it never remembers more than the record in the state, and all its times
 //! are times of the log. So it goes on where it was under any leader.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use orch_spec::assignment::{DesiredTask, Health, TaskId, TaskState};
 use orch_spec::model::FailureAction;
 
 use crate::command::Changes;
 use crate::plan::{self, Moment, ends_by_itself};
+use crate::presence;
 use crate::state::{Former, Lane, NodeState, Rollout, RolloutRules, RolloutState, Service, State, Task, Timer};
 
 /// Looks at one service; says whether anything was done.
@@ -19,16 +20,17 @@ pub(crate) fn step(state: &mut State, moment: Moment, stack: &str, name: &str, c
     let before = rollout.clone();
     judge_lanes(state, stack, name, &mut rollout);
     judge_watched(state, &mut rollout);
-    let mut acted = false;
+    let (mut acted, mut again_at) = (false, None);
     if let Some(why) = too_many_failures(state, &rollout) {
         acted = give_up(state, moment, stack, name, &mut rollout, &why);
     }
     if rollout.state.is_active() {
-        acted |= start_slots(state, moment, stack, name, &mut rollout, changes);
+        let slots = next_slots(state, stack, name, &mut rollout, &mut again_at);
+        acted |= start_slots(state, moment, stack, name, &mut rollout, &slots, changes);
         finish(state, moment, stack, name, &mut rollout);
     }
     let wake = rollout.lanes.values().map(|lane| lane.deadline).chain(rollout.resting.iter().copied());
-    let wake = wake.chain(rollout.watched.values().copied()).min();
+    let wake = wake.chain(rollout.watched.values().copied()).chain(again_at).min();
     if let Some(at) = wake.filter(|_| rollout.state.is_active()) {
         state.set_timer(at, Timer::Rollout { stack: stack.to_owned(), service: name.to_owned() });
     }
@@ -239,41 +241,72 @@ fn keep_alive(state: &mut State, stack: &str, name: &str, former: &Former, gener
     }
 }
 
-/// Slots whose task is out of date: what does not run first, then by number.
+/// Slots whose task is out of date: what is not there first, then by number.
 fn dirty(state: &State, stack: &str, name: &str) -> Vec<u32> {
     let generation =
         state.stacks.get(stack).and_then(|stack| stack.services.get(name)).map_or(0, |service| service.generation);
     let out_of_date = state.service_tasks(stack, name).filter(|task| task.is_replica() && task.generation < generation);
-    let mut slots: Vec<(bool, u32)> = out_of_date.map(|task| (task.is_ready(), task.slot)).collect();
+    let mut slots: Vec<(bool, u32)> = out_of_date.map(|task| (presence::is_there(state, task), task.slot)).collect();
     slots.sort_unstable();
     slots.into_iter().map(|(_, slot)| slot).collect()
 }
 
-/// Begins with as many slots as may be replaced at a time.
+/// The slots that may be replaced now: no more at a time than the file wants, and none in which somebody is there while that many others
+/// are missing. `again_at` says when to look again.
+fn next_slots(state: &State, stack: &str, name: &str, rollout: &mut Rollout, again_at: &mut Option<u64>) -> Vec<u32> {
+    if rollout.state == RolloutState::Updating {
+        rollout.message.clear();
+    }
+    let mut slots = dirty(state, stack, name);
+    slots.retain(|slot| !rollout.lanes.contains_key(slot));
+    if rollout.rules.parallelism == 0 || slots.is_empty() {
+        return slots;
+    }
+    let width = rollout.rules.parallelism as usize;
+    let free = width.saturating_sub(rollout.lanes.len() + rollout.resting.len());
+    let takes_away = !plan::replaces_beside(state, stack, name, rollout.rules.order);
+    if free == 0 || !takes_away {
+        slots.truncate(free);
+        return slots;
+    }
+    let mut missing = presence::missing(state, stack, name);
+    missing.tolerate(state, &rollout.failed);
+    let mut away: BTreeSet<u32> = rollout.lanes.keys().chain(missing.slots.keys()).copied().collect();
+    let mut chosen = Vec::new();
+    for slot in slots {
+        if chosen.len() == free {
+            break;
+        }
+        let is_there = state.slot_tasks(stack, name, slot).any(|task| presence::is_there(state, task));
+        if !is_there || away.len() < width {
+            away.insert(slot);
+            chosen.push(slot);
+        } else if let Some(whom) = missing.slots.values().next() {
+            *again_at = missing.until;
+            if rollout.state == RolloutState::Updating {
+                rollout.message = format!("waits for others of the service to be well: {whom}");
+            }
+            break;
+        }
+    }
+    chosen
+}
+
+/// Begins with slots.
 fn start_slots(
     state: &mut State,
     moment: Moment,
     stack: &str,
     name: &str,
     rollout: &mut Rollout,
+    slots: &[u32],
     changes: &mut Changes,
 ) -> bool {
-    let width = match rollout.rules.parallelism {
-        0 => usize::MAX,
-        width => width as usize,
-    };
-    let free = width.saturating_sub(rollout.lanes.len() + rollout.resting.len());
-    if free == 0 {
-        return false;
-    }
-    let mut slots = dirty(state, stack, name);
-    slots.retain(|slot| !rollout.lanes.contains_key(slot));
-    slots.truncate(free);
     if slots.is_empty() {
         return false;
     }
     let deadline = state.time.saturating_add(rollout.rules.deadline);
-    match plan::plan_slots(state, stack, name, &slots, rollout.rules.order, moment) {
+    match plan::plan_slots(state, stack, name, slots, rollout.rules.order, moment) {
         Ok((planned, tasks)) => {
             state.carry_out(moment, planned.records, None, changes);
             rollout.lanes.extend(tasks.into_iter().map(|(slot, task)| (slot, Lane { task, deadline })));

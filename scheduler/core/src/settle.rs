@@ -215,6 +215,7 @@ impl<'s> Settling<'s> {
             return;
         }
         self.enter(id, gate);
+        self.state.refresh_presence(id);
         if self.state.refresh_serving(id)
             && let Some(task) = self.state.tasks.get(id)
         {
@@ -241,6 +242,7 @@ impl<'s> Settling<'s> {
             blocked: std::mem::take(&mut task.blocked),
             gone: false,
             withdraw: gate.withdraw,
+            again_at: gate.again_at,
         };
         let is_new = present.told.is_none() && gate.told.is_some();
         let withdraws = gate.withdraw && task.withdrawn.is_none();
@@ -263,6 +265,9 @@ impl<'s> Settling<'s> {
         }
         if gate.withdraw || task.withdrawn.is_some() {
             self.withdraw(id, gate.withdraw);
+        }
+        if let Some(at) = gate.again_at {
+            self.state.set_timer(at, Timer::Task(id.clone()));
         }
         if is_new {
             self.give(id);

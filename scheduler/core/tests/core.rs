@@ -1,5 +1,7 @@
 //! The state machine from outside: scripts of commands with the text they must give, and random commands with what must always hold.
 
+#[path = "core/availability.rs"]
+mod availability;
 #[path = "core/cluster.rs"]
 mod cluster;
 #[path = "core/fleet.rs"]

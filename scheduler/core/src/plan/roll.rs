@@ -40,6 +40,13 @@ pub(crate) fn has_guests(draft: &Draft<'_>, service: &str) -> bool {
         })
 }
 
+/// Whether the tasks of an update run before those that they replace go.
+pub(crate) fn replaces_beside(state: &State, stack: &str, service: &str, order: UpdateOrder) -> bool {
+    let record = state.stacks.get(stack).and_then(|stack| stack.services.get(service));
+    let spec = record.map(|record| &state.revision(record.revision).spec);
+    order == UpdateOrder::StartFirst && spec.is_some_and(|spec| can_overlap(state, spec))
+}
+
 /// New tasks for slots of a service that is being updated; says which slot got which.
 pub(crate) fn plan_slots(
     state: &State,

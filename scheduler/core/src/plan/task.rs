@@ -103,6 +103,11 @@ pub(crate) fn add(draft: &mut Draft<'_>, blueprint: Blueprint<'_>) -> Result<Tas
         .next()
         .and_then(|parent| draft.task(parent))
         .and_then(|parent| parent.node.clone());
+    // A slot is as empty as it was; one that never had anybody is missed by nobody.
+    let missing_since = match blueprint.former.as_ref().and_then(|former| draft.task(former)) {
+        Some(former) => former.missing_since.unwrap_or(draft.state.time),
+        None => 0,
+    };
     let task = Task {
         id: id.clone(),
         sequence,
@@ -125,6 +130,7 @@ pub(crate) fn add(draft: &mut Draft<'_>, blueprint: Blueprint<'_>) -> Result<Tas
         network: Some(network),
         pid_of,
         ipc_of,
+        missing_since: Some(missing_since),
         created_at: draft.moment.now_ms,
         ..Task::default()
     };

@@ -103,6 +103,10 @@ pub struct Task {
     /// It is taken out of load balancing, because it is about to be stopped.
     #[serde(default)]
     pub withdrawn: Option<Withdrawal>,
+    /// Since when nobody has been there in its slot for those who need it: running, well, and on a node that answers. By the log's time;
+    /// `None` = it is there, 0 = the slot is new.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing_since: Option<u64>,
     /// Milliseconds since the epoch.
     pub created_at: u64,
     /// Index of the last entry that changed it.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use orch_core::{Availability, Command, Explanation, NodeState, State, Task, Usage};
+use orch_core::{Availability, Command, Explanation, HandOver, NodeState, State, Task, Usage};
 use orch_spec::assignment::{DesiredTask, NodeId, NodeReport, TaskId, TaskState};
 use serde::Serialize;
 
@@ -26,6 +26,76 @@ pub(crate) fn check(before: &State, state: &State, command: &Command) {
     former_ones_go(state);
     records_stay_small(state);
     nothing_is_made_without_cause(before, state, command);
+    enough_are_left(before, state);
+}
+
+/// How long one that is missing is waited for, milliseconds.
+const PATIENCE: u64 = 600_000;
+
+/// Whether a task is there for those who need it.
+fn is_there(state: &State, task: &Task) -> bool {
+    let answers =
+        task.node.as_ref().and_then(|node| state.nodes.get(node)).is_some_and(|n| n.state == NodeState::Ready);
+    let told = matches!(task.told, Some(DesiredTask::Running | DesiredTask::Paused));
+    told && answers
+        && task.is_ready()
+        && task.withdrawn.is_none()
+        && task.told_generation <= task.status.restart_generation
+}
+
+/// O2: a restart, or an update that stops first, takes a task that is there away only while no more of its service are missing with it than
+/// may be; whoever has been missing for ten minutes does not count.
+fn enough_are_left(before: &State, state: &State) {
+    for task in state.tasks.values() {
+        let since = task.missing_since;
+        assert_eq!(since.is_none(), is_there(state, task), "{} is missing since {since:?}", task.container_name);
+    }
+    for task in state.tasks.values().filter(|task| !task.one_off && task.withdrawn.is_some()) {
+        let Some(former) = before.tasks.get(&task.id).filter(|former| is_there(before, former)) else { continue };
+        // Lost or ended in this very entry, it could not be taken away.
+        let answers = task.node.as_ref().and_then(|node| state.nodes.get(node));
+        if !task.is_ready() || answers.is_none_or(|node| node.state != NodeState::Ready) {
+            continue;
+        }
+        let restarts = former.goal == DesiredTask::Running && task.goal == DesiredTask::Running;
+        let Some(service) = state.stacks.get(&task.stack).and_then(|stack| stack.services.get(&task.service)) else {
+            continue;
+        };
+        let makes_way = former.hand_over.is_some() && task.hand_over == Some(HandOver::Prepared);
+        let rules = service.rollout.as_ref().map(|rollout| rollout.rules.parallelism).filter(|_| makes_way);
+        let own = state.revision(task.revision).spec.deploy.update_config.and_then(|update| update.parallelism);
+        let width = rules.or(own).unwrap_or(1) as usize;
+        // A task that was stopped on its own way in this entry, or was told to be something else before, is another matter.
+        if !(restarts || makes_way) || width == 0 || former.told_generation > former.status.restart_generation {
+            continue;
+        }
+        let tasks = || state.service_tasks(&task.stack, &task.service).filter(|other| !other.one_off);
+        let is_covered = |state: &State, slot: u32| {
+            state.slot_tasks(&task.stack, &task.service, slot).any(|other| is_there(state, other))
+        };
+        if is_covered(state, task.slot) {
+            continue;
+        }
+        // Who goes in the same entry for another reason (a drain, a smaller number) was there when this was decided.
+        let goes_too = |slot: u32| {
+            state.slot_tasks(&task.stack, &task.service, slot).any(|other| {
+                let in_turn = other.goal == DesiredTask::Running || other.hand_over == Some(HandOver::Prepared);
+                other.withdrawn.is_some() && in_turn
+            })
+        };
+        let missing: BTreeSet<u32> = tasks()
+            .filter(|other| other.is_replica() && matches!(other.goal, DesiredTask::Running | DesiredTask::Paused))
+            .filter(|other| other.missing_since.is_some_and(|since| since + PATIENCE > state.time))
+            .map(|other| other.slot)
+            .filter(|slot| *slot != task.slot && !is_covered(state, *slot))
+            .filter(|slot| !is_covered(before, *slot) || goes_too(*slot))
+            .collect();
+        let rolled = service.rollout.as_ref().map(|rollout| rollout.failed.clone()).unwrap_or_default();
+        let excused = tasks().filter(|other| rolled.contains(&other.id)).map(|other| other.slot);
+        let excused: BTreeSet<u32> = excused.filter(|_| !restarts).collect();
+        let missing = missing.difference(&excused).count();
+        assert!(missing < width, "O2: {} is taken away while {missing} others are missing", task.container_name);
+    }
 }
 
 /// T9: beside the task that stays a slot has only such as a node has yet to say that they are gone, and a service remembers a few
