@@ -330,11 +330,12 @@ async fn ending(idle_exit: u64, composition: &Composition, activity: &Activity) 
         return std::future::pending().await;
     };
     let mut idle_since = Instant::now();
+    let look = IDLE_LOOK.max(Duration::from_secs(idle_exit) / 20);
     loop {
         tokio::select! {
             _ = terminate.recv() => return "SIGTERM",
             _ = interrupt.recv() => return "SIGINT",
-            () = tokio::time::sleep(IDLE_LOOK), if idle_exit > 0 => {
+            () = tokio::time::sleep(look), if idle_exit > 0 => {
                 // A member of a cluster is there for the others.
                 let is_alone = composition.peers.membership().borrow().is_none();
                 if !is_alone || !composition.agent.is_idle() || activity.connections.load(Ordering::Relaxed) > 0 {

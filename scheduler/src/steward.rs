@@ -67,7 +67,9 @@ pub async fn run(control: Control, seen: impl Fn(&NodeId, Instant) -> Sight + Se
         let (commands, next) = control.read(|state| {
             let commands = due(state, now, |node| seen(node, from));
             let timer = state.next_timer().map(|at| Duration::from_millis(at.saturating_sub(now)));
-            (commands, if state.is_cluster() { Some(timer.map_or(LOOK, |timer| timer.min(LOOK))) } else { timer })
+            // Of a node that falls silent nobody is told; as long as there is no other one, there is nothing to see.
+            let has_others = state.is_cluster() && state.nodes.len() > 1;
+            (commands, if has_others { Some(timer.map_or(LOOK, |timer| timer.min(LOOK))) } else { timer })
         });
         let mut rest = next;
         for command in commands {

@@ -16,12 +16,14 @@ use tokio::sync::watch;
 use super::forward::{Leader, managers};
 use super::heartbeat::{Pulse, SUSPECT_AFTER, Seen};
 use super::reach::Reach;
-use crate::control::ProposeError;
-use crate::identity::ManagerAddress;
+use crate::control::{Control, ProposeError};
+use crate::identity::{ManagerAddress, Membership};
 use crate::steward::{Sight, run as look_after};
 
-/// How often records are compared: who leaves is told at once, this is for what was interrupted.
-const LOOK: Duration = Duration::from_millis(300);
+/// How long changes gather before records are compared: who leaves is told at once, this is for what was interrupted.
+const GATHER: Duration = Duration::from_millis(150);
+/// How long to rest while they do not agree.
+const AGAIN: Duration = Duration::from_millis(300);
 
 /// How long a node may be a manager without a place in the log: as long as it takes to join, to be demoted or to leave.
 const HALF: Duration = Duration::from_secs(5);
@@ -32,7 +34,7 @@ const AWAKE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 /// Looks after the cluster for ever, whenever this manager leads.
 pub async fn run(leader: Leader, pulse: Pulse) {
     let own = leader.peers.node().clone();
-    let (reach, awake) = (Reach::default(), stay_awake());
+    let (reach, awake) = (Reach::default(), stay_awake(leader.control.clone()));
     let seen = {
         let reach = reach.clone();
         move |node: &NodeId, from: Instant| {
@@ -55,13 +57,17 @@ pub async fn run(leader: Leader, pulse: Pulse) {
     };
     tokio::spawn(look_after(leader.control.clone(), seen));
     let mut halves = Halves::default();
+    let (mut applied, mut leadership) = (leader.control.watch(), leader.control.leadership());
+    let mut membership = leader.peers.membership();
     loop {
-        tokio::time::sleep(LOOK).await;
-        remember_managers(&leader);
-        if leader.control.leadership().borrow().is_leader {
+        applied.mark_unchanged();
+        membership.mark_unchanged();
+        let mut agree = remember_managers(&leader);
+        if leadership.borrow_and_update().is_leader {
             reach.know(leader.control.read(addresses));
             let mut todo = leader.control.read(steps);
             todo.extend(halves.overdue(leader.control.read(unseated), Instant::now()).into_iter().map(Step::Demote));
+            agree &= todo.is_empty() && halves.0.is_empty();
             for step in todo {
                 match take(&leader, &step).await {
                     Ok(()) => tracing::info!(?step, "the records of a node agree again"),
@@ -69,16 +75,48 @@ pub async fn run(leader: Leader, pulse: Pulse) {
                 }
             }
         }
+        // All that is compared is in the state, in the membership, and in who leads.
+        let goes_on = tokio::select! {
+            () = tokio::time::sleep(AGAIN), if !agree => true,
+            changed = leadership.changed() => changed.is_ok(),
+            changed = changed_and_gathered(&mut applied, &mut membership) => changed,
+        };
+        if !goes_on {
+            return;
+        }
     }
 }
 
-/// Since when this process has been awake without a gap.
-fn stay_awake() -> watch::Receiver<Instant> {
+/// Waits for a change of the state or of the membership, and a moment for those that come with it; says no when there will be none.
+async fn changed_and_gathered(
+    applied: &mut watch::Receiver<u64>,
+    membership: &mut watch::Receiver<Option<Membership>>,
+) -> bool {
+    let changed = tokio::select! {
+        changed = applied.changed() => changed.is_ok(),
+        changed = membership.changed() => changed.is_ok(),
+    };
+    tokio::time::sleep(GATHER).await;
+    changed
+}
+
+/// Since when this process has been awake without a gap. As long as there is no other node to be heard of, that is now.
+fn stay_awake(control: Control) -> watch::Receiver<Instant> {
     let (since, awake) = watch::channel(Instant::now());
     tokio::spawn(async move {
         let (period, gap) = AWAKE;
+        let mut applied = control.watch();
         let mut last = Instant::now();
         while !since.is_closed() {
+            applied.mark_unchanged();
+            if control.read(|state| state.nodes.len() < 2) {
+                if applied.changed().await.is_err() {
+                    return;
+                }
+                last = Instant::now();
+                since.send_replace(last);
+                continue;
+            }
             tokio::time::sleep(period).await;
             let now = Instant::now();
             if now.saturating_duration_since(last) > gap {
@@ -96,18 +134,20 @@ fn addresses(state: &State) -> BTreeMap<NodeId, SocketAddr> {
     members.filter_map(|(node, member)| Some((node.clone(), member.address.parse().ok()?))).collect()
 }
 
-/// A manager that is removed from the log hears nothing any more: it must know the others by then.
-fn remember_managers(leader: &Leader) {
-    let Some(mut membership) = leader.peers.membership().borrow().clone() else { return };
+/// A manager that is removed from the log hears nothing any more: it must know the others by then. Says whether it does.
+fn remember_managers(leader: &Leader) -> bool {
+    let Some(mut membership) = leader.peers.membership().borrow().clone() else { return true };
     let known = leader.control.read(managers);
     if known.is_empty() {
-        return;
+        return true;
     }
     let known = known.into_iter().map(|peer| ManagerAddress { node: peer.node.into(), address: peer.address });
     membership.managers = known.collect();
-    if let Err(error) = leader.peers.set_membership(membership) {
-        tracing::warn!(error = chain(&error), "the managers could not be remembered");
+    let kept = leader.peers.set_membership(membership);
+    if let Err(error) = &kept {
+        tracing::warn!(error = chain(error), "the managers could not be remembered");
     }
+    kept.is_ok()
 }
 
 /// Nodes that are managers and have no place in the log, with since when this leader sees them so.

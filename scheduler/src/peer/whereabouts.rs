@@ -62,9 +62,14 @@ fn moved(known: &Membership, own: &str, former: SocketAddr, address: IpAddr) -> 
 /// Looks for ever, or until the process must start again.
 pub async fn keep(host: Host) {
     let mut gone = 0;
+    let mut membership = host.peers.membership();
     loop {
+        if membership.borrow_and_update().is_none() {
+            // Alone, its address was told to nobody. The sender lives as long as the peers.
+            let _ = membership.changed().await;
+        }
         tokio::time::sleep(LOOK).await;
-        let Some(known) = host.peers.membership().borrow().clone().filter(|known| !known.translated) else { continue };
+        let Some(known) = membership.borrow().clone().filter(|known| !known.translated) else { continue };
         let Ok(former) = known.advertise.parse::<SocketAddr>() else { continue };
         gone = if is_own(former.ip()) { 0 } else { gone + 1 };
         if gone < GONE {
