@@ -179,6 +179,7 @@ pub(crate) fn task_step(task: &TaskView) -> Step {
         {
             ("Removing".to_owned(), false, false)
         }
+        _ if !going && is_cut_off(task) => (format!("Waiting for {}", waits(task)), false, false),
         TaskState::Pending => match task.waiting_on.first() {
             Some(wait) => (format!("Waiting for {}", wait.text), false, false),
             None => ("Waiting".to_owned(), false, false),
@@ -214,6 +215,15 @@ pub(crate) fn task_step(task: &TaskView) -> Step {
 fn sentence(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+/// Whether the task's node is lost, so that nobody knows how it is.
+fn is_cut_off(task: &TaskView) -> bool {
+    !task.node.is_empty() && task.waiting_on.iter().any(|wait| wait.kind == "node")
+}
+
+fn waits(task: &TaskView) -> String {
+    task.waiting_on.iter().map(|wait| wait.text.as_str()).collect::<Vec<_>>().join(" and ")
 }
 
 fn code(task: &TaskView) -> i32 {
@@ -356,7 +366,7 @@ fn judge(task: &TaskView, goal: Goal, now: u64) -> Judgement {
     if up && !task.blocked.is_empty() {
         return Bad(format!("container {name} cannot start: {}", task.blocked));
     }
-    if matches!(goal, Goal::Started | Goal::Ready) && task.again {
+    if matches!(goal, Goal::Started | Goal::Ready) && (task.again || is_cut_off(task)) {
         return Waiting;
     }
     if up && state == TaskState::Failed {

@@ -594,3 +594,40 @@ fn a_worker_that_was_removed_says_so_once_asks_rarely_and_runs_on_until_it_leave
     hosts.join(2, &token).ok();
     assert_eq!(hosts.nodes(1).len(), 2);
 }
+
+#[test]
+fn who_waits_for_a_lost_host_with_its_data_says_so_and_nobody_gives_the_data_up_by_the_way() {
+    const DATA: &str = "
+name: kept
+services:
+  db: {image: busybox, command: [sleep, infinity], init: true, volumes: ['data:/data'], deploy: {placement: {constraints: ['node.hostname == host2']}}}
+  all: {image: busybox, command: [sleep, infinity], init: true, deploy: {mode: global}}
+volumes: {data: {}}
+";
+    let hosts = Hosts::cluster(&["worker"]);
+    hosts.load("busybox");
+    let host = hosts.host(1);
+    host.stack(DATA);
+    host.up();
+    let refused = hosts.host(2).orch(&["cluster", "leave"]);
+    refused.fails().says(&["node host2 has what is nowhere else: volume kept_data", "--force"]);
+    hosts.segment.cut(2).expect("there is a cable");
+    eventually(PATIENCE, "it is known to be lost", || {
+        let said = host.orch(&["service", "explain", "db"]).ok().text().to_owned();
+        let wanted = "kept-db-1 was running on host2, which is down; volume kept_data is nowhere else";
+        if said.contains(wanted) { Ok(()) } else { Err(said) }
+    });
+    let services = host.orch(&["service", "ls", "--format", "json"]).ok().json_lines();
+    let running: Vec<_> = services.iter().map(|service| (&service["name"], &service["running"])).collect();
+    assert_eq!(running, [(&Value::from("all"), &Value::from(1)), (&Value::from("db"), &Value::from(0))]);
+    let up = host.orch(&["up", "-d", "--wait-timeout", "1"]);
+    assert_eq!(up.code, 124, "{}", up.stderr);
+    assert!(up.stderr.contains("kept-db-1: Waiting for its node host2, which is down"), "{}", up.stderr);
+    // A service on every node waits for none that is lost.
+    host.orch(&["up", "-d", "all"]).ok();
+    let refused = host.orch(&["node", "rm", "host2"]);
+    refused.fails().says(&["node host2 has what is nowhere else: volume kept_data", "--force"]);
+    hosts.segment.mend(2).expect("there is a cable");
+    host.up();
+    hosts.host(2).orch(&["cluster", "leave", "--force"]).ok();
+}

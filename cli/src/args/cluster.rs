@@ -15,7 +15,7 @@ pub(crate) enum ClusterCommand {
     Join(ClusterJoin),
     /// Leave the cluster: what it runs here ends, volumes and images stay
     Leave {
-        /// Also when nobody can be told, or as the last node
+        /// Also when nobody can be told, as the last node, or with data that is nowhere else
         #[arg(long)]
         force: bool,
     },

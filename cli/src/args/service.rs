@@ -52,7 +52,7 @@ pub(crate) enum NodeCommand {
     },
     /// Remove nodes from the cluster for good; what they ran is made elsewhere
     Rm {
-        /// Also when they still answer
+        /// Also when they still answer, or have data that is nowhere else
         #[arg(short = 'f', long)]
         force: bool,
         /// Ids or host names

@@ -104,7 +104,7 @@ pub struct Joined {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct LeaveRequest {
-    /// Also when nobody can be told, or when it is the last manager.
+    /// Also when nobody can be told, when it is the last manager, or when it has data that is nowhere else.
     pub force: bool,
 }
 

@@ -39,6 +39,14 @@ pub enum Refusal {
         /// The stack.
         stack: String,
     },
+    /// A node that has data which is nowhere else, and in use.
+    #[error("node {node} has what is nowhere else: volume {}", list(volumes))]
+    OnlyCopy {
+        /// The node's host name.
+        node: String,
+        /// The volumes.
+        volumes: Vec<String>,
+    },
     /// A node that answers is not removed.
     #[error("node {node} still answers")]
     Alive {
@@ -367,7 +375,7 @@ impl Hint for Refusal {
             Self::Superseded { .. } => "superseded",
             Self::Member(MemberRefusal::Unknown(_)) => "not_found",
             Self::Member(_) => "conflict",
-            Self::InUse { .. } | Self::Alive { .. } => "in_use",
+            Self::InUse { .. } | Self::Alive { .. } | Self::OnlyCopy { .. } => "in_use",
         }
     }
 
@@ -383,6 +391,9 @@ impl Hint for Refusal {
             Self::Superseded { .. } => None,
             Self::Alive { node } => {
                 Some(format!("`orch cluster leave` on {node}, or drain and stop it first; --force removes it as it is"))
+            }
+            Self::OnlyCopy { .. } => {
+                Some("what uses it waits for its node; with --force it begins elsewhere with an empty one".to_owned())
             }
             Self::InUse { kind, .. } => Some(format!("remove what uses the {kind} first")),
             Self::Member(MemberRefusal::Last { .. }) => Some(

@@ -234,12 +234,23 @@ impl State {
         if node.state == NodeState::Ready && !force {
             return Err(Refusal::Alive { node: node.facts.hostname.clone() });
         }
+        let hostname = node.facts.hostname.clone();
+        let volumes = self.only_copies(id);
+        if !force && !volumes.is_empty() {
+            return Err(Refusal::OnlyCopy { node: hostname, volumes });
+        }
         // Whoever is a member is shut out with it, unless nobody would be left to decide.
         if self.security.members.contains_key(id) {
             self.secure(moment, &SecurityCommand::Remove { node: id.clone() }, changes)?;
         }
         self.drop_node(moment, id, changes);
         Ok(())
+    }
+
+    /// Volumes that are on a node and nowhere else, and that tasks use.
+    pub fn only_copies(&self, node: &NodeId) -> Vec<String> {
+        let there = self.volumes.values().filter(|volume| volume.pinned.as_ref() == Some(node));
+        there.filter(|volume| !volume.users.is_empty()).map(|volume| volume.name.clone()).collect()
     }
 
     fn drop_node(&mut self, moment: Moment, id: &NodeId, changes: &mut Changes) {

@@ -43,6 +43,15 @@ pub(crate) fn pinning<'s>(state: &'s State, revision: &'s Revision) -> impl Iter
     })
 }
 
+impl State {
+    /// Volumes that hold a task on its node: they are there and nowhere else.
+    pub fn held_by(&self, task: &Task) -> Vec<String> {
+        let volumes = pinning(self, self.revision(task.revision));
+        let is_there = |name: &&String| self.volumes.get(*name).is_some_and(|volume| volume.pinned == task.node);
+        volumes.filter(is_there).cloned().collect()
+    }
+}
+
 /// Whether the local driver mounts something that is the same from every node.
 fn is_remote(options: &BTreeMap<String, String>) -> bool {
     matches!(options.get("type").map(String::as_str), Some("nfs" | "nfs4" | "cifs" | "ceph" | "glusterfs" | "9p"))

@@ -20,7 +20,7 @@ use orch_api::error::{ErrorDetail, REMOVED, chain};
 use orch_api::session::{HEARTBEAT, RAFT, SESSION};
 use orch_api::tls::digest;
 use orch_core::security::{Candidate, ClientGrant, Token};
-use orch_core::{Command, MemberRole, SecurityCommand};
+use orch_core::{Command, MemberRole, Refusal, SecurityCommand};
 use orch_spec::assignment::NodeId;
 use orch_spec::role::Role;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -30,7 +30,7 @@ use super::{Asked, Body, Refused, Reply};
 use crate::identity::authority::{CLIENT_LIFE, Request as CertificateSigning};
 use crate::identity::certificate::Subject;
 use crate::identity::token::{JoinToken, secret_digest};
-use crate::identity::{hex, pem};
+use crate::identity::{Membership, hex, pem};
 use crate::peer::entry::{self, Host};
 use crate::peer::forward::{Leader, managers, to_leader};
 use crate::peer::guard::Admitted;
@@ -163,7 +163,16 @@ async fn leave(Inject(manager): Injected, body: Body<LeaveRequest>) -> Reply<()>
     if host.peers.membership().borrow().is_none() {
         return Err(ErrorDetail::new("conflict", "this host is alone: there is no cluster to leave").into());
     }
-    let others = manager.leader.control.read(|state| state.security.members.keys().filter(|id| **id != node).count());
+    let (others, only, hostname) = manager.leader.control.read(|state| {
+        let others = state.security.members.keys().filter(|id| **id != node).count();
+        let hostname = state.nodes.get(&node).map_or_else(|| node.0.clone(), |known| known.facts.hostname.clone());
+        (others, state.only_copies(&node), hostname)
+    });
+    if !force && others > 0 && !only.is_empty() && !host.peers.is_removed() {
+        return Err(Refusal::OnlyCopy { node: hostname, volumes: only }.into());
+    }
+    // One that was let in and never heard of the others since knows of them by the answer that let it in.
+    let is_unheard = others == 0 && host.peers.membership().borrow().as_ref().is_some_and(Membership::has_others);
     // Who was removed has nobody to tell, and may hear of it only now.
     let farewell = async {
         tokio::select! {
@@ -172,11 +181,16 @@ async fn leave(Inject(manager): Injected, body: Body<LeaveRequest>) -> Reply<()>
             said = say_farewell(&manager, &node) => said,
         }
     };
-    let left = if others == 0 { Ok(()) } else { farewell.await };
+    let left = match others {
+        0 if is_unheard => depart(host, force).await,
+        0 => Ok(()),
+        _ => farewell.await,
+    };
     match left {
+        Err(detail) if !force && !detail.hint.is_empty() => return Err(detail.into()),
         Err(detail) if !force => return Err(detail.with_hint("`--force` leaves without telling anybody").into()),
         Err(detail) => tracing::warn!(error = %detail, "the others could not be told that this node leaves"),
-        Ok(()) if others == 0 && !force => {
+        Ok(()) if others == 0 && !is_unheard && !force => {
             let text = "this is the last node of the cluster: what the cluster knows goes with it";
             return Err(ErrorDetail::new("conflict", text).with_hint("say --force if that is meant").into());
         }
@@ -457,9 +471,28 @@ async fn certificate(
     Ok(Json(CertificateAnswer { certificate: BASE64.encode(issued), role: role.to_string(), manager_number }))
 }
 
+/// `?force=`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct DepartureQuery {
+    force: bool,
+}
+
 /// `POST /v1/peer/departure`: the node that says so leaves for good.
-async fn departure(Inject(manager): Injected, Extension(admitted): Extension<Admitted>) -> Reply<()> {
+async fn departure(
+    Inject(manager): Injected,
+    Extension(admitted): Extension<Admitted>,
+    query: Asked<DepartureQuery>,
+) -> Reply<()> {
+    let Query(DepartureQuery { force }) = query?;
     let node = NodeId(admitted.name);
+    let (volumes, hostname) = manager.leader.control.read(|state| {
+        let hostname = state.nodes.get(&node).map_or_else(|| node.0.clone(), |known| known.facts.hostname.clone());
+        (state.only_copies(&node), hostname)
+    });
+    if !force && !volumes.is_empty() {
+        return Err(Refusal::OnlyCopy { node: hostname, volumes }.into());
+    }
     manager.leader.propose(Command::Security(SecurityCommand::Remove { node })).await?;
     Ok(Json(()))
 }
@@ -644,34 +677,33 @@ async fn join_of_worker(Inject(worker): Inject<Arc<Worker>>, body: Body<JoinRequ
 
 async fn leave_of_worker(Inject(worker): Inject<Arc<Worker>>, body: Body<LeaveRequest>) -> Reply<()> {
     let Json(LeaveRequest { force }) = body?;
-    let peers = &worker.host.peers;
-    let managers = peers.membership().borrow().as_ref().map(|m| m.managers.clone()).unwrap_or_default();
-    let mut left = Err(ErrorDetail::new("unavailable", "no manager is known"));
-    for manager in managers {
-        let name = orch_api::tls::node_name(&manager.node.0);
-        match peers.post(&manager.address, &name, "/v1/peer/departure", Vec::new()).await {
-            Ok(_) => {
-                left = Ok(());
-                break;
-            }
-            // It has gone already, and only does not know.
-            Err(CallError::Refused(detail)) if detail.code == REMOVED => {
-                left = Ok(());
-                break;
-            }
-            Err(error) => {
-                left = Err(ErrorDetail::new("unavailable", format!("{}: {}", manager.address, chain(&error))))
-            }
-        }
-    }
-    match left {
-        Err(detail) if !force => {
-            let text = format!("no manager could be told: {detail}");
-            return Err(ErrorDetail::new("unavailable", text).with_hint("`--force` leaves all the same").into());
-        }
+    match depart(&worker.host, force).await {
+        Err(detail) if !force => return Err(detail.into()),
         _ => {}
     }
     entry::mark_left(&worker.host)?;
     worker.host.restart.notify_one();
     Ok(Json(()))
+}
+
+/// Tells any manager that this node leaves.
+async fn depart(host: &Host, force: bool) -> Result<(), ErrorDetail> {
+    let peers = &host.peers;
+    let managers = peers.membership().borrow().as_ref().map(|m| m.managers.clone()).unwrap_or_default();
+    let mut why = ErrorDetail::new("unavailable", "no manager could be told: none is known");
+    for manager in managers.into_iter().filter(|manager| manager.node != *peers.node()) {
+        let name = orch_api::tls::node_name(&manager.node.0);
+        let path = format!("/v1/peer/departure?force={force}");
+        match peers.post(&manager.address, &name, &path, Vec::new()).await {
+            Ok(_) => return Ok(()),
+            // It has gone already, and only does not know.
+            Err(CallError::Refused(detail)) if detail.code == REMOVED => return Ok(()),
+            Err(CallError::Refused(detail)) if detail.code == "in_use" => return Err(detail),
+            Err(error) => {
+                let text = format!("no manager could be told: {}: {}", manager.address, chain(&error));
+                why = ErrorDetail::new("unavailable", text);
+            }
+        }
+    }
+    Err(why.with_hint("`--force` leaves all the same"))
 }

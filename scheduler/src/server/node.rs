@@ -123,8 +123,9 @@ pub(super) async fn remove(
         let record = state.nodes.get(&node);
         let answers = record.is_some_and(|record| record.state == NodeState::Ready) && !query.force;
         let last = state.security.managers().count() <= 1;
+        let only = !query.force && !state.only_copies(&node).is_empty();
         let votes = state.members.managers.len() > 1 && state.members.id_of(&node).is_some();
-        Ok::<_, Refused>((node, votes, answers || last))
+        Ok::<_, Refused>((node, votes, answers || last || only))
     })?;
     if votes && !stays {
         server.control.remove_manager(&node).await?;

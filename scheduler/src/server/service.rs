@@ -205,6 +205,13 @@ fn summary(state: &State, task: &Task, explanation: &Explanation) -> String {
         let host = state.nodes.get(node).map_or(node.as_str(), |node| node.facts.hostname.as_str());
         return format!("{name} is {} on {host}: {note}", view::state_word(task.status.state));
     }
+    if let Some(host) = view::lost_on(state, task) {
+        let held_by = state.held_by(task);
+        let only =
+            if held_by.is_empty() { String::new() } else { format!("; volume {} is nowhere else", held_by.join(", ")) };
+        let was = view::state_word(task.status.state);
+        return format!("{name} was {was} on {host}, which is down{only}");
+    }
     if !task.waiting.is_empty() {
         let waits: Vec<&str> = task.waiting.iter().map(|wait| wait.text.as_str()).collect();
         return format!("{name} waits for {}", waits.join(" and "));

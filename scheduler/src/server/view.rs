@@ -7,7 +7,7 @@ use orch_api::control::{
     VolumeView, WaitView,
 };
 use orch_api::service::UpdateView;
-use orch_core::{Network, NetworkPhase, Node, Plan, RevisionId, Rollout, Service, State, Task, Volume};
+use orch_core::{Network, NetworkPhase, Node, NodeState, Plan, RevisionId, Rollout, Service, State, Task, Volume};
 use orch_spec::assignment::{DesiredTask, Health, NodeId, PortAssignment, TaskState, TaskStatus};
 use orch_spec::model::{DependencyCondition, HealthTest, RestartPolicy, ServiceSpec};
 
@@ -111,9 +111,10 @@ fn service(state: &State, stack: &str, name: &str, one_shot: bool) -> Option<Ser
     let revision = state.revision(service.revision);
     let spec = &revision.spec;
     let tasks: Vec<&Task> = state.service_tasks(stack, name).filter(|t| t.is_replica()).collect();
-    let runs = |t: &&&Task| matches!(t.status.state, TaskState::Running | TaskState::Paused);
-    let ready =
-        |t: &&&Task| t.status.state == TaskState::Running && matches!(t.status.health, Health::None | Health::Healthy);
+    let is_there = |t: &Task| lost_on(state, t).is_none();
+    let runs = |t: &&&Task| matches!(t.status.state, TaskState::Running | TaskState::Paused) && is_there(t);
+    let is_well = |t: &Task| matches!(t.status.health, Health::None | Health::Healthy);
+    let ready = |t: &&&Task| t.status.state == TaskState::Running && is_well(t) && is_there(t);
     Some(ServiceView {
         id: format!("{stack}_{name}"),
         name: name.to_owned(),
@@ -193,6 +194,24 @@ fn present(task: &Task) -> TaskStatus {
     status
 }
 
+/// The host name of the task's node when that is lost: how the task is nobody knows then.
+pub(crate) fn lost_on<'s>(state: &'s State, task: &Task) -> Option<&'s str> {
+    let node = state.nodes.get(task.node.as_ref()?)?;
+    let ended = matches!(task.status.state, TaskState::Exited | TaskState::Failed | TaskState::Removed);
+    (node.state == NodeState::Down && !ended).then_some(node.facts.hostname.as_str())
+}
+
+/// That a task waits for its lost node, which it does when no other takes its place: its data is there, or no other may have it. Of a service
+/// with a task on every node nobody waits for those of lost ones.
+fn waits_for_node(state: &State, task: &Task, spec: &ServiceSpec) -> Option<WaitView> {
+    let host = lost_on(state, task)?;
+    if spec.deploy.mode.is_global() || task.goal == DesiredTask::Removed {
+        return None;
+    }
+    let text = format!("its node {host}, which is down");
+    Some(WaitView { kind: "node".to_owned(), on: host.to_owned(), text })
+}
+
 /// A task.
 pub(crate) fn task(state: &State, task: &Task) -> TaskView {
     let revision = state.revision(task.revision);
@@ -225,6 +244,7 @@ pub(crate) fn task(state: &State, task: &Task) -> TaskView {
             .waiting
             .iter()
             .map(|w| WaitView { kind: w.kind.clone(), on: w.on.clone(), text: w.text.clone() })
+            .chain(waits_for_node(state, task, &revision.spec))
             .collect(),
         blocked: task.blocked.clone(),
         networks,

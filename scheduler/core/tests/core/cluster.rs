@@ -209,6 +209,9 @@ fn a_task_goes_where_its_data_is_and_waits_for_it() {
     fleet.settle();
     assert_eq!(fleet.tasks("db").len(), 1);
     assert_eq!(fleet.running("db"), [(1, home.clone())]);
+    // Nobody gives the data up by the way.
+    let refusal = fleet.apply(Command::RemoveNode { node: home.clone(), force: false }).expect_err("it has the data");
+    assert_eq!(refusal.to_string(), format!("node host-{home} has what is nowhere else: volume web_data"));
     // Drained by hand it stops, and its replacement says what it waits for.
     fleet.hosts.get_mut(&home).expect("it is there").linked = true;
     fleet.observe(home.as_str(), NodeState::Ready);
