@@ -300,6 +300,17 @@ pub(crate) fn ports<'p>(parts: impl Iterator<Item = &'p Endpoints>) -> Vec<MeshP
     parts.flat_map(|part| part.ports.iter().cloned()).collect()
 }
 
+/// Where a node is reached by another; `None` when it has not said so, or when it is lost and its address is somebody else's by now: a host that
+/// was set up anew is another node, and its former one stands in the records until it is removed.
+fn underlay(state: &State, id: &NodeId, node: &crate::state::Node, asks: &NodeId) -> Option<IpAddr> {
+    let address = node.facts.address?;
+    let has_it = |other: &crate::state::Node| other.facts.address == Some(address);
+    let is_taken =
+        || state.nodes.iter().any(|(other, node)| other != id && node.state != NodeState::Down && has_it(node));
+    let is_own = id != asks && state.nodes.get(asks).is_some_and(has_it);
+    (!is_own && !(node.state == NodeState::Down && is_taken())).then_some(address)
+}
+
 /// The part of a network that reaches over to other nodes.
 pub(crate) fn overlay<'p>(
     state: &State,
@@ -312,7 +323,7 @@ pub(crate) fn overlay<'p>(
     let mtu = members.clone().map(|(_, node)| node.facts.mtu).filter(|mtu| *mtu > 0).min();
     let peers = members
         .filter(|(id, _)| *id != own)
-        .filter_map(|(id, node)| Some(OverlayPeer { node: id.clone(), underlay: node.facts.address? }));
+        .filter_map(|(id, node)| Some(OverlayPeer { node: id.clone(), underlay: underlay(state, id, node, own)? }));
     let peers: Vec<OverlayPeer> = peers.collect();
     let known: BTreeSet<&NodeId> = peers.iter().map(|peer| &peer.node).collect();
     let of_tasks = parts.filter_map(|part| part.remotes.get(&network.name)).flatten().cloned();
@@ -336,7 +347,7 @@ pub(crate) fn mesh(state: &State, own: &NodeId) -> Option<MeshAssignment> {
         let [high, low] = node.number.to_be_bytes();
         // 198.18.0.0/15 is for tests of devices (RFC 2544): no host routes it, and containers of ours never have it.
         let address = std::net::Ipv4Addr::new(198, 19, high, low);
-        Some(MeshPeer { node: id.clone(), underlay: node.facts.address?, number: node.number, address })
+        Some(MeshPeer { node: id.clone(), underlay: underlay(state, id, node, own)?, number: node.number, address })
     };
     Some(MeshAssignment {
         vni: state.vni_base(),

@@ -234,11 +234,6 @@ impl State {
         if node.state == NodeState::Ready && !force {
             return Err(Refusal::Alive { node: node.facts.hostname.clone() });
         }
-        let hostname = node.facts.hostname.clone();
-        let volumes = self.only_copies(id);
-        if !force && !volumes.is_empty() {
-            return Err(Refusal::OnlyCopy { node: hostname, volumes });
-        }
         // Whoever is a member is shut out with it, unless nobody would be left to decide.
         if self.security.members.contains_key(id) {
             self.secure(moment, &SecurityCommand::Remove { node: id.clone() }, changes)?;

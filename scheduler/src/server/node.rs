@@ -6,7 +6,7 @@ use orch_api::control::{IndexResponse, NodeView};
 use orch_api::error::ErrorDetail;
 use orch_api::service::NodeUpdate;
 use orch_core::security::SecurityCommand;
-use orch_core::{Availability, Command, NodeState, State, UpdateNode};
+use orch_core::{Availability, Command, NodeState, Refusal, State, UpdateNode};
 use orch_spec::assignment::NodeId;
 use orch_spec::role::Role;
 use serde::Deserialize;
@@ -118,15 +118,21 @@ pub(super) async fn remove(
     query: Asked<RemoveQuery>,
 ) -> Reply<IndexResponse> {
     let Query(query) = query?;
-    let (node, votes, stays) = server.control.read(|state| {
+    let (node, votes, stays, refusal) = server.control.read(|state| {
         let node = find(state, &name)?;
         let record = state.nodes.get(&node);
         let answers = record.is_some_and(|record| record.state == NodeState::Ready) && !query.force;
         let last = state.security.managers().count() <= 1;
-        let only = !query.force && !state.only_copies(&node).is_empty();
+        let volumes = if query.force { Vec::new() } else { state.only_copies(&node) };
+        let hostname = record.map(|record| record.facts.hostname.clone()).unwrap_or_default();
+        let only = (!answers && !volumes.is_empty()).then_some(Refusal::OnlyCopy { node: hostname, volumes });
         let votes = state.members.managers.len() > 1 && state.members.id_of(&node).is_some();
-        Ok::<_, Refused>((node, votes, answers || last || only))
+        Ok::<_, Refused>((node, votes, answers || last, only))
     })?;
+    // By hand only: whoever reads a former log must come to what was decided then.
+    if let Some(refusal) = refusal {
+        return Err(refusal.into());
+    }
     if votes && !stays {
         server.control.remove_manager(&node).await?;
     }

@@ -209,9 +209,7 @@ fn a_task_goes_where_its_data_is_and_waits_for_it() {
     fleet.settle();
     assert_eq!(fleet.tasks("db").len(), 1);
     assert_eq!(fleet.running("db"), [(1, home.clone())]);
-    // Nobody gives the data up by the way.
-    let refusal = fleet.apply(Command::RemoveNode { node: home.clone(), force: false }).expect_err("it has the data");
-    assert_eq!(refusal.to_string(), format!("node host-{home} has what is nowhere else: volume web_data"));
+    assert_eq!(fleet.state.only_copies(&home), ["web_data"]);
     // Drained by hand it stops, and its replacement says what it waits for.
     fleet.hosts.get_mut(&home).expect("it is there").linked = true;
     fleet.observe(home.as_str(), NodeState::Ready);
@@ -724,4 +722,31 @@ fn a_snapshot_of_before_there_were_lists_is_read() {
     fleet.state = read;
     fleet.settle();
     assert_eq!(fleet.running("app").len(), 3);
+}
+
+#[test]
+fn a_host_that_was_set_up_anew_is_reached_and_its_former_record_is_in_nobodys_way() {
+    let mut fleet = Fleet::new(3);
+    let text = "services: {app: {image: app, ports: ['8080:80'], deploy: {mode: global}}}";
+    up(&mut fleet, text);
+    fleet.hosts.get_mut(&"n3".into()).expect("it is there").linked = false;
+    fleet.observe("n3", NodeState::Down);
+    fleet.join("n4", &BTreeMap::from([("address", "192.168.7.3")]));
+    fleet.settle();
+    let peers = |fleet: &Fleet, of: &str| {
+        let told = fleet.assignments.of(&fleet.state, &of.into());
+        let mesh: Vec<String> = told.mesh.iter().flat_map(|mesh| &mesh.peers).map(|peer| peer.node.0.clone()).collect();
+        let overlay = told.networks[0].overlay.iter().flat_map(|overlay| &overlay.peers);
+        let overlay: Vec<String> = overlay.map(|peer| peer.node.0.clone()).collect();
+        assert_eq!(mesh, overlay);
+        mesh
+    };
+    assert_eq!(peers(&fleet, "n4"), ["n1", "n2"]);
+    assert_eq!(peers(&fleet, "n1"), ["n2", "n4"]);
+    // Whoever is lost and whose address nobody else has stays known: it may be back in a moment.
+    fleet.observe("n2", NodeState::Down);
+    assert_eq!(peers(&fleet, "n1"), ["n2", "n4"]);
+    fleet.observe("n4", NodeState::Down);
+    fleet.observe("n4", NodeState::Ready);
+    assert_eq!(peers(&fleet, "n1"), ["n2", "n4"]);
 }

@@ -76,7 +76,11 @@ impl Fleet {
             cpus: u32::try_from(amount("cpus", 4)).expect("few processors"),
             memory: amount("memory", 8 << 30),
             platform: words.get("platform").copied().unwrap_or("linux/amd64").to_owned(),
-            address: Some(IpAddr::from([192, 168, 7, number])),
+            address: Some(
+                words
+                    .get("address")
+                    .map_or(IpAddr::from([192, 168, 7, number]), |text| text.parse().expect("an address")),
+            ),
             ..NodeFacts::default()
         };
         let host = self.hosts.entry(name.into()).or_default();
