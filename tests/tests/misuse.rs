@@ -200,3 +200,26 @@ fn nothing_takes_a_cluster_its_last_manager_and_nobody_joins_twice() {
     assert_eq!(hosts.nodes(1).len(), 2);
     host.down();
 }
+
+#[test]
+fn who_would_manage_at_anothers_address_is_refused_and_its_token_counts_on() {
+    let hosts = Hosts::new(3);
+    hosts.init();
+    let token = hosts.token(&["manager"]);
+    hosts.join(2, &token).ok();
+    hosts.so_many_ready(1, 2);
+    let token = hosts.token(&["manager", "--once"]);
+    let join = |advertised: &str| {
+        let arguments = ["cluster", "join", "--token", &token, "--advertise-addr", advertised, "192.0.2.1"];
+        hosts.host(3).orch(&arguments)
+    };
+    join("192.0.2.2").fails().says(&[
+        "manager host2 (",
+        "has the address 192.0.2.2:7373 already",
+        "orch node rm host2",
+    ]);
+    let managers = hosts.info(1)["managers"].as_array().map(Vec::len);
+    assert_eq!(managers, Some(2), "nothing of it stays");
+    join("192.0.2.3").ok();
+    hosts.all_vote();
+}

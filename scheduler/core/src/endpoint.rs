@@ -308,7 +308,8 @@ fn underlay(state: &State, id: &NodeId, node: &crate::state::Node, asks: &NodeId
     let is_taken =
         || state.nodes.iter().any(|(other, node)| other != id && node.state != NodeState::Down && has_it(node));
     let is_own = id != asks && state.nodes.get(asks).is_some_and(has_it);
-    (!is_own && !(node.state == NodeState::Down && is_taken())).then_some(address)
+    let is_gone = is_own || node.state == NodeState::Down && is_taken();
+    (!is_gone).then_some(address)
 }
 
 /// The part of a network that reaches over to other nodes.

@@ -20,7 +20,7 @@ use orch_api::error::{ErrorDetail, REMOVED, chain};
 use orch_api::session::{HEARTBEAT, RAFT, SESSION};
 use orch_api::tls::digest;
 use orch_core::security::{Candidate, ClientGrant, Token};
-use orch_core::{Command, MemberRole, Refusal, SecurityCommand};
+use orch_core::{Command, MemberRole, Refusal, SecurityCommand, State};
 use orch_spec::assignment::NodeId;
 use orch_spec::role::Role;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -378,7 +378,11 @@ async fn admission(Inject(manager): Injected, body: Body<AdmissionRequest>) -> R
     let asked = CertificateSigning::read(&asked).map_err(|e| failed("read the request for a certificate", &e))?;
     let node = NodeId(request.node);
     let candidate = Candidate { node: node.clone(), key: asked.key_digest(), address: address.clone() };
-    let join = SecurityCommand::Join { token: request.token, digest: secret_digest(&request.secret), candidate };
+    let digest = secret_digest(&request.secret);
+    if let Some(refused) = manager.leader.control.read(|state| taken(state, &request.token, &digest, &candidate)) {
+        return Err(refused.into());
+    }
+    let join = SecurityCommand::Join { token: request.token, digest, candidate };
     propose(&manager, join).await?;
     let control = &manager.leader.control;
     let (cluster, role, managers) = control.read(|state| {
@@ -401,6 +405,18 @@ async fn admission(Inject(manager): Injected, body: Body<AdmissionRequest>) -> R
         manager_number,
         now_ms: millis(now),
     }))
+}
+
+/// Why a manager cannot be let in although its token counts: another one has its address. Asked before the token is used.
+fn taken(state: &State, token: &str, digest: &str, candidate: &Candidate) -> Option<ErrorDetail> {
+    state.security.tokens.get(token).filter(|token| token.digest == digest && token.role == Role::Manager)?;
+    let mut managers = state.members.managers.values();
+    let has = managers.find(|other| other.address == candidate.address && other.node != candidate.node)?;
+    let name = state.nodes.get(&has.node).map_or(has.node.as_str(), |node| node.facts.hostname.as_str());
+    let text = format!("manager {name} ({}) has the address {} already", has.node, candidate.address);
+    let hint =
+        format!("if that is what this host was before it was set up anew: `orch node rm {name}` on a manager first");
+    Some(ErrorDetail::new("conflict", text).with_hint(hint))
 }
 
 /// The number of a manager in the log, which it is given when it has none.
