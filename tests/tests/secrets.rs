@@ -3,7 +3,6 @@
 use orch_tests::cluster::Hosts;
 use orch_tests::host::{Host, RUN};
 use orch_tests::plaintext;
-use orch_tests::wait::{PATIENCE, eventually};
 
 const FIRST: &str = "first-plaintext-0815";
 const SECOND: &str = "second-plaintext-0816";
@@ -130,10 +129,7 @@ fn on_a_cluster_a_changed_secret_reaches_every_host_and_lies_in_no_file() {
     };
     assert_eq!(seen(), [FIRST; 3]);
     make(host, ["secret", "update"], "app-password", SECOND).ok();
-    eventually(PATIENCE, "every host has the new one", || {
-        let seen = seen();
-        if seen == [SECOND; 3] { Ok(()) } else { Err(format!("{seen:?}")) }
-    });
+    assert_eq!(seen(), [SECOND; 3], "the command waits until every host has the new one");
     for host in &hosts.hosts {
         is_nowhere(host, FIRST);
         is_nowhere(host, SECOND);

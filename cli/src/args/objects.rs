@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{AttachOptions, ContainerRun, ExecOptions, ListFormat, LogSelection};
+use super::{AttachOptions, ContainerRun, ExecOptions, ListFormat, LogSelection, ServiceWait};
 
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
@@ -307,8 +307,10 @@ pub(crate) enum ObjectCommand {
         #[arg(required = true)]
         names: Vec<String>,
     },
-    /// Give one other content: its next version; services that use it are replaced, on a cluster one after the other
+    /// Give one other content: its next version; waits until the services that use it have it, on a cluster one task after the other
     Update {
+        #[command(flatten)]
+        wait: ServiceWait,
         /// Its name
         name: String,
         /// The file with its content; `-` is standard input

@@ -1,15 +1,17 @@
 //! `secret …` and `config ls|create|inspect|update|rm`: what people make for stacks that name it as external.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use orch_api::client::Client;
 use orch_api::object::{ObjectCreate, ObjectUpdate, ObjectView};
 use orch_spec::model::ContentBytes;
 
 use super::volume::labels;
-use super::{ago, client, each, escape, size};
-use crate::args::ObjectCommand;
+use super::{ago, client, each, escape, service, size};
+use crate::args::{ObjectCommand, ServiceWait};
 use crate::exit::Exit;
 use crate::printer::{self, Format};
 use crate::settings::Settings;
@@ -27,6 +29,19 @@ fn content(file: &str) -> Result<Arc<ContentBytes>> {
         opened.take(MOST).read_to_end(&mut bytes).with_context(|| format!("read {file}"))?;
     }
     Ok(Arc::new(ContentBytes(bytes)))
+}
+
+/// Waits until the services that use it have what it is now, stack after stack.
+async fn followed(settings: &Settings, client: &Client, wait: ServiceWait, made: &ObjectView) -> Result<()> {
+    let mut stacks: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for id in &made.used_by {
+        let found = service::get(client, id).await?.service;
+        stacks.entry(found.stack).or_default().insert(found.name);
+    }
+    for (stack, services) in stacks {
+        service::until_done(settings, client, wait, &stack, services, made.changed).await?;
+    }
+    Ok(())
 }
 
 /// Runs one of the verbs. `kind` is `secret` or `config`.
@@ -55,13 +70,14 @@ pub(super) async fn run(settings: &Settings, kind: &str, command: ObjectCommand)
             return each::inspect(settings, &names, async |name| Ok(client.get::<ObjectView>(&path(name)).await?))
                 .await;
         }
-        ObjectCommand::Update { name, file } => {
-            let changed: ObjectView = client.post(&path(&name), &ObjectUpdate { content: content(&file)? }).await?;
-            printer::say(&format!("{kind} {name} is version {} now", changed.version));
-            if !changed.used_by.is_empty() {
-                printer::say(&format!("its services follow: {}", changed.used_by.join(", ")));
+        ObjectCommand::Update { wait, name, file } => {
+            let made: ObjectView = client.post(&path(&name), &ObjectUpdate { content: content(&file)? }).await?;
+            printer::say(&format!("{kind} {name} is version {} now", made.version));
+            if !made.used_by.is_empty() && made.changed > 0 {
+                printer::say(&format!("its services follow: {}", made.used_by.join(", ")));
+                followed(settings, &client, wait, &made).await?;
             }
-            printer::line(&changed.name);
+            printer::line(&made.name);
         }
         ObjectCommand::Rm { names } => {
             return each::each(settings, &names, async |name| {

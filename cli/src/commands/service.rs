@@ -87,7 +87,7 @@ pub(super) async fn task(settings: &Settings, command: TaskCommand) -> Result<Ex
     Ok(Exit::Done)
 }
 
-async fn get(client: &Client, name: &str) -> Result<ServiceDetail> {
+pub(super) async fn get(client: &Client, name: &str) -> Result<ServiceDetail> {
     Ok(client.get(&format!("/v1/services/{}", escape(name))).await?)
 }
 
@@ -261,7 +261,7 @@ async fn rollback(settings: &Settings, client: &Client, wait: ServiceWait, servi
     until_done(settings, client, wait, &found.stack, BTreeSet::from([found.name]), done.index).await
 }
 
-async fn until_done(
+pub(super) async fn until_done(
     settings: &Settings,
     client: &Client,
     wait: ServiceWait,

@@ -53,6 +53,9 @@ pub struct ObjectView {
     pub created_at: u64,
     /// See `created_at`; of the last change.
     pub updated_at: u64,
+    /// Index of the entry that has just changed it, and since which its services follow; 0 when it was only looked at, or is what it was.
+    #[serde(default)]
+    pub changed: u64,
     /// A config's content, as base64, when one was asked for by its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]

@@ -29,6 +29,7 @@ fn view(state: &State, kind: ObjectKind, object: &FileObject) -> ObjectView {
         used_by: users.into_iter().map(|(stack, service)| format!("{stack}_{service}")).collect(),
         created_at: object.created_at,
         updated_at: object.updated_at,
+        changed: 0,
         content: None,
     }
 }
@@ -54,8 +55,12 @@ async fn create(server: &Server, kind: ObjectKind, request: ObjectCreate) -> Rep
 
 async fn change(server: &Server, kind: ObjectKind, name: String, request: ObjectUpdate) -> Reply<ObjectView> {
     let command = ChangeObject { kind, name: name.clone(), content: request.content };
-    propose(server, Command::ChangeObject(command)).await?;
-    one(server, kind, &name)
+    let version = |state: &State| state.objects(kind).get(&name).map_or(0, |object| object.version);
+    let before = server.control.read(version);
+    let (index, _) = propose(server, Command::ChangeObject(command)).await?;
+    let changed = if server.control.read(version) == before { 0 } else { index };
+    let Json(view) = one(server, kind, &name)?;
+    Ok(Json(ObjectView { changed, ..view }))
 }
 
 async fn remove(server: &Server, kind: ObjectKind, name: String) -> Result<Json<()>, Refused> {
