@@ -44,6 +44,20 @@ impl Requests {
         Some(Answer { task, addresses: (v4, v6), ..Answer::default() })
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.done.len()
+    }
+
+    /// One of so many pieces of it, by the requests' numbers, which are spread evenly.
+    pub(crate) fn piece(&self, piece: u64, pieces: u64) -> impl Serialize {
+        let width = u64::MAX / pieces;
+        let (from, to) = (piece * width, if piece + 1 == pieces { u64::MAX } else { (piece + 1) * width - 1 });
+        let done: Vec<(u64, Done)> = self.done.range(from..=to).map(|(number, done)| (*number, done.clone())).collect();
+        let is_of = |(_, number): &&(u64, u64)| (from..=to).contains(number);
+        let order: Vec<(u64, u64)> = self.order.iter().filter(is_of).copied().collect();
+        (done, order)
+    }
+
     /// Remembers a request, and forgets old ones. `now` is the log's time, milliseconds.
     pub(crate) fn note(&mut self, request: u64, now: u64, answer: &Answer) {
         let (v4, v6) = answer.addresses;

@@ -10,7 +10,7 @@ use orch_spec::assignment::TaskId;
 use serde::Serialize;
 
 use crate::identity::id_prefix;
-use crate::state::State;
+use crate::state::{Event, State};
 
 /// The state is summed at every so manieth index.
 pub const SUMMED: u64 = 128;
@@ -18,6 +18,8 @@ pub const SUMMED: u64 = 128;
 const TASKS: usize = 256;
 /// Parts, at most.
 const PARTS: usize = 1 << 15;
+/// Pieces of what is bounded but larger than a small state: what happened lately. Each has its turn, as parts have theirs.
+const PIECES: u64 = 32;
 
 /// A sum that grows.
 struct Sum {
@@ -98,7 +100,8 @@ impl State {
             requests,
             events,
         } = self;
-        let parts = (tasks.len() / TASKS).max(1).next_power_of_two().min(PARTS);
+        let things = tasks.len() + networks.len() + volumes.len() + nodes.len();
+        let parts = (things / TASKS).max(1).next_power_of_two().min(PARTS);
         let part = usize::try_from(index / SUMMED % parts as u64).expect("fewer parts than tasks");
         let mut sum = Sum { sum: 0, buffer: Vec::new(), part, parts, met: 0 };
         sum.add(&(index, cluster, task_sequence, revision_sequence, vni_cursor, mesh_changed, time));
@@ -122,8 +125,12 @@ impl State {
         sum.whole(unplaced);
         sum.whole(withdrawing);
         sum.whole(timers);
-        sum.whole(requests);
-        sum.whole(events);
+        let piece = index / SUMMED % PIECES;
+        sum.add(&(requests.len(), events.len()));
+        sum.add(&requests.piece(piece, PIECES));
+        // What has happened since the last sum is in this one, what was before has its turn.
+        let summed = |event: &&Event| event.index + SUMMED > *index || event.index / SUMMED % PIECES == piece;
+        events.since(0).filter(summed).for_each(|event| sum.add(event));
         Some(sum.sum)
     }
 }
@@ -161,6 +168,19 @@ mod tests {
         assert_eq!(differ(&one, &other), 1, "there are 32 parts, and each has its turn");
         let other = State { removed_nodes: ["gone".into()].into(), ..one.clone() };
         assert_eq!(differ(&one, &other), 1);
+        let mut other = one.clone();
+        other.events.push(Event { index: 5, ..Event::default() });
+        assert_eq!(differ(&one, &other), 32, "one that is more is seen at once");
+        let mut same_count = one.clone();
+        same_count.events.push(Event { index: 5, id: "t".to_owned(), ..Event::default() });
+        assert_eq!(differ(&same_count, &other), 2, "one that is another, when it is new and when it has its turn");
+        let asked = |number| {
+            let mut state = one.clone();
+            state.requests.note(number, 0, &crate::command::Answer::default());
+            state
+        };
+        assert_eq!(differ(&asked(7), &one), 32);
+        assert!((1..=2).contains(&differ(&asked(7), &asked(u64::MAX))));
         let other = State { time: 1, ..one.clone() };
         assert_eq!(differ(&one, &other), 32);
     }

@@ -42,6 +42,10 @@ impl EventRing {
         self.0.push_back(event);
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Events after this log index, oldest first.
     pub fn since(&self, index: u64) -> impl Iterator<Item = &Event> {
         let first = self.0.partition_point(|event| event.index <= index);
