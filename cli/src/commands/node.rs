@@ -87,6 +87,8 @@ struct Row {
     labels: BTreeMap<String, String>,
     /// To which nodes packets of its containers do not get through as they should, by host name, and why.
     underlay: BTreeMap<String, String>,
+    /// Services whose tasks keep failing on it.
+    faulty: Vec<String>,
 }
 
 async fn ls(settings: &Settings, client: &Client, format: &str) -> Result<()> {
@@ -106,6 +108,7 @@ async fn ls(settings: &Settings, client: &Client, format: &str) -> Result<()> {
             tasks: node.tasks,
             labels: node.labels,
             underlay: node.underlay,
+            faulty: node.faulty,
         })
         .collect();
     let cells = |row: &Row| {
@@ -120,6 +123,12 @@ async fn ls(settings: &Settings, client: &Client, format: &str) -> Result<()> {
     for row in &rows {
         for (to, why) in &row.underlay {
             printer::say(&format!("warning: from {} to {to}: {why}", row.hostname));
+        }
+        for service in &row.faulty {
+            printer::say(&format!(
+                "warning: on {} tasks of {service} keep failing: others get them first",
+                row.hostname
+            ));
         }
     }
     Ok(())

@@ -692,4 +692,7 @@ pub struct NodeView {
     /// To which nodes packets of its containers do not get through as they should, by host name, and why.
     #[serde(default)]
     pub underlay: BTreeMap<String, String>,
+    /// Services whose tasks have kept failing on it lately (`stack/service`): others get them first.
+    #[serde(default)]
+    pub faulty: Vec<String>,
 }

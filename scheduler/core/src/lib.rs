@@ -21,6 +21,7 @@ mod assignment;
 mod command;
 mod endpoint;
 mod error;
+mod faulty;
 mod file_object;
 mod gate;
 mod identity;

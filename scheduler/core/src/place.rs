@@ -345,7 +345,7 @@ fn why_not(state: &State, id: &TaskId) -> String {
 fn decide(state: &State, tasks: &[TaskId], nonce: u64) -> BTreeMap<TaskId, NodeId> {
     let mut chosen = BTreeMap::new();
     let records: Vec<&Task> = tasks.iter().filter_map(|id| state.tasks.get(id)).collect();
-    let Some(first) = records.first() else { return chosen };
+    let Some(first) = records.first().copied() else { return chosen };
     let mut judge = Judge::new(state, first);
     if first.namespace_parents().next().is_some() {
         return beside_parent(state, first, &judge);
@@ -373,14 +373,16 @@ fn decide(state: &State, tasks: &[TaskId], nonce: u64) -> BTreeMap<TaskId, NodeI
         tie: mix(nonce ^ u64::from(node.number)),
         domains: spread::domains(spread, id, node),
     });
-    let mut deal = spread::Deal::new(candidates.collect());
+    // Where its tasks keep failing it goes only when nobody else takes it.
+    let (avoided, others) = candidates.partition(|candidate| state.is_avoided(candidate.id, first));
+    let (mut deal, mut last) = (spread::Deal::new(others), spread::Deal::new(avoided));
     // A volume that is nowhere yet will be where the first task goes, and the others with it.
     let together = pinning(state, judge.revision).next().is_some() && judge.pins.is_empty();
     let mut home = None;
     for task in &rest {
         let node = match home.filter(|_| together) {
-            Some(home) => deal.take(home),
-            None => deal.next(),
+            Some(home) => deal.take(home).or_else(|| last.take(home)),
+            None => deal.next().or_else(|| last.next()),
         };
         let Some(node) = node else { break };
         home = Some(node);

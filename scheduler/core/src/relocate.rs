@@ -1,4 +1,5 @@
-//! Tasks that are where they should not be: on a node that is lost or drained, or that does not meet a constraint any more; and services
+//! Tasks that are where they should not be: on a node that is lost or drained, that does not meet a constraint any more, or that fails them
+//! while it is well elsewhere; and services
 //! with a task on every node.
 //!
 //! Nothing is moved. A new task is made in the slot, and the old one goes when the new one is ready: where its node is lost, nobody knows
@@ -9,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use orch_spec::assignment::{DesiredTask, NodeId, TaskId, TaskState};
 
 use crate::command::Changes;
+use crate::faulty;
 use crate::place::{self, Judge, Obstacle};
 use crate::plan::{self, Moment, Move};
 use crate::state::{Availability, Node, NodeState, State, Task};
@@ -83,6 +85,14 @@ fn displacement(state: &State, task: &Task) -> Option<Move> {
                 && fits_somewhere(state, task, |judge, id, node| judge.obstacle(id, node, None)) =>
         {
             (false, !fixed, None)
+        }
+        Some(_)
+            if faulty::fails_here(state, task)
+                && fits_somewhere(state, task, |judge, id, node| {
+                    judge.obstacle(id, node, None).or(state.is_avoided(id, task).then_some(Obstacle::Elsewhere))
+                }) =>
+        {
+            (false, !fixed, Some(state.time.saturating_add(DRAIN_MS)))
         }
         Some(_) => return None,
     };

@@ -1,5 +1,7 @@
 //! What nodes say, taken into the state. A report repeats what is, so taking it in twice changes nothing.
 
+use std::collections::BTreeSet;
+
 use orch_spec::assignment::{Health, NetworkName, NodeId, NodeReport, TaskState, TaskStatus};
 
 use crate::command::Changes;
@@ -43,7 +45,7 @@ impl State {
 
     fn take_statuses(&mut self, moment: Moment, node: &NodeId, statuses: &[TaskStatus], changes: &mut Changes) {
         let index = self.index;
-        let mut touched = Vec::new();
+        let (mut touched, mut failing) = (Vec::new(), BTreeSet::new());
         for status in statuses {
             let Some(task) = self.tasks.get_mut(&status.task) else { continue };
             // A node speaks only of what it was told to run.
@@ -53,6 +55,9 @@ impl State {
             let former = std::mem::replace(&mut task.status, status.clone());
             task.changed = index;
             self.refresh_presence(&status.task);
+            if self.note_failure(moment, &status.task, &former) {
+                failing.extend(self.tasks.get(&status.task).map(|task| task.stack.clone()));
+            }
             self.status_events(moment, &former, status);
             touched.push(status.task.clone());
         }
@@ -60,6 +65,7 @@ impl State {
         for id in &touched {
             settling.mark_task(id);
         }
+        failing.iter().for_each(|stack: &String| settling.mark_relocation(stack));
         for status in
             statuses.iter().filter(|status| status.state == TaskState::Removed && touched.contains(&status.task))
         {

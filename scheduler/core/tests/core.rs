@@ -4,6 +4,8 @@
 mod availability;
 #[path = "core/cluster.rs"]
 mod cluster;
+#[path = "core/faulty.rs"]
+mod faulty;
 #[path = "core/fleet.rs"]
 mod fleet;
 #[path = "core/oracle.rs"]

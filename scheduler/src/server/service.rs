@@ -183,7 +183,11 @@ fn explain(state: &State, task: &Task) -> TaskExplanation {
         hostname: state.nodes.get(id).map(|node| node.facts.hostname.clone()).unwrap_or_default(),
         fits: obstacle.is_none(),
         reason: obstacle.as_ref().map(|one| one.word().to_owned()).unwrap_or_default(),
-        text: obstacle.as_ref().map_or_else(|| "would take it".to_owned(), |one| one.on_one()),
+        text: match obstacle {
+            Some(obstacle) => obstacle.on_one(),
+            None if state.is_avoided(id, task) => "would take it if no other did: tasks keep failing there".to_owned(),
+            None => "would take it".to_owned(),
+        },
     });
     let events = state.events.since(0).filter(|event| event.id == task.id.as_str()).map(super::tail::event);
     TaskExplanation {

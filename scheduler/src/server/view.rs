@@ -328,6 +328,7 @@ pub(crate) fn node(state: &State, id: &NodeId, node: &Node) -> NodeView {
             .iter()
             .filter_map(|(peer, why)| Some((state.nodes.get(peer)?.facts.hostname.clone(), why.clone())))
             .collect(),
+        faulty: node.faulty.iter().filter(|(_, until)| **until > state.time).map(|(name, _)| name.clone()).collect(),
     }
 }
 

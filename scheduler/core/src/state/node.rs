@@ -55,6 +55,9 @@ pub struct Node {
     pub heard: Turn,
     /// To which nodes packets of its containers do not get through as they should, and why.
     pub underlay: BTreeMap<NodeId, String>,
+    /// Services whose tasks keep failing on it (`stack/service`), and until when that counts, by the log's time.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub faulty: BTreeMap<String, u64>,
     /// Tasks that are placed on it and not gone.
     pub tasks: BTreeSet<TaskId>,
     /// What these may take of it.

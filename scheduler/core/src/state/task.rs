@@ -107,6 +107,9 @@ pub struct Task {
     /// `None` = it is there, 0 = the slot is new.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing_since: Option<u64>,
+    /// When it failed on its node lately: the last few, by the log's time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<u64>,
     /// Milliseconds since the epoch.
     pub created_at: u64,
     /// Index of the last entry that changed it.

@@ -129,7 +129,7 @@ fn records_stay_small(state: &State) {
     is_small("what waits", &others);
 }
 
-/// O7: the end of a container makes no new task; its node starts it again, later each time. New tasks are what people asked for, the next
+/// O7: the end of a container makes no new task, but after five; its node starts it again, later each time. New tasks are what people asked for, the next
 /// step of an update, or in the place of what is where it cannot stay; and never two in one slot at once.
 fn nothing_is_made_without_cause(before: &State, state: &State, command: &Command) {
     let fresh: Vec<&Task> = state.tasks.values().filter(|task| !before.tasks.contains_key(&task.id)).collect();
@@ -146,8 +146,10 @@ fn nothing_is_made_without_cause(before: &State, state: &State, command: &Comman
         };
         let stays = |other: &&Task| other.node.as_ref().is_some_and(|node| may_stay(before, node));
         let mut former = before.slot_tasks(&task.stack, &task.service, task.slot).filter(|other| other.is_replica());
+        let fails = |other: &Task| state.tasks.get(&other.id).is_some_and(|other| other.failures.len() == 5);
+        let fails = before.slot_tasks(&task.stack, &task.service, task.slot).any(fails);
         let is_guest = task.namespace_parents().next().is_some();
-        let cause = rolls(before) || rolls(state) || is_guest || former.any(|other| !stays(&other));
+        let cause = rolls(before) || rolls(state) || fails || is_guest || former.any(|other| !stays(&other));
         assert!(cause, "O7: {} is made anew because a container ended", task.container_name);
     }
 }

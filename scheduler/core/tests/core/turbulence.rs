@@ -12,9 +12,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use orch_core::{
     Assignments, Availability, Command, Down, NodeState, RolloutState, Scale, State, Task, UpdateNode, UpdateService,
 };
-use orch_spec::assignment::{NodeId, TaskState};
+use orch_spec::assignment::{DesiredTask, NodeId, TaskState};
 use orch_spec::model::StackSpec;
 
+use crate::faulty::fail;
 use crate::fleet::Fleet;
 use crate::world::stack;
 
@@ -70,6 +71,7 @@ enum Step {
     Break { image: usize, broken: bool },
     Mute { node: u8, mute: bool },
     Look(u8),
+    Fail(u8),
     Settle,
     Pass(u16),
     Snapshot,
@@ -123,10 +125,17 @@ impl Dice {
     }
 }
 
-fn steps(seed: u64) -> Vec<Step> {
+/// What happens with a seed; with `fails`, agents do not only look, but some task of theirs fails, once or more often.
+fn steps(seed: u64, fails: bool) -> Vec<Step> {
     let mut dice = Dice(seed);
     let count = 1 + dice.roll(60);
-    (0..count).map(|_| dice.step()).collect()
+    let turned = (0..count).map(|_| dice.step()).map(|step| match step {
+        Step::Look(node) if fails => Step::Fail(node),
+        other => other,
+    });
+    // Only what is well can begin to fail.
+    let first = if fails { vec![Step::Up(usize::from(seed % 2 == 1)), Step::Settle] } else { Vec::new() };
+    first.into_iter().chain(turned).collect()
 }
 
 /// A node of those that there are.
@@ -225,6 +234,7 @@ fn take(fleet: &mut Fleet, files: &[Arc<StackSpec>], step: &Step) {
                 fleet.step_host(&id);
             }
         }
+        Step::Fail(number) => fail_some(fleet, *number),
         Step::Settle => fleet.settle(),
         Step::Pass(milliseconds) => fleet.pass(u64::from(*milliseconds)),
         Step::Snapshot => {
@@ -234,6 +244,18 @@ fn take(fleet: &mut Fleet, files: &[Arc<StackSpec>], step: &Step) {
             fleet.assignments = Assignments::new(&read);
             fleet.state = read;
         }
+    }
+}
+
+/// Some task on a node fails, once or too often.
+fn fail_some(fleet: &mut Fleet, number: u8) {
+    let Some(home) = node(fleet, number) else { return };
+    let linked = fleet.hosts.get(&home).is_some_and(|host| host.linked);
+    let runs = |task: &&Task| task.told == Some(DesiredTask::Running) && task.node.as_ref() == Some(&home);
+    let found = fleet.state.tasks.values().filter(runs).filter(|_| linked);
+    let found = found.map(|task| task.id.clone()).nth(usize::from(number) / 3 % 3);
+    if let Some(id) = found {
+        fail(fleet, &id, 1 + u32::from(number) % 2 * 5);
     }
 }
 
@@ -268,6 +290,10 @@ fn heal(fleet: &mut Fleet) {
     for id in fleet.state.nodes.keys().cloned().collect::<Vec<_>>() {
         if let Some(host) = fleet.hosts.get_mut(&id) {
             host.linked = true;
+            // What failed is tried once more.
+            for (_, status) in host.containers.values_mut().filter(|(_, status)| status.again) {
+                (status.state, status.again) = (TaskState::Created, false);
+            }
         }
         fleet.observe(id.as_str(), NodeState::Ready);
         let request = UpdateNode { node: id, availability: Some(Availability::Active), ..UpdateNode::default() };
@@ -364,16 +390,17 @@ fn shrink(mut steps: Vec<Step>) -> Vec<Step> {
     steps
 }
 
-fn try_seed(seed: u64) {
-    if fault(&steps(seed)).is_none() {
+fn try_seed(seed: u64, fails: bool) {
+    if fault(&steps(seed, fails)).is_none() {
         return;
     }
-    let least = shrink(steps(seed));
+    let least = shrink(steps(seed, fails));
+    let with = if fails { "fails:" } else { "" };
     let why = fault(&least).unwrap_or_default();
     let list: Vec<String> = least.iter().map(|step| format!("    {step:?}")).collect();
     panic!(
         "seed {seed}: {why}\nfewest steps:\n{}\n\
-         again: ORCH_TURBULENCE={seed} cargo test -p orch-core --test core one_turbulence",
+         again: ORCH_TURBULENCE={with}{seed} cargo test -p orch-core --test core one_turbulence",
         list.join("\n")
     );
 }
@@ -391,29 +418,39 @@ const REGRESSIONS: &[u64] = &[
     343, 556,
 ];
 
-#[test]
-fn no_turbulence_breaks_what_must_hold() {
+fn try_seeds(seeds: u64, fails: bool) {
     let next = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 loop {
                     match next.fetch_add(1, Ordering::Relaxed) {
-                        seed if seed < SEEDS => try_seed(seed),
+                        seed if seed < seeds => try_seed(seed, fails),
                         _ => return,
                     }
                 }
             });
         }
     });
-    REGRESSIONS.iter().for_each(|seed| try_seed(*seed));
 }
 
-/// Runs what `ORCH_TURBULENCE=<seed>[+<count>]` says; without it, nothing.
+#[test]
+fn no_turbulence_breaks_what_must_hold() {
+    try_seeds(SEEDS, false);
+    REGRESSIONS.iter().for_each(|seed| try_seed(*seed, false));
+}
+
+#[test]
+fn no_turbulence_of_nodes_that_fail_breaks_what_must_hold() {
+    try_seeds(SEEDS / 4, true);
+}
+
+/// Runs what `ORCH_TURBULENCE=[fails:]<seed>[+<count>]` says; without it, nothing.
 #[test]
 fn one_turbulence() {
     let Ok(wish) = std::env::var("ORCH_TURBULENCE") else { return };
-    let (seed, count) = wish.split_once('+').unwrap_or((&wish, "1"));
+    let (seeds, fails) = wish.strip_prefix("fails:").map_or((wish.as_str(), false), |seeds| (seeds, true));
+    let (seed, count) = seeds.split_once('+').unwrap_or((seeds, "1"));
     let number = |text: &str| text.parse::<u64>().expect("a number");
-    (number(seed)..number(seed) + number(count)).for_each(try_seed);
+    (number(seed)..number(seed) + number(count)).for_each(|seed| try_seed(seed, fails));
 }
