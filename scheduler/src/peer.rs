@@ -51,6 +51,8 @@ const LOST_MS: u32 = 3000;
 
 /// How often a node that was removed asks whether that is so.
 const REMOVED_PAUSE: Duration = Duration::from_secs(60);
+/// How long connecting may take: a host that is gone refuses nothing, and the kernel would try for two minutes.
+const CONNECT_TIME: Duration = Duration::from_secs(5);
 
 /// By which thread the other end serves a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -261,7 +263,8 @@ impl Peers {
             Lane::Ordinary => present.client.clone(),
             Lane::Urgent => present.urgent.clone(),
         };
-        connect_tls(address, name, config).await
+        let too_late = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer"));
+        tokio::time::timeout(CONNECT_TIME, connect_tls(address, name, config)).await.unwrap_or_else(too_late)
     }
 
     /// Sends one request over a connection of its own.

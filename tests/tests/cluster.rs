@@ -631,3 +631,22 @@ volumes: {data: {}}
     host.up();
     hosts.host(2).orch(&["cluster", "leave", "--force"]).ok();
 }
+
+#[test]
+fn a_command_for_a_container_on_a_host_that_does_not_answer_ends_and_says_so() {
+    const THERE: &str = "
+name: there
+services:
+  idle: {image: busybox, command: [sleep, infinity], init: true, deploy: {placement: {constraints: ['node.hostname == host2']}}}
+";
+    let hosts = Hosts::cluster(&["worker"]);
+    hosts.load("busybox");
+    let host = hosts.host(1);
+    host.stack(THERE);
+    host.up();
+    // Nothing refuses: what is sent there is lost, and the kernel tries again for two minutes.
+    hosts.part(&[1], &[2]);
+    host.orch(&["exec", "idle", "true"]).fails().says(&["host2", "cannot be reached", "it does not answer"]);
+    host.orch(&["logs"]).says(&["the log of idle-1 cannot be read on", "it does not answer"]);
+    hosts.heal();
+}
