@@ -160,6 +160,8 @@ fn a_manager_that_demotes_itself_is_answered_and_half_a_demotion_is_finished() {
         assert_eq!(said.text().trim(), name);
         says_of_itself(&hosts, number, "it is a worker", |info| info["role"] == "worker" && info["connected"] == true);
         hosts.host(other).orch(&["node", "promote", &name]).ok();
+        // Its agent starts again meanwhile.
+        says_of_itself(&hosts, number, "it is a manager", |info| info["role"] == "manager" && info["leader"] != "");
         hosts.all_vote();
         assert_eq!(own(&hosts, number), before, "what it runs goes on");
     }
@@ -171,5 +173,6 @@ fn a_manager_that_demotes_itself_is_answered_and_half_a_demotion_is_finished() {
     assert_eq!(answer.expect("the leader answers").status, 200);
     says_of_itself(&hosts, half, "it is a worker", |info| info["role"] == "worker" && info["connected"] == true);
     hosts.host(leader).orch(&["node", "promote", &format!("host{half}")]).ok();
+    says_of_itself(&hosts, half, "it is a manager", |info| info["role"] == "manager" && info["leader"] != "");
     hosts.all_vote();
 }
