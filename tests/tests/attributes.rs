@@ -327,16 +327,11 @@ services:
     // Within an hour there is no regular probe: only those of the start make it healthy.
     host.up();
     let before = host.running();
+    let started = host.container("follows")["started_at"].clone();
     host.orch(&["restart", "db"]).ok();
-    let follower = eventually(PATIENCE, "what follows was restarted too", || {
-        let now = host.running();
-        match now.get("work-follows-1") {
-            Some(now) if *now != before["work-follows-1"] => Ok(*now),
-            other => Err(format!("{other:?}")),
-        }
-    });
-    assert_ne!(follower, before["work-follows-1"]);
+    host.becomes("follows", "restarted too", |now| now["state"] == "running" && now["started_at"] != started);
     let after = host.running();
+    assert_ne!(after["work-follows-1"], before["work-follows-1"]);
     assert_ne!(after["work-db-1"], before["work-db-1"]);
     assert_eq!(after["work-stays-1"], before["work-stays-1"]);
     host.orch(&["stop", "asked"]).ok();

@@ -51,12 +51,16 @@ fn following_loses_no_line_over_rotation_and_the_disk_use_is_bounded() {
   a:
     image: busybox
     init: true
-    command: [sh, -c, 'while ! test -e /go; do sleep 0.05; done; n=0; while test $$n -lt 4000; do echo line $$n of a log that is rotated again and again; n=$$((n+1)); done; echo the end; exec sleep infinity']
+    command: [sh, -c, 'n=0; while test $$n -lt 4000; do while ! test -e /go-$$n; do sleep 0.01; done; end=$$((n+400)); while test $$n -lt $$end; do echo line $$n of a log that is rotated again and again; n=$$((n+1)); done; done; echo the end; exec sleep infinity']
     logging: {driver: json-file, options: {max-size: 64k, max-file: '3'}}",
     );
     host.up();
     let follow = host.start(&["logs", "-f", "--no-log-prefix", "a"]);
-    host.exec("a", "touch /go");
+    // Less than a file at a time: who follows more slowly than the files are rotated away is told that lines are missing.
+    for begin in (0..4000).step_by(400) {
+        host.exec("a", &format!("touch /go-{begin}"));
+        follow.prints(&format!("line {} of", begin + 399));
+    }
     follow.prints("the end");
     let shown = follow.stdout();
     let missing: Vec<u32> = (0..4000).filter(|n| !shown.contains(&format!("line {n} of"))).collect();
