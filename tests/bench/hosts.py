@@ -64,7 +64,7 @@ class OrchHosts:
 
     def __init__(self, binary, work):
         self.work, self.switch = Path(work), f"orch-bench-{os.getpid()}"
-        self.binary, self.hosts, self.agents, self.sides = binary, {}, {}, {}
+        self.binary, self.hosts, self.agents, self.sides, self.changing = binary, {}, {}, {}, None
         try:
             self.make()
         except BaseException:
@@ -142,10 +142,23 @@ class OrchHosts:
         return next(number for number in HOSTS if self.api(number, "/v1/cluster")["node"] == leads)
 
     def deploy(self, stack):
-        """Asks for it. `up` comes back when all has started, which is waited for anyway."""
-        self.call(1, "-p", stack["name"], "-f", "-", "up", "-d", input=json.dumps(stack).encode())
+        """Asks for it. `up` comes back later, when all has started and every node leads callers there: see `deployed`."""
+        self.deployed()
+        side = self.sides[1]
+        self.changing = subprocess.Popen([*side.command, "-p", stack["name"], "-f", "-", "up", "-d"], env=side.env, stdin=subprocess.PIPE,
+                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.changing.stdin.write(json.dumps(stack).encode())
+        self.changing.stdin.close()
+
+    def deployed(self):
+        """Waits for the last `up`. Says whether there is more to it than that tasks run."""
+        up, self.changing = self.changing, None
+        if up is not None and up.wait() != 0:
+            sys.exit("orch up failed")
+        return True
 
     def down(self, stack):
+        self.deployed()
         self.call(1, "-p", stack["name"], "-f", "-", "down", "-t", "0", input=json.dumps(stack).encode())
 
     def tasks(self, asked, stack):
@@ -258,6 +271,10 @@ class SwarmHosts:
     def deploy(self, stack):
         self.call(1, "stack", "deploy", "--detach", "--resolve-image", "never", "-c", "-", stack["name"],
                   input=json.dumps({key: value for key, value in stack.items() if key != "name"} | {"version": "3.8"}).encode())
+
+    def deployed(self):
+        """`stack deploy --detach` knows of nothing more."""
+        return False
 
     def down(self, stack):
         def is_gone():
